@@ -1,0 +1,96 @@
+"""
+Pure functions on subgoals.
+
+A subgoal is a point in the space of achieved goals; the high level commands it by an action in [-1, 1]^goal_dim.
+Absolute commands address the box ``[low, high]`` (HAC, https://arxiv.org/abs/1712.00948), relative ones a box of
+``radius`` around the goal that is achieved now (HIRO, https://arxiv.org/abs/1805.08296).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+
+
+class SubgoalBox(NamedTuple):
+    """Where subgoals may lie, all of shape (goal_dim,), in the units of the achieved goal."""
+
+    low: th.Tensor
+    high: th.Tensor
+    radius: th.Tensor
+
+
+def decode_subgoal(action: th.Tensor, achieved_goal: th.Tensor, box: SubgoalBox, relative: bool) -> th.Tensor:
+    """
+    Subgoal that a high-level action commands.
+
+    :param action: high-level action in [-1, 1], shape (..., goal_dim)
+    :param achieved_goal: goal achieved now, shape (..., goal_dim)
+    :param box: where subgoals may lie
+    :param relative: whether actions are offsets from the achieved goal (else they address the whole box)
+    :return: subgoal within the box, shape (..., goal_dim)
+    """
+    if relative:
+        subgoal = achieved_goal + box.radius * action
+    else:
+        subgoal = 0.5 * (box.low + box.high) + 0.5 * (box.high - box.low) * action
+    return th.clamp(subgoal, box.low, box.high)
+
+
+def encode_subgoal(subgoal: th.Tensor, achieved_goal: th.Tensor, box: SubgoalBox, relative: bool) -> th.Tensor:
+    """
+    High-level action that commands a subgoal: the inverse of :func:`decode_subgoal`, clipped to [-1, 1].
+    With the goal that a segment achieved as ``subgoal`` it is HAC's hindsight action (section 4.1 of the paper).
+
+    :param subgoal: subgoal, shape (..., goal_dim)
+    :param achieved_goal: goal achieved when the subgoal was issued, shape (..., goal_dim)
+    :param box: where subgoals may lie
+    :param relative: whether actions are offsets from the achieved goal
+    :return: high-level action, shape (..., goal_dim)
+    """
+    if relative:
+        action = (subgoal - achieved_goal) / box.radius
+    else:
+        action = (2.0 * subgoal - box.low - box.high) / (box.high - box.low)
+    return action.clamp(-1.0, 1.0)
+
+
+def is_reached(achieved_goal: th.Tensor, subgoal: th.Tensor, threshold: th.Tensor | float) -> th.Tensor:
+    """
+    Whether a subgoal is reached: the Euclidean distance to it is at most ``threshold``.
+
+    :param achieved_goal: shape (..., goal_dim)
+    :param subgoal: shape (..., goal_dim)
+    :param threshold: distance, in the units of the goal
+    :return: boolean tensor, shape (...,)
+    """
+    return (achieved_goal - subgoal).square().sum(-1) <= threshold * threshold
+
+
+def visited_bounds(goals: np.ndarray, margin: float, quantile: float = 0.005) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Box of the goals seen so far, without the outermost ``quantile`` on each side.
+
+    :param goals: achieved and desired goals, shape (n, goal_dim)
+    :param margin: added on each side, in the units of the goal
+    :param quantile: share of outliers dropped on each side
+    :return: lower and upper bounds, each of shape (goal_dim,)
+    """
+    low, high = np.quantile(goals, [quantile, 1.0 - quantile], axis=0)
+    return low - margin, high + margin
+
+
+def reachable_radius(displacements: np.ndarray, low: np.ndarray, high: np.ndarray, threshold: float) -> np.ndarray:
+    """
+    How far the low level gets within one segment: per dimension the 95 % quantile of the displacement, at least
+    twice the threshold (a subgoal nearer than that is reached when it is issued), at most half the box.
+
+    :param displacements: achieved-goal differences over ``subgoal_steps`` steps, shape (n, goal_dim)
+    :param low: lower bounds of the box, shape (goal_dim,)
+    :param high: upper bounds of the box, shape (goal_dim,)
+    :param threshold: distance at which a subgoal counts as reached
+    :return: radius, shape (goal_dim,)
+    """
+    radius = np.quantile(np.abs(displacements), 0.95, axis=0)
+    at_least = 2.0 * threshold
+    return np.clip(radius, at_least, np.maximum(0.5 * (high - low), at_least))

@@ -1,0 +1,44 @@
+"""Named tuples shared by the buffer, the policy and the algorithm."""
+
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch as th
+
+# What ``predict`` carries between calls: the subgoals in force, shape (n_envs, goal_dim),
+# and the environment steps that each has left, shape (n_envs,).
+SubgoalState: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+
+class LowSamples(NamedTuple):
+    """A batch of environment steps for the low level (float32 arrays, one row a step)."""
+
+    observations: np.ndarray  # (batch, obs_dim)
+    achieved_goals: np.ndarray  # (batch, goal_dim)
+    subgoals: np.ndarray  # (batch, goal_dim), some of them in hindsight
+    actions: np.ndarray  # (batch, action_dim), scaled to [-1, 1]
+    next_observations: np.ndarray  # (batch, obs_dim)
+    next_achieved_goals: np.ndarray  # (batch, goal_dim)
+
+
+class HighSamples(NamedTuple):
+    """A batch of segments for the high level (float32 arrays, one row a segment)."""
+
+    observations: np.ndarray  # (batch, obs_dim), at the segment's start
+    achieved_goals: np.ndarray  # (batch, goal_dim), at the segment's start
+    goals: np.ndarray  # (batch, goal_dim), some of them in hindsight
+    subgoals: np.ndarray  # (batch, goal_dim), as commanded
+    next_observations: np.ndarray  # (batch, obs_dim), at the segment's end
+    next_achieved_goals: np.ndarray  # (batch, goal_dim), at the segment's end
+    visited_goals: np.ndarray  # (batch, steps, goal_dim), achieved after each step; the last one repeats
+    tested: np.ndarray  # (batch,), whether the low level ran without exploration (HAC's subgoal test)
+
+
+class LevelSamples(NamedTuple):
+    """What a level learns from: the same five tensors for both."""
+
+    inputs: th.Tensor  # (batch, input_dim)
+    actions: th.Tensor  # (batch, action_dim), in [-1, 1]
+    next_inputs: th.Tensor  # (batch, input_dim)
+    rewards: th.Tensor  # (batch, 1)
+    dones: th.Tensor  # (batch, 1), 1 where nothing follows

@@ -1,0 +1,554 @@
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
+
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, goal_strategy
+from sb3_hrl.common.goals import GoalTask, goal_task_from_env
+from sb3_hrl.common.relabeling import apply_subgoal_tests, sparse_reward
+from sb3_hrl.common.subgoals import reachable_radius, visited_bounds
+from sb3_hrl.common.type_aliases import HighSamples, LevelSamples, LowSamples
+from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
+from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy, explore
+from sb3_hrl.hddpg.segments import SegmentTracker
+from sb3_hrl.hddpg.validation import check_options, check_spaces, check_vec_normalize, per_dimension
+
+SelfHierarchicalDDPG = TypeVar("SelfHierarchicalDDPG", bound="HierarchicalDDPG")
+
+# Input statistics are refreshed once this many new steps are there, the subgoal box once per so many steps
+NORMALIZER_INTERVAL = 100
+CALIBRATION_INTERVAL = 1_000
+CALIBRATION_WINDOW = 50_000
+
+
+class HierarchicalDDPG(OffPolicyAlgorithm):
+    """
+    Two-level goal-conditioned Deep Deterministic Policy Gradient.
+
+    The high level picks subgoals in the space of achieved goals, the low level reaches them: a *segment* lasts until its
+    subgoal is reached, ``subgoal_steps`` environment steps are over, or the episode ends. Both levels are DDPG with hindsight
+    and a reward of -1 until the (sub)goal is reached, learnt from one replay buffer of environment steps. Hindsight actions
+    and subgoal tests are those of HAC (https://arxiv.org/abs/1712.00948), relative subgoals those of HIRO
+    (https://arxiv.org/abs/1805.08296), hindsight goals those of HER (https://arxiv.org/abs/1707.01495).
+
+    The environment's reward is used for what it says about success only, see :class:`~sb3_hrl.common.goals.GoalTask`.
+    Arguments that are those of SB3's DDPG set both levels; ``high_kwargs`` and ``low_kwargs`` override them on one level.
+
+    :param policy: ``"MultiInputPolicy"``
+    :param env: goal-conditioned environment (if registered in Gym, can be str)
+    :param learning_rate: learning rate for Adam, of all networks; a float, a schedule, or ``"lin_1e-3"``
+    :param buffer_size: environment steps in the replay buffer
+    :param learning_starts: how many steps to collect with random actions and random subgoals before learning starts
+    :param batch_size: minibatch size for each gradient update
+    :param tau: the soft update coefficient ("Polyak update", between 0 and 1)
+    :param gamma: the discount factor, per environment step on the low level and per segment on the high level
+    :param train_freq: update the model every ``train_freq`` steps, or ``(5, "step")``, ``(2, "episode")``
+    :param gradient_steps: low-level gradient steps after each rollout; ``-1``: as many as steps done in the environment
+    :param action_noise: noise on the low level's actions, in place of ``noise_std``
+    :param replay_buffer_class: :class:`~sb3_hrl.SharedMemoryReplayBuffer` or a subclass
+    :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
+    :param optimize_memory_usage: not supported, must be False
+    :param n_steps: not supported, must be 1
+    :param subgoal_steps: environment steps per segment at most
+    :param relative_subgoals: whether subgoals are issued within ``subgoal_radius`` of the achieved goal; else anywhere within
+        ``subgoal_bounds``
+    :param subgoal_radius: reach of relative subgoals in the units of the goal, a float or one per dimension;
+        ``None``: what the low level covers in ``subgoal_steps`` steps, found from the data
+    :param subgoal_bounds: lower and upper bounds of subgoals; ``None``: the box of the goals seen so far
+    :param subgoal_threshold: Euclidean distance at which a subgoal counts as reached; ``None``: the tolerance of the
+        environment's own sparse reward
+    :param avoid_reached_subgoals: replace a subgoal that is reached before its first step by the best of 64 fixed candidates
+        (by the high level's critic), unless the goal itself is reached
+    :param hindsight_action_prob: share of the high-level batch whose action is the subgoal that was achieved (HAC)
+    :param subgoal_test_prob: share of segments that run without low-level noise; a subgoal missed in such a test gets the
+        value of never reaching the goal, -1 / (1 - gamma) (HAC)
+    :param n_sampled_goal: number of virtual transitions per real one, by sampling new goals, on both levels
+    :param goal_selection_strategy: ``future``, ``final`` or ``episode``: goals in hindsight for the high level. The low level's
+        come from the next ``subgoal_steps`` steps.
+    :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value] per network; ``None`` for no clipping
+    :param random_action_prob: probability of a uniformly random action (low) or subgoal (high) in training
+    :param noise_std: Gaussian noise on the actions of both levels in training, in units of actions scaled to [-1, 1]
+    :param n_critics: critics per level; with 2 the target is their minimum, as in TD3
+    :param target_policy_noise: standard deviation of the smoothing noise on the target's actions (TD3)
+    :param target_noise_clip: limit of that noise
+    :param normalize_inputs: normalise observations and goals by their running moments, inside the policy
+    :param high_update_interval: low-level gradient steps per high-level gradient step; ``None``: ``subgoal_steps``, so that
+        both levels learn once per step of their own
+    :param high_kwargs: settings of the high level that differ, see :class:`~sb3_hrl.hddpg.levels.LevelConfig`
+    :param low_kwargs: settings of the low level that differ
+    :param stats_window_size: window size for the rollout logging, in episodes
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: seed for the pseudo random generators
+    :param device: device (cpu, cuda, ...) on which the code should be run
+    :param _init_setup_model: whether or not to build the networks at the creation of the instance
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MultiInputPolicy": MultiInputPolicy}
+    policy: HierarchicalPolicy
+    replay_buffer: SharedMemoryReplayBuffer
+
+    def __init__(
+        self,
+        policy: str | type[HierarchicalPolicy],
+        env: GymEnv | str,
+        learning_rate: float | str | Schedule = 1e-3,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[SharedMemoryReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        subgoal_steps: int = 10,
+        relative_subgoals: bool = True,
+        subgoal_radius: float | list[float] | None = None,
+        subgoal_bounds: tuple[list[float], list[float]] | None = None,
+        subgoal_threshold: float | None = None,
+        avoid_reached_subgoals: bool = True,
+        hindsight_action_prob: float = 0.5,
+        subgoal_test_prob: float = 0.0,
+        n_sampled_goal: int = 4,
+        goal_selection_strategy: GoalSelectionStrategy | str = "future",
+        max_grad_value: float | None = 1.0,
+        random_action_prob: float = 0.2,
+        noise_std: float = 0.1,
+        n_critics: int = 1,
+        target_policy_noise: float = 0.0,
+        target_noise_clip: float = 0.5,
+        normalize_inputs: bool = True,
+        high_update_interval: int | None = None,
+        high_kwargs: dict[str, Any] | None = None,
+        low_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate,  # type: ignore[arg-type]  # strings are read by LevelConfig
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+            support_multi_env=True,
+        )
+        self.subgoal_steps = subgoal_steps
+        self.relative_subgoals = relative_subgoals
+        self.subgoal_radius = subgoal_radius
+        self.subgoal_bounds = subgoal_bounds
+        self.subgoal_threshold = subgoal_threshold
+        self.avoid_reached_subgoals = avoid_reached_subgoals
+        self.hindsight_action_prob = hindsight_action_prob
+        self.subgoal_test_prob = subgoal_test_prob
+        self.n_sampled_goal = n_sampled_goal
+        self.goal_selection_strategy = goal_selection_strategy
+        self.max_grad_value = max_grad_value
+        self.random_action_prob = random_action_prob
+        self.noise_std = noise_std
+        self.n_critics = n_critics
+        self.target_policy_noise = target_policy_noise
+        self.target_noise_clip = target_noise_clip
+        self.normalize_inputs = normalize_inputs
+        self.high_update_interval = high_update_interval
+        self.high_kwargs = high_kwargs
+        self.low_kwargs = low_kwargs
+
+        self._goal_task: GoalTask | None = None
+        self._has_box = False
+        self._n_normalized = 0  # steps of the buffer that the normalisers have seen
+        self._n_calibrated = 0  # steps of the buffer at the last calibration of the box
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        check_options(self)
+        check_spaces(self.observation_space)
+        check_vec_normalize(self._vec_normalize_env)
+        shared = LevelConfig(
+            learning_rate=self.learning_rate,
+            batch_size=None,
+            tau=self.tau,
+            gamma=self.gamma,
+            n_sampled_goal=self.n_sampled_goal,
+            max_grad_value=self.max_grad_value,
+            noise_std=self.noise_std,
+            random_action_prob=self.random_action_prob,
+            n_critics=self.n_critics,
+            target_policy_noise=self.target_policy_noise,
+            target_noise_clip=self.target_noise_clip,
+        )
+        self._high = shared.override("high", self.high_kwargs)
+        self._low = shared.override("low", self.low_kwargs)
+        self._high_interval = self.high_update_interval or self.subgoal_steps
+        self.replay_buffer_class = self.replay_buffer_class or SharedMemoryReplayBuffer
+        buffer_kwargs, policy_kwargs = self.replay_buffer_kwargs, self.policy_kwargs
+        # What the policy and the buffer need of our own arguments is not saved twice, as theirs
+        self.replay_buffer_kwargs = {"goal_selection_strategy": goal_strategy(self.goal_selection_strategy)} | buffer_kwargs
+        self.policy_kwargs = self._complete_policy_kwargs()
+        super()._setup_model()
+        self.replay_buffer_kwargs, self.policy_kwargs = buffer_kwargs, policy_kwargs
+        self._tracker = SegmentTracker(self.n_envs, self.policy.goal_dim)
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = self._low.lr_schedule
+
+    def _complete_policy_kwargs(self) -> dict[str, Any]:
+        """The user's ``policy_kwargs`` with what the policy needs of our own arguments."""
+        level_kwargs = {}
+        for name, config in (("high", self._high), ("low", self._low)):
+            level_kwargs[name] = dict(lr_schedule=config.lr_schedule, n_critics=config.n_critics)
+            if config.net_arch is not None:
+                level_kwargs[name]["net_arch"] = config.net_arch
+        return self.policy_kwargs | dict(
+            level_kwargs=level_kwargs,
+            subgoal_steps=self.subgoal_steps,
+            relative_subgoals=self.relative_subgoals,
+            avoid_reached_subgoals=self.avoid_reached_subgoals,
+            normalize_inputs=self.normalize_inputs,
+            noise_std=(self._high.noise_std, self._low.noise_std),
+        )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        :param env: the environment for learning a policy, with the number of environments of the current one
+        :param force_reset: force a call to ``reset()`` before training
+        """
+        super().set_env(env, force_reset)
+        check_vec_normalize(self._vec_normalize_env)
+        self._goal_task = None
+
+    # ------------------------------------------------------------------ rollout
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> Any:
+        is_reset = reset_num_timesteps or self._last_obs is None
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if is_reset:
+            # The environments start anew: what was running in them is over
+            self.replay_buffer.end_episodes()
+            self._tracker = SegmentTracker(self.n_envs, self.policy.goal_dim)
+        if self._goal_task is None:
+            self._setup_goals()
+        return result
+
+    def _setup_goals(self) -> None:
+        """Ask the environment what reaching a goal means, and give subgoals a first box around the first observations."""
+        assert isinstance(self.env, VecEnv) and isinstance(self._last_obs, dict)
+        goals = np.asarray(self._last_obs["desired_goal"], dtype=np.float32).reshape(self.n_envs, -1)
+        achieved = np.asarray(self._last_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
+        self._goal_task = goal_task_from_env(self.env, goals, self.subgoal_threshold)
+        threshold = self._goal_task.threshold
+        self.policy.subgoal_threshold.fill_(threshold)
+        if not self._has_box:
+            self._has_box = True
+            low, high = visited_bounds(np.concatenate([goals, achieved]), margin=2.0 * threshold, quantile=0.0)
+            self._set_box(low, high, np.full_like(low, 2.0 * threshold))
+
+    def _set_box(self, low: np.ndarray, high: np.ndarray, radius: np.ndarray) -> None:
+        """Set where subgoals may lie; what the user gave stays as given."""
+        dim = self.policy.goal_dim
+        if self.subgoal_bounds is not None:
+            low, high = (per_dimension("subgoal_bounds", bound, dim) for bound in self.subgoal_bounds)
+        if self.subgoal_radius is not None:
+            radius = per_dimension("subgoal_radius", self.subgoal_radius, dim)
+        self.policy.set_box(low, high, radius)
+
+    def _sample_action(
+        self,
+        learning_starts: int,
+        action_noise: ActionNoise | None = None,
+        n_envs: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Actions of the exploration policy; environments whose segment is over get a new subgoal first.
+
+        :param action_noise: noise on the low level's actions, in place of its ``noise_std``
+        :param learning_starts: number of steps before learning, with random actions and subgoals
+        :param n_envs: number of environments
+        :return: actions for the environment, and the same scaled to [-1, 1] for the buffer
+        """
+        assert isinstance(self._last_obs, dict)
+        is_warm_up = self.num_timesteps < learning_starts
+        with th.no_grad():
+            obs, achieved, goal = self.policy.flatten_obs(self._last_obs)
+            self._start_segments(obs, achieved, goal, is_warm_up)
+            if is_warm_up:
+                scaled = self.policy.scale_action(np.array([self.action_space.sample() for _ in range(n_envs)]))
+            else:
+                greedy = self.policy.act(obs, achieved, th.as_tensor(self._tracker.subgoals, device=self.device))
+                noise_std = self._low.noise_std if action_noise is None else 0.0
+                noisy = explore(greedy, noise_std, self._low.random_action_prob).cpu().numpy()
+                if action_noise is not None:
+                    noisy = np.clip(noisy + action_noise(), -1.0, 1.0)
+                # A subgoal test is run without noise (HAC)
+                scaled = np.where(self._tracker.tested[:, None], greedy.cpu().numpy(), noisy)
+        if not np.isfinite(scaled).all():
+            raise ValueError("The low level's action is not finite (NaN or infinite): lower the learning rate.")
+        return self.policy.unscale_action(scaled), scaled
+
+    def _start_segments(self, obs: th.Tensor, achieved: th.Tensor, goal: th.Tensor, is_warm_up: bool) -> None:
+        envs = np.flatnonzero(self._tracker.steps_left == 0)
+        if len(envs) == 0:
+            return
+        obs, achieved, goal = obs[envs], achieved[envs], goal[envs]
+        random_prob = 1.0 if is_warm_up else self._high.random_action_prob
+        plan = self.policy.plan(obs, achieved, goal, self._high.noise_std, random_prob)
+        tested = np.zeros(len(envs), dtype=bool)
+        if self.subgoal_test_prob > 0.0 and not is_warm_up:
+            tested = self.replay_buffer.rng.random(len(envs)) < self.subgoal_test_prob
+        self._tracker.start(
+            envs,
+            plan.subgoals.cpu().numpy(),
+            tested,
+            self.subgoal_steps,
+            already_reached=int(self.policy.is_reached(achieved, plan.subgoals).sum()),
+            replaced=int(plan.replaced.sum()),
+        )
+
+    def _store_transition(
+        self,
+        replay_buffer: SharedMemoryReplayBuffer,  # type: ignore[override]
+        buffer_action: np.ndarray,
+        new_obs: dict[str, np.ndarray],  # type: ignore[override]
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Store a step with the subgoal in force, and end the segments that end with it.
+
+        :param replay_buffer: where to
+        :param buffer_action: actions scaled to [-1, 1], shape (n_envs, action_dim)
+        :param new_obs: next observations, the first of the next episode where one ended
+        :param reward: the environment's rewards, shape (n_envs,)
+        :param dones: whether the episodes ended, shape (n_envs,)
+        :param infos: the environment's infos, with ``terminal_observation`` where an episode ended
+        """
+        next_obs = new_obs
+        if dones.any():
+            next_obs = {key: value.copy() for key, value in new_obs.items()}
+            for env in np.flatnonzero(dones):
+                for key, value in infos[env]["terminal_observation"].items():
+                    next_obs[key][env] = value
+        _, achieved, _ = self.policy.flatten_obs(next_obs)
+        subgoals = th.as_tensor(self._tracker.subgoals, device=self.device)
+        reached = self.policy.is_reached(achieved, subgoals).cpu().numpy()
+        segment_done = self._tracker.step(reached, dones)
+        replay_buffer.add(
+            self._last_obs,  # type: ignore[arg-type]
+            next_obs,
+            buffer_action,
+            reward,
+            dones,
+            infos,
+            subgoal=self._tracker.subgoals,
+            segment_done=segment_done,
+            tested=self._tracker.tested,
+        )
+        self._last_obs = new_obs  # type: ignore[assignment]
+
+    def dump_logs(self) -> None:
+        """Write log data."""
+        self._tracker.log(self.logger)
+        super().dump_logs()
+
+    # ----------------------------------------------------------------- training
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """
+        Update both levels: the low one ``gradient_steps`` times, the high one once per ``high_update_interval`` of these.
+
+        :param gradient_steps: number of low-level gradient steps
+        :param batch_size: entries per gradient step, unless ``high_kwargs`` or ``low_kwargs`` say otherwise
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        self._update_statistics()
+
+        low_infos: list[UpdateInfo] = []
+        high_infos: list[UpdateInfo] = []
+        for _ in range(gradient_steps):
+            self._n_updates += 1
+            low_batch = self._sample_low(self._low.batch_size or batch_size)
+            low_infos.append(ddpg_update(self.policy.low, low_batch, self._low))
+
+            if self._n_updates % self._high_interval == 0 and self.replay_buffer.n_segments() > 0:
+                high_batch = self._sample_high(self._high.batch_size or batch_size)
+                high_infos.append(ddpg_update(self.policy.high, high_batch, self._high))
+
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self._log_level("low", low_infos)
+        self._log_level("high", high_infos)
+
+    def _sample_low(self, batch_size: int) -> LevelSamples:
+        """Low level: reach the subgoal. r = -1 until it is reached, and nothing follows."""
+        policy = self.policy
+        samples = self.replay_buffer.sample_low(batch_size, self._low.n_sampled_goal, window=self.subgoal_steps)
+        steps = LowSamples(*(self._to_tensor(array) for array in samples))
+        reached = policy.is_reached(steps.next_achieved_goals, steps.subgoals).float()[:, None]
+        return LevelSamples(
+            inputs=policy.low_inputs(steps.observations, steps.achieved_goals, steps.subgoals),
+            actions=steps.actions,
+            next_inputs=policy.low_inputs(steps.next_observations, steps.next_achieved_goals, steps.subgoals),
+            rewards=reached - 1.0,
+            dones=reached,
+        )
+
+    def _sample_high(self, batch_size: int) -> LevelSamples:
+        """High level: choose the subgoals that lead to the goal. r = -1 per segment until it is reached, and nothing follows."""
+        policy, task = self.policy, self._goal_task
+        assert task is not None
+        # Where an episode ends at success, passing through the goal is enough; elsewhere it must be held at the end
+        max_steps = self.subgoal_steps if task.ends_at_success else 1
+        samples = self.replay_buffer.sample_high(batch_size, self._high.n_sampled_goal, max_steps)
+        n_visited = samples.visited_goals.shape[1]
+        visited = samples.visited_goals.reshape(batch_size * n_visited, -1)
+        success = task.success(visited, np.repeat(samples.goals, n_visited, axis=0)).reshape(batch_size, n_visited).any(axis=1)
+        rewards, dones = sparse_reward(success), success.astype(np.float32)
+
+        steps = HighSamples(*(self._to_tensor(array) for array in samples))
+        hindsight = self.replay_buffer.rng.random(batch_size) < self.hindsight_action_prob
+        if self.subgoal_test_prob > 0.0:
+            reached = policy.is_reached(steps.next_achieved_goals, steps.subgoals).cpu().numpy()
+            rewards, dones = apply_subgoal_tests(rewards, dones, samples.tested, reached, self._high.min_value)
+            # The action that is punished is the one that was taken
+            hindsight &= ~(samples.tested & ~reached)
+        subgoals = th.where(self._to_tensor(hindsight)[:, None], steps.next_achieved_goals, steps.subgoals)
+        return LevelSamples(
+            inputs=policy.high_inputs(steps.observations, steps.achieved_goals, steps.goals),
+            actions=policy.encode(subgoals, steps.achieved_goals),
+            next_inputs=policy.high_inputs(steps.next_observations, steps.next_achieved_goals, steps.goals),
+            rewards=self._to_tensor(rewards)[:, None],
+            dones=self._to_tensor(dones)[:, None],
+        )
+
+    def _to_tensor(self, array: np.ndarray) -> th.Tensor:
+        return th.from_numpy(array).to(self.device)
+
+    def _update_learning_rates(self) -> None:
+        progress = self._current_progress_remaining
+        for name, level, config in (
+            ("train/learning_rate", self.policy.low, self._low),
+            ("train/high_learning_rate", self.policy.high, self._high),
+        ):
+            value = config.lr_schedule(progress)
+            self.logger.record(name, value)
+            update_learning_rate(level.actor.optimizer, value)
+            update_learning_rate(level.critic.optimizer, value)
+
+    def _update_statistics(self) -> None:
+        """Take new steps into the normalisers, and fit the box of subgoals to what was visited."""
+        n_added = self.replay_buffer.n_added
+        # A buffer that was not saved with the model starts from 0
+        self._n_normalized, self._n_calibrated = min(self._n_normalized, n_added), min(self._n_calibrated, n_added)
+        n_new = n_added - self._n_normalized
+        if self.normalize_inputs and (n_new >= NORMALIZER_INTERVAL or (n_new > 0 and self._n_normalized == 0)):
+            for steps in self.replay_buffer.recent(n_new, ("observation", "next_achieved_goal", "desired_goal")):
+                self.policy.observation_normalizer.update(steps["observation"])
+                self.policy.goal_normalizer.update(np.concatenate([steps["next_achieved_goal"], steps["desired_goal"]]))
+            self._n_normalized = n_added
+        if n_added - self._n_calibrated >= CALIBRATION_INTERVAL or self._n_calibrated == 0:
+            self._calibrate_box()
+            self._n_calibrated = n_added
+
+    def _calibrate_box(self) -> None:
+        """
+        Bounds of the goals seen so far, and the radius that the low level covers in a segment. Both only grow: what
+        was within reach once is within reach of a better low level.
+        """
+        assert self._goal_task is not None
+        threshold, reach = self._goal_task.threshold, self.subgoal_steps
+        goals, displacements = [], []
+        for steps in self.replay_buffer.recent(CALIBRATION_WINDOW, ("achieved_goal", "next_achieved_goal", "desired_goal")):
+            goals += [steps["next_achieved_goal"], steps["desired_goal"]]
+            same_episode = steps["episode"][reach - 1 :] == steps["episode"][: max(len(steps["episode"]) - reach + 1, 0)]
+            moved = steps["next_achieved_goal"][reach - 1 :] - steps["achieved_goal"][: len(same_episode)]
+            displacements.append(moved[same_episode])
+        low, high = visited_bounds(np.concatenate(goals), margin=threshold)
+        old_low, old_high, radius = (buffer.cpu().numpy() for buffer in self.policy.box)
+        low, high = np.minimum(low, old_low), np.maximum(high, old_high)
+        moves = np.concatenate(displacements)
+        if len(moves) > 0:
+            radius = np.maximum(radius, reachable_radius(moves, low, high, threshold))
+        self._set_box(low, high, radius)
+
+    def _log_level(self, name: str, infos: list[UpdateInfo]) -> None:
+        if len(infos) == 0:
+            return
+        means = {key: th.stack(values).mean().item() for key, values in zip(UpdateInfo._fields, zip(*infos, strict=True), strict=True)}
+        for key, value in means.items():
+            self.logger.record(f"train/{name}_{key}", value)
+        if name == "low":
+            # SB3's names are those of the level that acts in the environment
+            self.logger.record("train/actor_loss", means["actor_loss"])
+            self.logger.record("train/critic_loss", means["critic_loss"])
+
+    def learn(
+        self: SelfHierarchicalDDPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "HDDPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfHierarchicalDDPG:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    # ------------------------------------------------------------------- saving
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_goal_task", "_tracker", "_high", "_low", "lr_schedule"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        optimizers = [f"policy.{level}.{network}.optimizer" for level in ("high", "low") for network in ("actor", "critic")]
+        return ["policy", *optimizers], []

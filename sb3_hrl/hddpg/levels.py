@@ -1,0 +1,155 @@
+"""Settings of one level, and the DDPG update that both levels share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, polyak_update
+from stable_baselines3.td3.policies import TD3Policy
+from torch.nn import functional as F
+
+from sb3_hrl.common.type_aliases import LevelSamples
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """
+    Settings of one level. ``HierarchicalDDPG``'s arguments set both levels, ``high_kwargs`` and ``low_kwargs`` override them.
+
+    :param learning_rate: learning rate of actor and critic, a float, a schedule, or ``"lin_<float>"``
+    :param batch_size: entries per gradient step; ``None`` for the algorithm's
+    :param tau: share of the online networks that the targets take over per gradient step
+    :param gamma: discount: per environment step on the low level, per segment on the high level
+    :param n_sampled_goal: entries in hindsight per real one
+    :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value]; ``None`` for no clipping
+    :param noise_std: Gaussian exploration noise, in units of the action scaled to [-1, 1]
+    :param random_action_prob: probability of a uniformly random action in exploration
+    :param n_critics: number of critics, the target takes their minimum
+    :param target_policy_noise: noise on the target's actions (TD3)
+    :param target_noise_clip: limit of that noise
+    :param net_arch: hidden layers, ``None`` for those of ``policy_kwargs``
+    """
+
+    learning_rate: float | str | Schedule
+    batch_size: int | None
+    tau: float
+    gamma: float
+    n_sampled_goal: int
+    max_grad_value: float | None
+    noise_std: float
+    random_action_prob: float
+    n_critics: int
+    target_policy_noise: float
+    target_noise_clip: float
+    net_arch: list[int] | dict[str, list[int]] | None = None
+
+    def override(self, name: str, kwargs: Mapping[str, Any] | None) -> "LevelConfig":
+        """
+        :param name: ``high`` or ``low``, for error messages
+        :param kwargs: settings that differ on this level
+        :return: settings with these, checked
+        """
+        kwargs = dict(kwargs or {})
+        known = [field.name for field in fields(self)]
+        unknown = sorted(set(kwargs) - set(known))
+        if unknown:
+            raise ValueError(f"Unknown keys in `{name}_kwargs`: {', '.join(unknown)}. Known keys: {', '.join(known)}.")
+        config = replace(self, **kwargs)
+        config._check(name)
+        return config
+
+    def _check(self, name: str) -> None:
+        bounds = {
+            "batch_size": (self.batch_size is None or self.batch_size >= 1, "at least 1"),
+            "tau": (0.0 < self.tau <= 1.0, "in (0, 1]"),
+            "gamma": (0.0 <= self.gamma < 1.0, "in [0, 1), since targets are clipped to [-1 / (1 - gamma), 0]"),
+            "n_sampled_goal": (self.n_sampled_goal >= 0, "at least 0"),
+            "max_grad_value": (self.max_grad_value is None or self.max_grad_value > 0.0, "positive, or None for no clipping"),
+            "noise_std": (self.noise_std >= 0.0, "at least 0"),
+            "random_action_prob": (0.0 <= self.random_action_prob <= 1.0, "in [0, 1]"),
+            "n_critics": (self.n_critics >= 1, "at least 1"),
+            "target_policy_noise": (self.target_policy_noise >= 0.0, "at least 0"),
+            "target_noise_clip": (self.target_noise_clip >= 0.0, "at least 0"),
+        }
+        for key, (valid, rule) in bounds.items():
+            if not valid:
+                raise ValueError(f"`{key}` of the {name} level must be {rule}, not {getattr(self, key)}.")
+
+    @property
+    def lr_schedule(self) -> Schedule:
+        """The learning rate as a function of the remaining progress; rl_zoo3's ``"lin_1e-3"`` falls linearly to 0."""
+        if not isinstance(self.learning_rate, str):
+            return FloatSchedule(self.learning_rate)
+        kind, _, value = self.learning_rate.partition("_")
+        try:
+            if kind == "lin":
+                return FloatSchedule(LinearSchedule(float(value), 0.0, 1.0))
+            return FloatSchedule(float(self.learning_rate))
+        except ValueError as error:
+            raise ValueError(
+                f"`learning_rate` must be a float, a schedule or a string such as 'lin_1e-3', not {self.learning_rate!r}."
+            ) from error
+
+    @property
+    def min_value(self) -> float:
+        """The value of never reaching the goal: -1 at every step, for ever."""
+        return -1.0 / (1.0 - self.gamma)
+
+
+class UpdateInfo(NamedTuple):
+    """What one update says about a level, as tensors without a gradient (reading them out would wait for the device)."""
+
+    actor_loss: th.Tensor
+    critic_loss: th.Tensor
+    q_mean: th.Tensor
+    reward: th.Tensor
+
+
+def ddpg_update(level: TD3Policy, batch: LevelSamples, config: LevelConfig) -> UpdateInfo:
+    """
+    One gradient step of DDPG (https://arxiv.org/abs/1509.02971), with the minimum of the critics and target smoothing of TD3
+    (https://arxiv.org/abs/1802.09477) if the settings ask for them, and HER's target clipping.
+
+    :param level: networks and optimizers
+    :param batch: transitions
+    :param config: settings of the level
+    :return: losses and means
+    """
+    with th.no_grad():
+        # y = clip(r + gamma (1 - d) min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0)
+        next_actions = level.actor_target(batch.next_inputs)
+        if config.target_policy_noise > 0.0:
+            noise = config.target_policy_noise * th.randn_like(next_actions)
+            noise = noise.clamp(-config.target_noise_clip, config.target_noise_clip)
+            next_actions = (next_actions + noise).clamp(-1.0, 1.0)
+        next_q_values = th.cat(level.critic_target(batch.next_inputs, next_actions), dim=1).amin(dim=1, keepdim=True)
+        target_q_values = batch.rewards + (1.0 - batch.dones) * config.gamma * next_q_values
+        target_q_values.clamp_(config.min_value, 0.0)
+
+    # The critic's whole step comes before the actor's loss: a step after it would mix the actor's gradient into the critic
+    current_q_values = level.critic(batch.inputs, batch.actions)
+    critic_loss = th.stack([F.mse_loss(current_q, target_q_values) for current_q in current_q_values]).sum()
+    level.critic.optimizer.zero_grad()
+    critic_loss.backward()
+    _clip_gradients(level.critic, config.max_grad_value)
+    level.critic.optimizer.step()
+
+    # L_pi = -mean Q_1(s, pi(s)); the critic's own weights need no gradient here
+    level.critic.requires_grad_(False)
+    actor_loss = -level.critic.q1_forward(batch.inputs, level.actor(batch.inputs)).mean()
+    level.actor.optimizer.zero_grad()
+    actor_loss.backward()
+    _clip_gradients(level.actor, config.max_grad_value)
+    level.actor.optimizer.step()
+    level.critic.requires_grad_(True)
+
+    polyak_update(level.critic.parameters(), level.critic_target.parameters(), config.tau)
+    polyak_update(level.actor.parameters(), level.actor_target.parameters(), config.tau)
+    return UpdateInfo(actor_loss.detach(), critic_loss.detach(), current_q_values[0].detach().mean(), batch.rewards.mean())
+
+
+def _clip_gradients(network: th.nn.Module, max_grad_value: float | None) -> None:
+    if max_grad_value is not None:
+        th.nn.utils.clip_grad_value_(network.parameters(), max_grad_value)

@@ -1,0 +1,372 @@
+"""Two mirrored levels, each an SB3 ``TD3Policy``, behind one policy whose ``predict`` carries the subgoal as state."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.td3.policies import TD3Policy
+from torch import nn
+
+from sb3_hrl.common.normalizer import RunningNormalizer
+from sb3_hrl.common.subgoals import SubgoalBox, decode_subgoal, encode_subgoal, is_reached
+from sb3_hrl.common.type_aliases import SubgoalState
+
+N_CANDIDATES = 64
+
+
+class Plan(NamedTuple):
+    """A decision of the high level, one row per environment."""
+
+    subgoals: th.Tensor  # (n, goal_dim)
+    replaced: th.Tensor  # (n,) whether the actor's own proposal was already reached, so that another was taken
+
+
+class HierarchicalPolicy(BasePolicy):
+    """
+    Policy of :class:`~sb3_hrl.HierarchicalDDPG`: ``high`` picks subgoals, ``low`` reaches them.
+
+    Both levels are SB3's ``TD3Policy`` (actor, critics, their targets and optimizers) on a flat input:
+
+    - low: ``[n(observation), n(achieved), n(subgoal), (subgoal - achieved) / radius]``
+    - high: ``[n(observation), n(achieved), n(goal), (goal - achieved) / std]``
+
+    where ``n`` is a running normaliser. Normalisers, subgoal bounds, radius and threshold are buffers: ``state_dict`` has all
+    that ``predict`` needs.
+
+    :param observation_space: Dict space with ``observation``, ``achieved_goal``, ``desired_goal``
+    :param action_space: Box space
+    :param lr_schedule: learning rate schedule (of both levels, unless ``level_kwargs`` says otherwise)
+    :param net_arch: hidden layers of both levels' networks, by default [256, 256]
+    :param activation_fn: activation of the hidden layers
+    :param optimizer_class: optimizer of all networks
+    :param optimizer_kwargs: its arguments, without the learning rate; Adam is fused by default
+    :param n_critics: critics per level
+    :param level_kwargs: per level (keys ``high`` and ``low``) arguments of ``TD3Policy`` that differ
+    :param subgoal_steps: environment steps per segment at most
+    :param relative_subgoals: whether the high level's actions are offsets from the achieved goal
+    :param avoid_reached_subgoals: whether a subgoal that is already reached is replaced by the best of 64 fixed candidates
+        (by the high level's critic) while the goal itself is not reached
+    :param normalize_inputs: whether inputs are normalised by their running moments
+    :param noise_std: Gaussian noise of (high, low) when ``predict`` is not deterministic
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        n_critics: int = 1,
+        level_kwargs: dict[str, dict[str, Any]] | None = None,
+        subgoal_steps: int = 10,
+        relative_subgoals: bool = True,
+        avoid_reached_subgoals: bool = True,
+        normalize_inputs: bool = True,
+        noise_std: tuple[float, float] = (0.1, 0.1),
+    ):
+        if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
+            optimizer_kwargs = {"fused": True}
+        super().__init__(
+            observation_space,
+            action_space,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+        )
+        self.net_arch = net_arch if net_arch is not None else [256, 256]
+        self.activation_fn = activation_fn
+        self.n_critics = n_critics
+        self.level_kwargs = level_kwargs or {}
+        self.subgoal_steps = subgoal_steps
+        self.relative_subgoals = relative_subgoals
+        self.avoid_reached_subgoals = avoid_reached_subgoals
+        self.normalize_inputs = normalize_inputs
+        self.noise_std = noise_std
+
+        self.observation_dim = spaces.flatdim(observation_space["observation"])
+        self.goal_dim = spaces.flatdim(observation_space["desired_goal"])
+        self.binary_goals = isinstance(observation_space["desired_goal"], spaces.MultiBinary)
+        self.observation_normalizer = RunningNormalizer(self.observation_dim)
+        self.goal_normalizer = RunningNormalizer(self.goal_dim)
+        self.subgoal_low: th.Tensor
+        self.subgoal_high: th.Tensor
+        self.subgoal_radius: th.Tensor
+        self.subgoal_threshold: th.Tensor
+        self.candidates: th.Tensor
+        self.register_buffer("subgoal_low", th.zeros(self.goal_dim))
+        self.register_buffer("subgoal_high", th.ones(self.goal_dim))
+        self.register_buffer("subgoal_radius", th.ones(self.goal_dim))
+        self.register_buffer("subgoal_threshold", th.zeros(()))
+        # Fixed, so that a deterministic policy is one; drawn apart from the global generator
+        fixed = th.Generator().manual_seed(0)
+        self.register_buffer("candidates", 2.0 * th.rand(N_CANDIDATES, self.goal_dim, generator=fixed) - 1.0)
+        self._build(lr_schedule)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        input_dim = self.observation_dim + 3 * self.goal_dim
+        input_space = spaces.Box(-np.inf, np.inf, (input_dim,), np.float32)
+        subgoal_space = spaces.Box(-1.0, 1.0, (self.goal_dim,), np.float32)
+        self.high = self._make_level("high", input_space, subgoal_space, lr_schedule)
+        self.low = self._make_level("low", input_space, self.action_space, lr_schedule)
+
+    def _make_level(self, name: str, input_space: spaces.Box, action_space: spaces.Space, lr_schedule: Schedule) -> TD3Policy:
+        assert isinstance(action_space, spaces.Box)
+        kwargs: dict[str, Any] = dict(
+            lr_schedule=lr_schedule,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+            n_critics=self.n_critics,
+        )
+        return TD3Policy(input_space, action_space, **(kwargs | self.level_kwargs.get(name, {})))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        del data["normalize_images"]
+        # Schedules are not needed to load a policy alone
+        level_kwargs = {
+            name: {key: value for key, value in kwargs.items() if key != "lr_schedule"}
+            for name, kwargs in self.level_kwargs.items()
+        }
+        return data | dict(
+            lr_schedule=self._dummy_schedule,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+            n_critics=self.n_critics,
+            level_kwargs=level_kwargs,
+            subgoal_steps=self.subgoal_steps,
+            relative_subgoals=self.relative_subgoals,
+            avoid_reached_subgoals=self.avoid_reached_subgoals,
+            normalize_inputs=self.normalize_inputs,
+            noise_std=self.noise_std,
+        )
+
+    # ------------------------------------------------------------------ subgoals
+
+    @property
+    def box(self) -> SubgoalBox:
+        """Where subgoals may lie."""
+        return SubgoalBox(self.subgoal_low, self.subgoal_high, self.subgoal_radius)
+
+    def set_box(self, low: np.ndarray, high: np.ndarray, radius: np.ndarray) -> None:
+        """
+        :param low: lower bounds of subgoals, shape (goal_dim,)
+        :param high: upper bounds of subgoals, shape (goal_dim,)
+        :param radius: reach of relative subgoals, shape (goal_dim,)
+        """
+        for buffer, value in zip(self.box, (low, high, radius), strict=True):
+            buffer.copy_(th.as_tensor(value))
+
+    def decode(self, action: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
+        """Subgoal that a high-level action commands, see :func:`~sb3_hrl.common.subgoals.decode_subgoal`."""
+        subgoal = decode_subgoal(action, achieved_goal, self.box, self.relative_subgoals)
+        return subgoal.round() if self.binary_goals else subgoal
+
+    def encode(self, subgoal: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
+        """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.encode_subgoal`."""
+        return encode_subgoal(subgoal, achieved_goal, self.box, self.relative_subgoals)
+
+    def is_reached(self, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
+        """Whether subgoals are reached, see :func:`~sb3_hrl.common.subgoals.is_reached`."""
+        return is_reached(achieved_goal, subgoal, self.subgoal_threshold)
+
+    # ------------------------------------------------------------------- levels
+
+    def low_inputs(self, observation: th.Tensor, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
+        """
+        :param observation: shape (n, obs_dim)
+        :param achieved_goal: shape (n, goal_dim)
+        :param subgoal: shape (n, goal_dim)
+        :return: inputs of the low level's networks, shape (n, obs_dim + 3 * goal_dim)
+        """
+        normalize = self.goal_normalizer
+        offset = ((subgoal - achieved_goal) / self.subgoal_radius).clamp_(-normalize.clip, normalize.clip)
+        return th.cat([self.observation_normalizer(observation), normalize(achieved_goal), normalize(subgoal), offset], dim=1)
+
+    def high_inputs(self, observation: th.Tensor, achieved_goal: th.Tensor, goal: th.Tensor) -> th.Tensor:
+        """
+        :param observation: shape (n, obs_dim)
+        :param achieved_goal: shape (n, goal_dim)
+        :param goal: shape (n, goal_dim)
+        :return: inputs of the high level's networks, shape (n, obs_dim + 3 * goal_dim)
+        """
+        normalize = self.goal_normalizer
+        offset = normalize.difference(goal, achieved_goal)
+        return th.cat([self.observation_normalizer(observation), normalize(achieved_goal), normalize(goal), offset], dim=1)
+
+    def plan(
+        self,
+        observation: th.Tensor,
+        achieved_goal: th.Tensor,
+        goal: th.Tensor,
+        noise_std: float = 0.0,
+        random_prob: float = 0.0,
+    ) -> Plan:
+        """
+        Let the high level choose subgoals.
+
+        :param observation: shape (n, obs_dim)
+        :param achieved_goal: shape (n, goal_dim)
+        :param goal: desired goals, shape (n, goal_dim)
+        :param noise_std: Gaussian exploration noise, in units of the high level's action
+        :param random_prob: probability of a uniformly random action instead
+        :return: the subgoals
+        """
+        inputs = self.high_inputs(observation, achieved_goal, goal)
+        action = explore(self.high.actor(inputs), noise_std, random_prob)
+        subgoal = self.decode(action, achieved_goal)
+        replaced = th.zeros(len(subgoal), dtype=th.bool, device=subgoal.device)
+        if self.avoid_reached_subgoals:
+            # At the goal itself a subgoal at hand is right: it means to stay
+            replaced = self.is_reached(achieved_goal, subgoal) & ~self.is_reached(achieved_goal, goal)
+            if replaced.any():
+                subgoal[replaced] = self._best_candidate(inputs[replaced], achieved_goal[replaced], subgoal[replaced])
+        return Plan(subgoal, replaced)
+
+    def _best_candidate(self, inputs: th.Tensor, achieved_goal: th.Tensor, proposed: th.Tensor) -> th.Tensor:
+        """Of the candidates that are not reached yet the one with the highest value; the proposed subgoal if there is none."""
+        n = len(inputs)
+        actions = self.candidates.repeat(n, 1)
+        achieved = achieved_goal.repeat_interleave(N_CANDIDATES, dim=0)
+        subgoals = self.decode(actions, achieved)
+        # The subgoal as it is commanded: bounds may have moved it
+        values = self.high.critic.q1_forward(inputs.repeat_interleave(N_CANDIDATES, dim=0), self.encode(subgoals, achieved))
+        values = values.masked_fill(self.is_reached(achieved, subgoals)[:, None], -th.inf).view(n, N_CANDIDATES)
+        best = values.argmax(dim=1)
+        chosen = subgoals.view(n, N_CANDIDATES, -1)[th.arange(n, device=best.device), best]
+        return th.where(values.isinf().all(dim=1, keepdim=True), proposed, chosen)
+
+    def act(self, observation: th.Tensor, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
+        """
+        Let the low level act.
+
+        :param observation: shape (n, obs_dim)
+        :param achieved_goal: shape (n, goal_dim)
+        :param subgoal: shape (n, goal_dim)
+        :return: actions scaled to [-1, 1], shape (n, action_dim)
+        """
+        return self.low.actor(self.low_inputs(observation, achieved_goal, subgoal))
+
+    # ------------------------------------------------------------------ predict
+
+    def flatten_obs(self, observation: dict[str, np.ndarray] | dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param observation: batch of observations
+        :return: float32 observation, achieved and desired goal on the policy's device, shapes (n, dim)
+        """
+        parts = (
+            th.as_tensor(observation[key], dtype=th.float32, device=self.device)
+            for key in ("observation", "achieved_goal", "desired_goal")
+        )
+        flat, achieved, goal = (part.reshape(len(part), -1) for part in parts)
+        return flat, achieved, goal
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """Plan now and act on it, without a state."""
+        assert isinstance(observation, dict)
+        obs, achieved, goal = self.flatten_obs(observation)
+        high_std, low_std = (0.0, 0.0) if deterministic else self.noise_std
+        return explore(self.act(obs, achieved, self.plan(obs, achieved, goal, high_std).subgoals), low_std)
+
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        :param observation: batch of observations
+        :param deterministic: whether both levels act without noise
+        :return: actions scaled to [-1, 1]
+        """
+        return self._predict(observation, deterministic)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: SubgoalState | None = None,  # type: ignore[override]
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, SubgoalState]:  # type: ignore[override]
+        """
+        Actions for a batch of observations (or for a single one). The subgoals in force travel in ``state``: nothing is kept
+        on the policy, so that environments of any number can be driven side by side.
+
+        :param observation: observations, arrays of shape (n, ...) or without the first dimension
+        :param state: what the last call returned, ``(subgoals, steps left)``; ``None`` plans now
+        :param episode_start: where an episode begins, shape (n,): these plan anew
+        :param deterministic: whether both levels act without exploration noise
+        :return: actions, and the state for the next call (with a first dimension even for a single observation)
+        """
+        if not isinstance(observation, dict):
+            raise ValueError(
+                "HierarchicalDDPG acts on observations that are dicts with `observation`, `achieved_goal` and `desired_goal`, "
+                f"not on {type(observation).__name__}. For SB3 environments pass what `env.reset()` and `env.step()` returned."
+            )
+        self.set_training_mode(False)
+        obs_tensor, vectorized = self.obs_to_tensor(observation)
+        assert isinstance(obs_tensor, dict)
+        with th.no_grad():
+            obs, achieved, goal = self.flatten_obs(obs_tensor)
+            n = len(obs)
+            subgoals, steps_left = self._restore_state(state, n)
+            replan = (steps_left <= 0) | self.is_reached(achieved, subgoals)
+            if episode_start is not None:
+                replan |= th.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device)
+            high_std, low_std = (0.0, 0.0) if deterministic else self.noise_std
+            if replan.any():
+                subgoals[replan] = self.plan(obs[replan], achieved[replan], goal[replan], high_std).subgoals
+                steps_left[replan] = self.subgoal_steps
+            actions = explore(self.act(obs, achieved, subgoals), low_std)
+        new_state = subgoals.cpu().numpy(), (steps_left - 1).cpu().numpy()
+        unscaled = self.unscale_action(actions.cpu().numpy())
+        unscaled = np.clip(unscaled, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
+        return (unscaled if vectorized else unscaled.squeeze(axis=0)), new_state
+
+    def _restore_state(self, state: SubgoalState | None, n: int) -> tuple[th.Tensor, th.Tensor]:
+        if state is None:
+            return th.zeros(n, self.goal_dim, device=self.device), th.zeros(n, dtype=th.int64, device=self.device)
+        subgoals, steps_left = state
+        if np.shape(subgoals) != (n, self.goal_dim) or np.shape(steps_left) != (n,):
+            raise ValueError(
+                f"`state` has subgoals of shape {np.shape(subgoals)} and steps left of shape {np.shape(steps_left)}, but there "
+                f"are {n} observations with goals of length {self.goal_dim}: pass the state that `predict` returned for these "
+                "environments, or None to plan now."
+            )
+        # Copies: the caller's arrays stay as they are
+        return (
+            th.tensor(subgoals, dtype=th.float32, device=self.device),
+            th.tensor(steps_left, dtype=th.int64, device=self.device),
+        )
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        :param mode: whether to switch both levels to training mode (batch normalisation, dropout) or to evaluation mode
+        """
+        self.high.set_training_mode(mode)
+        self.low.set_training_mode(mode)
+        self.training = mode
+
+
+def explore(action: th.Tensor, noise_std: float, random_prob: float = 0.0) -> th.Tensor:
+    """
+    Add Gaussian noise, or replace actions by uniformly random ones (HAC's and HER's exploration).
+
+    :param action: actions in [-1, 1], shape (n, dim)
+    :param noise_std: standard deviation of the noise; 0 for none
+    :param random_prob: probability of a random action, for each row
+    :return: actions in [-1, 1], shape (n, dim)
+    """
+    if noise_std > 0.0:
+        action = (action + noise_std * th.randn_like(action)).clamp_(-1.0, 1.0)
+    if random_prob > 0.0:
+        random = th.rand(len(action), 1, device=action.device) < random_prob
+        action = th.where(random, 2.0 * th.rand_like(action) - 1.0, action)
+    return action
+
+
+MultiInputPolicy = HierarchicalPolicy
