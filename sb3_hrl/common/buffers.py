@@ -154,7 +154,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
             self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
         self._check_finite()
 
-        for shard in np.flatnonzero(self._head - self._tail == self.buffer_size):
+        for shard in np.flatnonzero(self._head - self._tail == self.buffer_size).tolist():
             self._trim(shard)
         shards, position = np.arange(self.n_envs), self._head % self.buffer_size
         self._rows[shards, position] = self._staging
@@ -163,7 +163,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         # A step is complete before it is counted
         self._head += 1
         ends = done if segment_done is None or subgoal is None else done | segment_done
-        for shard in np.flatnonzero(ends):
+        for shard in np.flatnonzero(ends).tolist():
             if subgoal is not None:
                 self._end_segment(shard)
             if done[shard]:
@@ -206,7 +206,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
 
     def end_episodes(self) -> None:
         """Close the running episodes where they are (the environments were reset from outside); open segments are dropped."""
-        for shard in np.flatnonzero(self._head > self._episode_start):
+        for shard in np.flatnonzero(self._head > self._episode_start).tolist():
             self._end_episode(shard)
 
     truncate_last_trajectory = end_episodes  # HerReplayBuffer's name
@@ -284,14 +284,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
             last = np.minimum(last, steps_ + window)
             goal_steps = sample_goal_steps(steps_, first, last, GoalSelectionStrategy.FUTURE, self.rng)
             rows[:n_hindsight, columns["subgoal"]] = self._goals_after(shards_, goal_steps)
-        return LowSamples(
-            observations=rows[:, columns["observation"]],
-            achieved_goals=rows[:, columns["achieved_goal"]],
-            subgoals=rows[:, columns["subgoal"]],
-            actions=rows[:, columns["action"]],
-            next_observations=rows[:, columns["next_observation"]],
-            next_achieved_goals=rows[:, columns["next_achieved_goal"]],
-        )
+        fields = ("observation", "achieved_goal", "subgoal", "action", "next_observation", "next_achieved_goal")
+        return LowSamples(*(self._to_device(rows[:, columns[field]]) for field in fields))
 
     def sample_high(self, batch_size: int, n_sampled_goal: int, max_steps: int) -> HighSamples:
         """
@@ -319,16 +313,15 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         else:
             steps = np.minimum(start[:, None] + np.arange(max_steps), end[:, None] - 1)
             visited = self._goals_after(shards if isinstance(shards, int) else shards[:, None], steps)
-        return HighSamples(
-            observations=first_rows[:, columns["observation"]],
-            achieved_goals=first_rows[:, columns["achieved_goal"]],
-            goals=first_rows[:, columns["desired_goal"]],
-            subgoals=first_rows[:, columns["subgoal"]],
-            next_observations=last_rows[:, columns["next_observation"]],
-            next_achieved_goals=last_rows[:, columns["next_achieved_goal"]],
-            visited_goals=visited,
-            tested=first_rows[:, columns["tested"]].ravel() > 0,
-        )
+        first_fields = ("observation", "achieved_goal", "desired_goal", "subgoal")
+        last_fields = ("next_observation", "next_achieved_goal")
+        arrays = [first_rows[:, columns[field]] for field in first_fields]
+        arrays += [last_rows[:, columns[field]] for field in last_fields]
+        tested = first_rows[:, columns["tested"]].ravel() > 0
+        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested)))
+
+    def _to_device(self, array: np.ndarray) -> th.Tensor:
+        return th.from_numpy(array).to(self.device)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
         """
@@ -408,7 +401,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        filled = {name: state.pop(name) for name in ("_rows", "_episodes", "_segments") if name in state}
+        names = ("_rows", "_episodes", "_segments")
+        filled: dict[str, list[np.ndarray]] = {name: state.pop(name) for name in names if name in state}
         self.__dict__.update(state)
         if self._allocated:
             self._allocate()

@@ -63,7 +63,7 @@ class GoalTask:
         :return: booleans, shape (n,)
         """
         if self.is_sparse:
-            return self._rewards(achieved, desired) >= self.best_reward - 1e-6
+            return np.greater_equal(self._rewards(achieved, desired), self.best_reward - 1e-6)
         return np.linalg.norm(achieved - desired, axis=-1) <= self.threshold
 
     def _probe_tolerance(self, goals: np.ndarray) -> float | None:
@@ -75,17 +75,16 @@ class GoalTask:
         axes = np.concatenate([np.eye(goals.shape[1]), -np.eye(goals.shape[1])])
 
         def rewards_at(distances: np.ndarray) -> np.ndarray:
-            """:return: shape (len(distances), directions)"""
+            """:return: rewards of the goals displaced by each distance along each axis, shape (len(distances), n)"""
             offsets = (distances[:, None, None, None] * axes[:, None, :]).astype(goals.dtype)
-            achieved = (goals + offsets).reshape(-1, goals.shape[1])
-            return self._rewards(achieved, np.broadcast_to(goals, (*offsets.shape[:2], *goals.shape)).reshape(achieved.shape)).reshape(
-                len(distances), -1
-            )
+            achieved, desired = np.broadcast_arrays(goals + offsets, goals)
+            shape = (-1, goals.shape[1])
+            return self._rewards(achieved.reshape(shape), desired.reshape(shape)).reshape(len(distances), -1)
 
         rewards = rewards_at(_PROBE_DISTANCES)
         if len(np.unique(np.append(rewards, self.best_reward))) > 2:
             return None
-        reached = (rewards >= self.best_reward - 1e-6).all(axis=1)
+        reached = np.all(rewards >= self.best_reward - 1e-6, axis=1, keepdims=True).ravel()
         if reached.all():
             raise ValueError(
                 "`compute_reward` says that every goal is always reached: the environment gives no goal to learn from. "
@@ -96,7 +95,7 @@ class GoalTask:
             return 0.5
         inner = int(np.argmin(reached))
         fine = np.linspace(_PROBE_DISTANCES[inner - 1], _PROBE_DISTANCES[inner], 1001)
-        still = (rewards_at(fine) >= self.best_reward - 1e-6).all(axis=1)
+        still = np.all(rewards_at(fine) >= self.best_reward - 1e-6, axis=1)
         return float(fine[np.flatnonzero(still)[-1]])
 
 

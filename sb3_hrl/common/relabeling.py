@@ -1,6 +1,7 @@
 """Pure functions that relabel experience: which goal, which action, which reward."""
 
 import numpy as np
+import torch as th
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
 
@@ -39,29 +40,19 @@ def sample_goal_steps(
     return low + (rng.random(len(steps)) * (last - low)).astype(np.int64)
 
 
-def sparse_reward(success: np.ndarray) -> np.ndarray:
-    """
-    Reward of both levels: 0 where the (sub)goal is reached, else -1.
-
-    :param success: booleans, shape (n,)
-    :return: float32, shape (n,)
-    """
-    return success.astype(np.float32) - np.float32(1.0)
-
-
 def apply_subgoal_tests(
-    rewards: np.ndarray, dones: np.ndarray, tested: np.ndarray, reached: np.ndarray, penalty: float
-) -> tuple[np.ndarray, np.ndarray]:
+    rewards: th.Tensor, dones: th.Tensor, tested: th.Tensor, reached: th.Tensor, penalty: float
+) -> tuple[th.Tensor, th.Tensor]:
     """
     HAC's subgoal test (section 4.3, https://arxiv.org/abs/1712.00948): a subgoal that the low level missed without
     exploration noise gets ``penalty`` and no bootstrap; one missed with noise is never punished.
 
     :param rewards: shape (n,)
-    :param dones: float, 1 where nothing follows, shape (n,)
+    :param dones: 1 where nothing follows, shape (n,)
     :param tested: whether the segment ran without noise, shape (n,)
     :param reached: whether the subgoal was reached, shape (n,)
     :param penalty: reward of a missed test, negative
     :return: rewards and dones, shapes (n,)
     """
     missed = tested & ~reached
-    return np.where(missed, np.float32(penalty), rewards), np.where(missed, np.float32(1.0), dones)
+    return rewards.masked_fill(missed, penalty), dones.masked_fill(missed, 1.0)

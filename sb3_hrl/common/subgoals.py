@@ -80,17 +80,32 @@ def visited_bounds(goals: np.ndarray, margin: float, quantile: float = 0.005) ->
     return low - margin, high + margin
 
 
-def reachable_radius(displacements: np.ndarray, low: np.ndarray, high: np.ndarray, threshold: float) -> np.ndarray:
+def reachable_radius(moves: np.ndarray, low: np.ndarray, high: np.ndarray, threshold: float) -> np.ndarray:
     """
     How far the low level gets within one segment: per dimension the 95 % quantile of the displacement, at least
     twice the threshold (a subgoal nearer than that is reached when it is issued), at most half the box.
 
-    :param displacements: achieved-goal differences over ``subgoal_steps`` steps, shape (n, goal_dim)
+    :param moves: displacements over one segment, see :func:`displacements`, shape (n, goal_dim)
     :param low: lower bounds of the box, shape (goal_dim,)
     :param high: upper bounds of the box, shape (goal_dim,)
     :param threshold: distance at which a subgoal counts as reached
     :return: radius, shape (goal_dim,)
     """
-    radius = np.quantile(np.abs(displacements), 0.95, axis=0)
+    radius = np.quantile(np.abs(moves), 0.95, axis=0)
     at_least = 2.0 * threshold
     return np.clip(radius, at_least, np.maximum(0.5 * (high - low), at_least))
+
+
+def displacements(achieved: np.ndarray, next_achieved: np.ndarray, episodes: np.ndarray, n_steps: int) -> np.ndarray:
+    """
+    How the achieved goal moves over ``n_steps`` consecutive steps of an episode.
+
+    :param achieved: goals achieved before each step, in the order of their happening, shape (n, goal_dim)
+    :param next_achieved: goals achieved after each step, shape (n, goal_dim)
+    :param episodes: the episode that each step belongs to, shape (n,)
+    :param n_steps: how many steps
+    :return: differences, of as many steps as have ``n_steps`` in one episode ahead of them, shape (m, goal_dim)
+    """
+    n_starts = max(len(achieved) - n_steps + 1, 0)
+    in_episode = episodes[:n_starts] == episodes[n_steps - 1 :][:n_starts]
+    return (next_achieved[n_steps - 1 :][:n_starts] - achieved[:n_starts])[in_episode]

@@ -11,27 +11,27 @@ SubgoalState: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 class LowSamples(NamedTuple):
-    """A batch of environment steps for the low level (float32 arrays, one row a step)."""
+    """A batch of environment steps for the low level (float32, one row a step)."""
 
-    observations: np.ndarray  # (batch, obs_dim)
-    achieved_goals: np.ndarray  # (batch, goal_dim)
-    subgoals: np.ndarray  # (batch, goal_dim), some of them in hindsight
-    actions: np.ndarray  # (batch, action_dim), scaled to [-1, 1]
-    next_observations: np.ndarray  # (batch, obs_dim)
-    next_achieved_goals: np.ndarray  # (batch, goal_dim)
+    observations: th.Tensor  # (batch, obs_dim)
+    achieved_goals: th.Tensor  # (batch, goal_dim)
+    subgoals: th.Tensor  # (batch, goal_dim), some of them in hindsight
+    actions: th.Tensor  # (batch, action_dim), scaled to [-1, 1]
+    next_observations: th.Tensor  # (batch, obs_dim)
+    next_achieved_goals: th.Tensor  # (batch, goal_dim)
 
 
 class HighSamples(NamedTuple):
-    """A batch of segments for the high level (float32 arrays, one row a segment)."""
+    """A batch of segments for the high level (float32, one row a segment)."""
 
-    observations: np.ndarray  # (batch, obs_dim), at the segment's start
-    achieved_goals: np.ndarray  # (batch, goal_dim), at the segment's start
-    goals: np.ndarray  # (batch, goal_dim), some of them in hindsight
-    subgoals: np.ndarray  # (batch, goal_dim), as commanded
-    next_observations: np.ndarray  # (batch, obs_dim), at the segment's end
-    next_achieved_goals: np.ndarray  # (batch, goal_dim), at the segment's end
-    visited_goals: np.ndarray  # (batch, steps, goal_dim), achieved after each step; the last one repeats
-    tested: np.ndarray  # (batch,), whether the low level ran without exploration (HAC's subgoal test)
+    visited_goals: np.ndarray  # (batch, steps, goal_dim), achieved after each step (the last one repeats); for compute_reward
+    observations: th.Tensor  # (batch, obs_dim), at the segment's start
+    achieved_goals: th.Tensor  # (batch, goal_dim), at the segment's start
+    goals: th.Tensor  # (batch, goal_dim), some of them in hindsight
+    subgoals: th.Tensor  # (batch, goal_dim), as commanded
+    next_observations: th.Tensor  # (batch, obs_dim), at the segment's end
+    next_achieved_goals: th.Tensor  # (batch, goal_dim), at the segment's end
+    tested: th.Tensor  # (batch,) booleans, whether the low level ran without exploration (HAC's subgoal test)
 
 
 class LevelSamples(NamedTuple):

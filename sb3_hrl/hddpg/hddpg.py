@@ -13,9 +13,8 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, goal_strategy
 from sb3_hrl.common.goals import GoalTask, goal_task_from_env
-from sb3_hrl.common.relabeling import apply_subgoal_tests, sparse_reward
-from sb3_hrl.common.subgoals import reachable_radius, visited_bounds
-from sb3_hrl.common.type_aliases import HighSamples, LevelSamples, LowSamples
+from sb3_hrl.hddpg.batches import high_batch, low_batch
+from sb3_hrl.hddpg.calibration import calibrated_box, first_box
 from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy, explore
 from sb3_hrl.hddpg.segments import SegmentTracker
@@ -26,7 +25,6 @@ SelfHierarchicalDDPG = TypeVar("SelfHierarchicalDDPG", bound="HierarchicalDDPG")
 # Input statistics are refreshed once this many new steps are there, the subgoal box once per so many steps
 NORMALIZER_INTERVAL = 100
 CALIBRATION_INTERVAL = 1_000
-CALIBRATION_WINDOW = 50_000
 
 
 class HierarchicalDDPG(OffPolicyAlgorithm):
@@ -71,12 +69,11 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
     :param subgoal_test_prob: share of segments that run without low-level noise; a subgoal missed in such a test gets the
         value of never reaching the goal, -1 / (1 - gamma) (HAC)
     :param n_sampled_goal: number of virtual transitions per real one, by sampling new goals, on both levels
-    :param goal_selection_strategy: ``future``, ``final`` or ``episode``: goals in hindsight for the high level. The low level's
-        come from the next ``subgoal_steps`` steps.
+    :param goal_selection_strategy: ``future``, ``final`` or ``episode``, for the high level's goals in hindsight; the low
+        level's come from the next ``subgoal_steps`` steps
     :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value] per network; ``None`` for no clipping
     :param random_action_prob: probability of a uniformly random action (low) or subgoal (high) in training
     :param noise_std: Gaussian noise on the actions of both levels in training, in units of actions scaled to [-1, 1]
-    :param n_critics: critics per level; with 2 the target is their minimum, as in TD3
     :param target_policy_noise: standard deviation of the smoothing noise on the target's actions (TD3)
     :param target_noise_clip: limit of that noise
     :param normalize_inputs: normalise observations and goals by their running moments, inside the policy
@@ -86,7 +83,8 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
     :param low_kwargs: settings of the low level that differ
     :param stats_window_size: window size for the rollout logging, in episodes
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param policy_kwargs: additional arguments to be passed to the policy on creation, see
+        :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy`; with ``n_critics=2`` targets are the critics' minimum, as in TD3
     :param verbose: verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: seed for the pseudo random generators
     :param device: device (cpu, cuda, ...) on which the code should be run
@@ -127,7 +125,6 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         max_grad_value: float | None = 1.0,
         random_action_prob: float = 0.2,
         noise_std: float = 0.1,
-        n_critics: int = 1,
         target_policy_noise: float = 0.0,
         target_noise_clip: float = 0.5,
         normalize_inputs: bool = True,
@@ -181,7 +178,6 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self.max_grad_value = max_grad_value
         self.random_action_prob = random_action_prob
         self.noise_std = noise_std
-        self.n_critics = n_critics
         self.target_policy_noise = target_policy_noise
         self.target_noise_clip = target_noise_clip
         self.normalize_inputs = normalize_inputs
@@ -209,7 +205,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             max_grad_value=self.max_grad_value,
             noise_std=self.noise_std,
             random_action_prob=self.random_action_prob,
-            n_critics=self.n_critics,
+            n_critics=self.policy_kwargs.get("n_critics", 1),
             target_policy_noise=self.target_policy_noise,
             target_noise_clip=self.target_noise_clip,
         )
@@ -275,7 +271,8 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
 
     def _setup_goals(self) -> None:
         """Ask the environment what reaching a goal means, and give subgoals a first box around the first observations."""
-        assert isinstance(self.env, VecEnv) and isinstance(self._last_obs, dict)
+        assert isinstance(self.env, VecEnv)
+        assert isinstance(self._last_obs, dict)
         goals = np.asarray(self._last_obs["desired_goal"], dtype=np.float32).reshape(self.n_envs, -1)
         achieved = np.asarray(self._last_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
         self._goal_task = goal_task_from_env(self.env, goals, self.subgoal_threshold)
@@ -283,11 +280,11 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self.policy.subgoal_threshold.fill_(threshold)
         if not self._has_box:
             self._has_box = True
-            low, high = visited_bounds(np.concatenate([goals, achieved]), margin=2.0 * threshold, quantile=0.0)
-            self._set_box(low, high, np.full_like(low, 2.0 * threshold))
+            self._set_box(first_box(np.concatenate([goals, achieved]), threshold))
 
-    def _set_box(self, low: np.ndarray, high: np.ndarray, radius: np.ndarray) -> None:
-        """Set where subgoals may lie; what the user gave stays as given."""
+    def _set_box(self, box: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        """Set bounds and radius of subgoals; what the user gave stays as given."""
+        low, high, radius = box
         dim = self.policy.goal_dim
         if self.subgoal_bounds is not None:
             low, high = (per_dimension("subgoal_bounds", bound, dim) for bound in self.subgoal_bounds)
@@ -387,7 +384,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             segment_done=segment_done,
             tested=self._tracker.tested,
         )
-        self._last_obs = new_obs  # type: ignore[assignment]
+        self._last_obs = new_obs
 
     def dump_logs(self) -> None:
         """Write log data."""
@@ -405,6 +402,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
+        assert self._goal_task is not None, "train() needs what learn() asks the environment about goals"
         self._update_learning_rates()
         self._update_statistics()
 
@@ -412,61 +410,23 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         high_infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            low_batch = self._sample_low(self._low.batch_size or batch_size)
-            low_infos.append(ddpg_update(self.policy.low, low_batch, self._low))
+            batch = low_batch(self.policy, self.replay_buffer, self._low, self._low.batch_size or batch_size)
+            low_infos.append(ddpg_update(self.policy.low, batch, self._low))
 
             if self._n_updates % self._high_interval == 0 and self.replay_buffer.n_segments() > 0:
-                high_batch = self._sample_high(self._high.batch_size or batch_size)
-                high_infos.append(ddpg_update(self.policy.high, high_batch, self._high))
+                batch = high_batch(
+                    self.policy,
+                    self.replay_buffer,
+                    self._high,
+                    self._high.batch_size or batch_size,
+                    task=self._goal_task,
+                    hindsight_action_prob=self.hindsight_action_prob,
+                )
+                high_infos.append(ddpg_update(self.policy.high, batch, self._high))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._log_level("low", low_infos)
         self._log_level("high", high_infos)
-
-    def _sample_low(self, batch_size: int) -> LevelSamples:
-        """Low level: reach the subgoal. r = -1 until it is reached, and nothing follows."""
-        policy = self.policy
-        samples = self.replay_buffer.sample_low(batch_size, self._low.n_sampled_goal, window=self.subgoal_steps)
-        steps = LowSamples(*(self._to_tensor(array) for array in samples))
-        reached = policy.is_reached(steps.next_achieved_goals, steps.subgoals).float()[:, None]
-        return LevelSamples(
-            inputs=policy.low_inputs(steps.observations, steps.achieved_goals, steps.subgoals),
-            actions=steps.actions,
-            next_inputs=policy.low_inputs(steps.next_observations, steps.next_achieved_goals, steps.subgoals),
-            rewards=reached - 1.0,
-            dones=reached,
-        )
-
-    def _sample_high(self, batch_size: int) -> LevelSamples:
-        """High level: choose the subgoals that lead to the goal. r = -1 per segment until it is reached, and nothing follows."""
-        policy, task = self.policy, self._goal_task
-        assert task is not None
-        # Where an episode ends at success, passing through the goal is enough; elsewhere it must be held at the end
-        max_steps = self.subgoal_steps if task.ends_at_success else 1
-        samples = self.replay_buffer.sample_high(batch_size, self._high.n_sampled_goal, max_steps)
-        n_visited = samples.visited_goals.shape[1]
-        visited = samples.visited_goals.reshape(batch_size * n_visited, -1)
-        success = task.success(visited, np.repeat(samples.goals, n_visited, axis=0)).reshape(batch_size, n_visited).any(axis=1)
-        rewards, dones = sparse_reward(success), success.astype(np.float32)
-
-        steps = HighSamples(*(self._to_tensor(array) for array in samples))
-        hindsight = self.replay_buffer.rng.random(batch_size) < self.hindsight_action_prob
-        if self.subgoal_test_prob > 0.0:
-            reached = policy.is_reached(steps.next_achieved_goals, steps.subgoals).cpu().numpy()
-            rewards, dones = apply_subgoal_tests(rewards, dones, samples.tested, reached, self._high.min_value)
-            # The action that is punished is the one that was taken
-            hindsight &= ~(samples.tested & ~reached)
-        subgoals = th.where(self._to_tensor(hindsight)[:, None], steps.next_achieved_goals, steps.subgoals)
-        return LevelSamples(
-            inputs=policy.high_inputs(steps.observations, steps.achieved_goals, steps.goals),
-            actions=policy.encode(subgoals, steps.achieved_goals),
-            next_inputs=policy.high_inputs(steps.next_observations, steps.next_achieved_goals, steps.goals),
-            rewards=self._to_tensor(rewards)[:, None],
-            dones=self._to_tensor(dones)[:, None],
-        )
-
-    def _to_tensor(self, array: np.ndarray) -> th.Tensor:
-        return th.from_numpy(array).to(self.device)
 
     def _update_learning_rates(self) -> None:
         progress = self._current_progress_remaining
@@ -487,38 +447,21 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         n_new = n_added - self._n_normalized
         if self.normalize_inputs and (n_new >= NORMALIZER_INTERVAL or (n_new > 0 and self._n_normalized == 0)):
             for steps in self.replay_buffer.recent(n_new, ("observation", "next_achieved_goal", "desired_goal")):
-                self.policy.observation_normalizer.update(steps["observation"])
-                self.policy.goal_normalizer.update(np.concatenate([steps["next_achieved_goal"], steps["desired_goal"]]))
+                goals = np.concatenate([steps["next_achieved_goal"], steps["desired_goal"]])
+                self.policy.update_moments(steps["observation"], goals)
             self._n_normalized = n_added
         if n_added - self._n_calibrated >= CALIBRATION_INTERVAL or self._n_calibrated == 0:
-            self._calibrate_box()
+            assert self._goal_task is not None
+            self._set_box(calibrated_box(self.policy, self.replay_buffer, self._goal_task.threshold))
             self._n_calibrated = n_added
-
-    def _calibrate_box(self) -> None:
-        """
-        Bounds of the goals seen so far, and the radius that the low level covers in a segment. Both only grow: what
-        was within reach once is within reach of a better low level.
-        """
-        assert self._goal_task is not None
-        threshold, reach = self._goal_task.threshold, self.subgoal_steps
-        goals, displacements = [], []
-        for steps in self.replay_buffer.recent(CALIBRATION_WINDOW, ("achieved_goal", "next_achieved_goal", "desired_goal")):
-            goals += [steps["next_achieved_goal"], steps["desired_goal"]]
-            same_episode = steps["episode"][reach - 1 :] == steps["episode"][: max(len(steps["episode"]) - reach + 1, 0)]
-            moved = steps["next_achieved_goal"][reach - 1 :] - steps["achieved_goal"][: len(same_episode)]
-            displacements.append(moved[same_episode])
-        low, high = visited_bounds(np.concatenate(goals), margin=threshold)
-        old_low, old_high, radius = (buffer.cpu().numpy() for buffer in self.policy.box)
-        low, high = np.minimum(low, old_low), np.maximum(high, old_high)
-        moves = np.concatenate(displacements)
-        if len(moves) > 0:
-            radius = np.maximum(radius, reachable_radius(moves, low, high, threshold))
-        self._set_box(low, high, radius)
 
     def _log_level(self, name: str, infos: list[UpdateInfo]) -> None:
         if len(infos) == 0:
             return
-        means = {key: th.stack(values).mean().item() for key, values in zip(UpdateInfo._fields, zip(*infos, strict=True), strict=True)}
+        means = {
+            key: th.stack(values).mean().item()
+            for key, values in zip(UpdateInfo._fields, zip(*infos, strict=True), strict=True)
+        }
         for key, value in means.items():
             self.logger.record(f"train/{name}_{key}", value)
         if name == "low":

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, polyak_update
-from stable_baselines3.td3.policies import TD3Policy
-from torch.nn import functional as F
 
 from sb3_hrl.common.type_aliases import LevelSamples
+from sb3_hrl.hddpg.policies import LevelPolicy
 
 
 @dataclass(frozen=True)
@@ -107,47 +106,56 @@ class UpdateInfo(NamedTuple):
     reward: th.Tensor
 
 
-def ddpg_update(level: TD3Policy, batch: LevelSamples, config: LevelConfig) -> UpdateInfo:
+@th.no_grad()
+def ddpg_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) -> UpdateInfo:
     """
     One gradient step of DDPG (https://arxiv.org/abs/1509.02971), with the minimum of the critics and target smoothing of TD3
-    (https://arxiv.org/abs/1802.09477) if the settings ask for them, and HER's target clipping.
+    (https://arxiv.org/abs/1802.09477) if the settings ask for them, and HER's target clipping. Gradients are written out,
+    see :mod:`sb3_hrl.common.networks`.
 
     :param level: networks and optimizers
     :param batch: transitions
     :param config: settings of the level
     :return: losses and means
     """
-    with th.no_grad():
-        # y = clip(r + gamma (1 - d) min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0)
-        next_actions = level.actor_target(batch.next_inputs)
-        if config.target_policy_noise > 0.0:
-            noise = config.target_policy_noise * th.randn_like(next_actions)
-            noise = noise.clamp(-config.target_noise_clip, config.target_noise_clip)
-            next_actions = (next_actions + noise).clamp(-1.0, 1.0)
-        next_q_values = th.cat(level.critic_target(batch.next_inputs, next_actions), dim=1).amin(dim=1, keepdim=True)
-        target_q_values = batch.rewards + (1.0 - batch.dones) * config.gamma * next_q_values
-        target_q_values.clamp_(config.min_value, 0.0)
+    actor, critics = level.actor_network, level.critic_networks
+    batch_size = len(batch.inputs)
 
-    # The critic's whole step comes before the actor's loss: a step after it would mix the actor's gradient into the critic
-    current_q_values = level.critic(batch.inputs, batch.actions)
-    critic_loss = th.stack([F.mse_loss(current_q, target_q_values) for current_q in current_q_values]).sum()
-    level.critic.optimizer.zero_grad()
-    critic_loss.backward()
+    # y = clip(r + gamma (1 - d) min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0)
+    next_actions = level.actor_target.mu(batch.next_inputs)
+    if config.target_policy_noise > 0.0:
+        noise = config.target_policy_noise * th.randn_like(next_actions)
+        noise = noise.clamp_(-config.target_noise_clip, config.target_noise_clip)
+        next_actions = (next_actions + noise).clamp_(-1.0, 1.0)
+    next_pairs = th.cat([batch.next_inputs, next_actions], dim=1)
+    next_q_values = th.cat([critic(next_pairs) for critic in level.critic_target.q_networks], dim=1).amin(dim=1, keepdim=True)
+    target_q_values = batch.rewards + (1.0 - batch.dones) * config.gamma * next_q_values
+    target_q_values.clamp_(config.min_value, 0.0)
+
+    # L_Q = sum_i mean (Q_i(s, a) - y)^2, so that dL_Q / dQ_i = 2 (Q_i - y) / n
+    pairs = th.cat([batch.inputs, batch.actions], dim=1)
+    critic_loss = th.zeros((), device=pairs.device)
+    for critic in critics:
+        q_values, tape = critic.trace(pairs)
+        error = q_values - target_q_values
+        critic_loss += error.square().mean()
+        critic.backward(tape, error.mul_(2.0 / batch_size))
+    q_mean = q_values.mean()
+    # The critics' whole step comes before the actor's gradient, which is to be that of the critic as it is now
     _clip_gradients(level.critic, config.max_grad_value)
     level.critic.optimizer.step()
 
-    # L_pi = -mean Q_1(s, pi(s)); the critic's own weights need no gradient here
-    level.critic.requires_grad_(False)
-    actor_loss = -level.critic.q1_forward(batch.inputs, level.actor(batch.inputs)).mean()
-    level.actor.optimizer.zero_grad()
-    actor_loss.backward()
+    # L_pi = -mean Q_1(s, pi(s)): the deterministic policy gradient, -dQ_1/da dpi/dtheta
+    actions, actor_tape = actor.trace(batch.inputs)
+    q_values, tape = critics[0].trace(th.cat([batch.inputs, actions], dim=1))
+    pair_gradient = critics[0].input_gradient(tape, th.full_like(q_values, -1.0 / batch_size))
+    actor.backward(actor_tape, pair_gradient[:, -actions.shape[1] :])
     _clip_gradients(level.actor, config.max_grad_value)
     level.actor.optimizer.step()
-    level.critic.requires_grad_(True)
 
     polyak_update(level.critic.parameters(), level.critic_target.parameters(), config.tau)
     polyak_update(level.actor.parameters(), level.actor_target.parameters(), config.tau)
-    return UpdateInfo(actor_loss.detach(), critic_loss.detach(), current_q_values[0].detach().mean(), batch.rewards.mean())
+    return UpdateInfo(-q_values.mean(), critic_loss, q_mean, batch.rewards.mean())
 
 
 def _clip_gradients(network: th.nn.Module, max_grad_value: float | None) -> None:

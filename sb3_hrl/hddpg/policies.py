@@ -1,20 +1,25 @@
 """Two mirrored levels, each an SB3 ``TD3Policy``, behind one policy whose ``predict`` carries the subgoal as state."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from stable_baselines3.td3.policies import TD3Policy
+from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
-from sb3_hrl.common.normalizer import RunningNormalizer
+from sb3_hrl.common.buffers import GOAL_KEYS
+from sb3_hrl.common.moments import RunningMoments
+from sb3_hrl.common.networks import TracedNetwork, traced
 from sb3_hrl.common.subgoals import SubgoalBox, decode_subgoal, encode_subgoal, is_reached
 from sb3_hrl.common.type_aliases import SubgoalState
 
 N_CANDIDATES = 64
+# Normalised inputs are clipped to [-INPUT_CLIP, INPUT_CLIP], as in HER (appendix A, https://arxiv.org/abs/1707.01495)
+INPUT_CLIP = 5.0
 
 
 class Plan(NamedTuple):
@@ -22,6 +27,38 @@ class Plan(NamedTuple):
 
     subgoals: th.Tensor  # (n, goal_dim)
     replaced: th.Tensor  # (n,) whether the actor's own proposal was already reached, so that another was taken
+
+
+class LevelPolicy(TD3Policy):
+    """
+    SB3's ``TD3Policy`` for one level (actor, critics, their targets and optimizers), with networks that have a hand on their
+    gradients. Inputs are flat and normalised: ``actor.mu`` and ``critic.q_networks`` are called without SB3's preprocessing.
+    """
+
+    @property
+    def actor_network(self) -> TracedNetwork:
+        """The actor's network, (batch, input_dim) to (batch, action_dim)."""
+        return cast(TracedNetwork, self.actor.mu)
+
+    @property
+    def critic_networks(self) -> list[TracedNetwork]:
+        """The critics' networks, (batch, input_dim + action_dim) to (batch, 1)."""
+        return cast(list[TracedNetwork], self.critic.q_networks)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
+        """:return: SB3's actor, its network traced"""
+        actor = super().make_actor(features_extractor)
+        actor.mu = traced(actor.mu)  # type: ignore[assignment]
+        return actor
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        """:return: SB3's critics, their networks traced"""
+        critic = super().make_critic(features_extractor)
+        for i, q_network in enumerate(critic.q_networks):
+            critic.q_networks[i] = traced(q_network)
+            # SB3 keeps critics in a plain list and registers each one by name
+            setattr(critic, f"qf{i}", critic.q_networks[i])
+        return critic
 
 
 class HierarchicalPolicy(BasePolicy):
@@ -33,8 +70,8 @@ class HierarchicalPolicy(BasePolicy):
     - low: ``[n(observation), n(achieved), n(subgoal), (subgoal - achieved) / radius]``
     - high: ``[n(observation), n(achieved), n(goal), (goal - achieved) / std]``
 
-    where ``n`` is a running normaliser. Normalisers, subgoal bounds, radius and threshold are buffers: ``state_dict`` has all
-    that ``predict`` needs.
+    where ``n`` normalises by running moments. Moments, subgoal bounds, radius and threshold are buffers: ``state_dict`` has
+    all that ``predict`` needs.
 
     :param observation_space: Dict space with ``observation``, ``achieved_goal``, ``desired_goal``
     :param action_space: Box space
@@ -92,17 +129,22 @@ class HierarchicalPolicy(BasePolicy):
         self.observation_dim = spaces.flatdim(observation_space["observation"])
         self.goal_dim = spaces.flatdim(observation_space["desired_goal"])
         self.binary_goals = isinstance(observation_space["desired_goal"], spaces.MultiBinary)
-        self.observation_normalizer = RunningNormalizer(self.observation_dim)
-        self.goal_normalizer = RunningNormalizer(self.goal_dim)
+        self.observation_moments = RunningMoments(self.observation_dim)
+        self.goal_moments = RunningMoments(self.goal_dim)
         self.subgoal_low: th.Tensor
         self.subgoal_high: th.Tensor
         self.subgoal_radius: th.Tensor
         self.subgoal_threshold: th.Tensor
         self.candidates: th.Tensor
+        self.input_shift: th.Tensor
+        self.input_scale: th.Tensor
         self.register_buffer("subgoal_low", th.zeros(self.goal_dim))
         self.register_buffer("subgoal_high", th.ones(self.goal_dim))
         self.register_buffer("subgoal_radius", th.ones(self.goal_dim))
         self.register_buffer("subgoal_threshold", th.zeros(()))
+        # What normalises the inputs of (high, low): derived from the moments and the radius
+        self.register_buffer("input_shift", th.zeros(2, self.observation_dim + 3 * self.goal_dim))
+        self.register_buffer("input_scale", th.ones(2, self.observation_dim + 3 * self.goal_dim))
         # Fixed, so that a deterministic policy is one; drawn apart from the global generator
         fixed = th.Generator().manual_seed(0)
         self.register_buffer("candidates", 2.0 * th.rand(N_CANDIDATES, self.goal_dim, generator=fixed) - 1.0)
@@ -115,7 +157,9 @@ class HierarchicalPolicy(BasePolicy):
         self.high = self._make_level("high", input_space, subgoal_space, lr_schedule)
         self.low = self._make_level("low", input_space, self.action_space, lr_schedule)
 
-    def _make_level(self, name: str, input_space: spaces.Box, action_space: spaces.Space, lr_schedule: Schedule) -> TD3Policy:
+    def _make_level(
+        self, name: str, input_space: spaces.Box, action_space: spaces.Space, lr_schedule: Schedule
+    ) -> LevelPolicy:
         assert isinstance(action_space, spaces.Box)
         kwargs: dict[str, Any] = dict(
             lr_schedule=lr_schedule,
@@ -125,7 +169,7 @@ class HierarchicalPolicy(BasePolicy):
             optimizer_kwargs=self.optimizer_kwargs,
             n_critics=self.n_critics,
         )
-        return TD3Policy(input_space, action_space, **(kwargs | self.level_kwargs.get(name, {})))
+        return LevelPolicy(input_space, action_space, **(kwargs | self.level_kwargs.get(name, {})))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -150,6 +194,11 @@ class HierarchicalPolicy(BasePolicy):
             noise_std=self.noise_std,
         )
 
+    @property
+    def device(self) -> th.device:
+        """Device of the policy; unlike SB3's property it does not walk through all modules, it is asked at every step."""
+        return self.subgoal_threshold.device
+
     # ------------------------------------------------------------------ subgoals
 
     @property
@@ -165,6 +214,7 @@ class HierarchicalPolicy(BasePolicy):
         """
         for buffer, value in zip(self.box, (low, high, radius), strict=True):
             buffer.copy_(th.as_tensor(value))
+        self._update_input_scaling()
 
     def decode(self, action: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
         """Subgoal that a high-level action commands, see :func:`~sb3_hrl.common.subgoals.decode_subgoal`."""
@@ -181,17 +231,6 @@ class HierarchicalPolicy(BasePolicy):
 
     # ------------------------------------------------------------------- levels
 
-    def low_inputs(self, observation: th.Tensor, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
-        """
-        :param observation: shape (n, obs_dim)
-        :param achieved_goal: shape (n, goal_dim)
-        :param subgoal: shape (n, goal_dim)
-        :return: inputs of the low level's networks, shape (n, obs_dim + 3 * goal_dim)
-        """
-        normalize = self.goal_normalizer
-        offset = ((subgoal - achieved_goal) / self.subgoal_radius).clamp_(-normalize.clip, normalize.clip)
-        return th.cat([self.observation_normalizer(observation), normalize(achieved_goal), normalize(subgoal), offset], dim=1)
-
     def high_inputs(self, observation: th.Tensor, achieved_goal: th.Tensor, goal: th.Tensor) -> th.Tensor:
         """
         :param observation: shape (n, obs_dim)
@@ -199,9 +238,38 @@ class HierarchicalPolicy(BasePolicy):
         :param goal: shape (n, goal_dim)
         :return: inputs of the high level's networks, shape (n, obs_dim + 3 * goal_dim)
         """
-        normalize = self.goal_normalizer
-        offset = normalize.difference(goal, achieved_goal)
-        return th.cat([self.observation_normalizer(observation), normalize(achieved_goal), normalize(goal), offset], dim=1)
+        return self._inputs(0, observation, achieved_goal, goal)
+
+    def low_inputs(self, observation: th.Tensor, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
+        """
+        :param observation: shape (n, obs_dim)
+        :param achieved_goal: shape (n, goal_dim)
+        :param subgoal: shape (n, goal_dim)
+        :return: inputs of the low level's networks, shape (n, obs_dim + 3 * goal_dim)
+        """
+        return self._inputs(1, observation, achieved_goal, subgoal)
+
+    def _inputs(self, level: int, observation: th.Tensor, achieved_goal: th.Tensor, target: th.Tensor) -> th.Tensor:
+        inputs = th.cat([observation, achieved_goal, target, target - achieved_goal], dim=1)
+        return inputs.sub_(self.input_shift[level]).mul_(self.input_scale[level]).clamp_(-INPUT_CLIP, INPUT_CLIP)
+
+    def update_moments(self, observations: np.ndarray, goals: np.ndarray) -> None:
+        """
+        Take new steps into the moments that normalise inputs.
+
+        :param observations: shape (n, obs_dim)
+        :param goals: achieved and desired ones, shape (m, goal_dim)
+        """
+        self.observation_moments.update(observations)
+        self.goal_moments.update(goals)
+        self._update_input_scaling()
+
+    def _update_input_scaling(self) -> None:
+        observation, goal = self.observation_moments, self.goal_moments
+        zeros = th.zeros_like(goal.mean)
+        self.input_shift.copy_(th.cat([observation.mean, goal.mean, goal.mean, zeros]))
+        for level, reach in enumerate((goal.std, self.subgoal_radius.double())):
+            self.input_scale[level] = 1.0 / th.cat([observation.std, goal.std, goal.std, reach])
 
     def plan(
         self,
@@ -222,7 +290,7 @@ class HierarchicalPolicy(BasePolicy):
         :return: the subgoals
         """
         inputs = self.high_inputs(observation, achieved_goal, goal)
-        action = explore(self.high.actor(inputs), noise_std, random_prob)
+        action = explore(self.high.actor.mu(inputs), noise_std, random_prob)
         subgoal = self.decode(action, achieved_goal)
         replaced = th.zeros(len(subgoal), dtype=th.bool, device=subgoal.device)
         if self.avoid_reached_subgoals:
@@ -254,7 +322,7 @@ class HierarchicalPolicy(BasePolicy):
         :param subgoal: shape (n, goal_dim)
         :return: actions scaled to [-1, 1], shape (n, action_dim)
         """
-        return self.low.actor(self.low_inputs(observation, achieved_goal, subgoal))
+        return self.low.actor.mu(self.low_inputs(observation, achieved_goal, subgoal))
 
     # ------------------------------------------------------------------ predict
 
@@ -263,12 +331,9 @@ class HierarchicalPolicy(BasePolicy):
         :param observation: batch of observations
         :return: float32 observation, achieved and desired goal on the policy's device, shapes (n, dim)
         """
-        parts = (
-            th.as_tensor(observation[key], dtype=th.float32, device=self.device)
-            for key in ("observation", "achieved_goal", "desired_goal")
-        )
-        flat, achieved, goal = (part.reshape(len(part), -1) for part in parts)
-        return flat, achieved, goal
+        device = self.device
+        parts = [th.as_tensor(observation[key], dtype=th.float32, device=device).flatten(1) for key in GOAL_KEYS]
+        return parts[0], parts[1], parts[2]
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """Plan now and act on it, without a state."""
@@ -291,7 +356,7 @@ class HierarchicalPolicy(BasePolicy):
         state: SubgoalState | None = None,  # type: ignore[override]
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
-    ) -> tuple[np.ndarray, SubgoalState]:  # type: ignore[override]
+    ) -> tuple[np.ndarray, SubgoalState]:
         """
         Actions for a batch of observations (or for a single one). The subgoals in force travel in ``state``: nothing is kept
         on the policy, so that environments of any number can be driven side by side.
@@ -333,9 +398,9 @@ class HierarchicalPolicy(BasePolicy):
         subgoals, steps_left = state
         if np.shape(subgoals) != (n, self.goal_dim) or np.shape(steps_left) != (n,):
             raise ValueError(
-                f"`state` has subgoals of shape {np.shape(subgoals)} and steps left of shape {np.shape(steps_left)}, but there "
-                f"are {n} observations with goals of length {self.goal_dim}: pass the state that `predict` returned for these "
-                "environments, or None to plan now."
+                f"`state` has subgoals of shape {np.shape(subgoals)} and steps left of shape {np.shape(steps_left)}, but "
+                f"there are {n} observations with goals of length {self.goal_dim}: pass the state that `predict` returned "
+                "for these environments, or None to plan now."
             )
         # Copies: the caller's arrays stay as they are
         return (
@@ -347,9 +412,11 @@ class HierarchicalPolicy(BasePolicy):
         """
         :param mode: whether to switch both levels to training mode (batch normalisation, dropout) or to evaluation mode
         """
-        self.high.set_training_mode(mode)
-        self.low.set_training_mode(mode)
-        self.training = mode
+        # Both modes alternate at every rollout, and walking through all modules is slow
+        if mode != self.training:
+            self.high.set_training_mode(mode)
+            self.low.set_training_mode(mode)
+            self.training = mode
 
 
 def explore(action: th.Tensor, noise_std: float, random_prob: float = 0.0) -> th.Tensor:

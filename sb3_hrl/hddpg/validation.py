@@ -17,8 +17,8 @@ def check_spaces(observation_space: spaces.Space) -> None:
     """
     if not isinstance(observation_space, spaces.Dict) or set(observation_space.spaces) != set(GOAL_KEYS):
         raise ValueError(
-            f"HierarchicalDDPG needs a goal-conditioned environment: a Dict observation space with exactly the keys {GOAL_KEYS}, "
-            f"as those of gymnasium_robotics.core.GoalEnv, not {observation_space}."
+            f"HierarchicalDDPG needs a goal-conditioned environment: a Dict observation space with exactly the keys "
+            f"{GOAL_KEYS}, as those of gymnasium_robotics.core.GoalEnv, not {observation_space}."
         )
     achieved, desired = observation_space["achieved_goal"], observation_space["desired_goal"]
     if type(achieved) is not type(desired) or achieved.shape != desired.shape:
@@ -66,14 +66,12 @@ def check_options(model: Any) -> None:
     for name, (valid, rule) in rules.items():
         if not valid:
             raise ValueError(f"`{name}` must be {rule}, not {getattr(model, name)}.")
-    if "n_critics" in model.policy_kwargs:
-        raise ValueError("Pass `n_critics` to HierarchicalDDPG (or per level in `high_kwargs`), not in `policy_kwargs`.")
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, SharedMemoryReplayBuffer):
         what = "does hindsight for one level only" if issubclass(buffer_class, HerReplayBuffer) else "knows no segments"
         raise ValueError(
-            f"`replay_buffer_class` must be SharedMemoryReplayBuffer or a subclass, not {buffer_class.__name__}, which {what}: "
-            "leave it out, hindsight is built in."
+            f"`replay_buffer_class` must be SharedMemoryReplayBuffer or a subclass, not {buffer_class.__name__}, which "
+            f"{what}: leave it out, hindsight is built in."
         )
     if model.subgoal_radius is not None and np.min(model.subgoal_radius) <= 0:
         raise ValueError(f"`subgoal_radius` must be positive, or None to find it, not {model.subgoal_radius}.")

@@ -1,0 +1,47 @@
+SHELL = /bin/bash
+PYTHON ?= .venv/bin/python
+# One thread per process: tests and learners run side by side
+export OMP_NUM_THREADS = 1
+export MPLBACKEND = Agg
+
+.PHONY: install train test check lint format type imports pytest commit-checks clean
+
+# Everything that development, training and tests need, in .venv
+.venv/.installed: pyproject.toml constraints.txt
+	python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[tests]"
+	touch .venv/.installed
+
+install: .venv/.installed
+
+# The main job: watch a hierarchical agent learn to reach
+train: install
+	$(PYTHON) -m rl_zoo3.train --algo hddpg --env FetchReach-v2 --eval-freq 1000 --eval-episodes 50 -P
+
+# Set up and check everything, as CI does
+test: install check
+
+check: lint type imports pytest
+
+lint:
+	$(PYTHON) -m ruff check sb3_hrl tests benchmarks examples
+	$(PYTHON) -m ruff format --check sb3_hrl tests benchmarks examples
+
+format:
+	$(PYTHON) -m ruff check --fix sb3_hrl tests benchmarks examples
+	$(PYTHON) -m ruff format sb3_hrl tests benchmarks examples
+
+type:
+	$(PYTHON) -m mypy
+
+imports:
+	$(PYTHON) -c "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
+
+pytest:
+	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+commit-checks: format type imports pytest
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,73 @@
+"""
+Environment steps per second while learning, against SB3's DDPG + HerReplayBuffer, interleaved in one process.
+
+FetchReach-v4, one environment, networks [256, 256], batch 256, one low-level update per 4 steps in both; the high level
+trains on top of that in ours, at its default rate.
+
+    OMP_NUM_THREADS=1 python benchmarks/speed.py
+"""
+
+import argparse
+import statistics
+import time
+
+import gymnasium as gym
+import gymnasium_robotics
+import numpy as np
+import torch as th
+from stable_baselines3 import DDPG, HerReplayBuffer
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from sb3_hrl import HierarchicalDDPG
+
+
+def make_models(env_id: str, train_freq: int, warm_up: int) -> dict[str, OffPolicyAlgorithm]:
+    """:return: the agents to compare, by name, each past its warm-up"""
+    shared = dict(batch_size=256, train_freq=train_freq, gradient_steps=1, learning_starts=warm_up, buffer_size=100_000)
+    networks = dict(net_arch=[256, 256])
+    sb3_env, our_env = gym.make(env_id), gym.make(env_id)
+    action_dim = sb3_env.action_space.shape[0]
+    noise = NormalActionNoise(np.zeros(action_dim), 0.1 * np.ones(action_dim))
+    models: dict[str, OffPolicyAlgorithm] = {
+        "sb3": DDPG(
+            "MultiInputPolicy",
+            sb3_env,
+            replay_buffer_class=HerReplayBuffer,
+            action_noise=noise,
+            policy_kwargs=networks,
+            seed=0,
+            **shared,
+        ),
+        "hddpg": HierarchicalDDPG("MultiInputPolicy", our_env, policy_kwargs=networks, seed=0, **shared),
+    }
+    for model in models.values():
+        model.learn(warm_up + 200)
+    return models
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="FetchReach-v4")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=600, help="environment steps per round and agent")
+    parser.add_argument("--train-freq", type=int, default=4)
+    args = parser.parse_args()
+
+    gym.register_envs(gymnasium_robotics)
+    th.set_num_threads(1)
+    models = make_models(args.env, args.train_freq, warm_up=300)
+    rates: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(args.rounds):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.learn(args.steps, reset_num_timesteps=False)
+            rates[name].append(args.steps / (time.perf_counter() - start))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name, values in rates.items():
+        print(f"{name:6s} {medians[name]:7.1f} steps/s   rounds: {' '.join(f'{value:.0f}' for value in values)}")
+    print(f"ratio of medians: {medians['hddpg'] / medians['sb3']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
