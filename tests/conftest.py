@@ -1,0 +1,68 @@
+"""Small goal-conditioned environments, and nothing left behind."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+
+class PointEnv(gym.Env):
+    """
+    A point in the plane that moves by its action, at most 0.1 per step and dimension; goals lie in the unit box.
+
+    :param max_steps: time limit of an episode
+    :param ends_at_success: whether an episode ends when the goal is reached
+    :param dense: reward is the negative distance instead of -1/0
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    threshold = 0.1
+
+    def __init__(self, max_steps: int = 20, ends_at_success: bool = False, dense: bool = False):
+        goal = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        observation = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.observation_space = spaces.Dict(observation=observation, achieved_goal=goal, desired_goal=goal)
+        self.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)
+        self.max_steps, self.ends_at_success, self.dense = max_steps, ends_at_success, dense
+
+    def _obs(self) -> dict[str, np.ndarray]:
+        observation = np.array([*self.position, self.steps / self.max_steps])
+        return {"observation": observation, "achieved_goal": self.position.copy(), "desired_goal": self.goal.copy()}
+
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
+        distance = np.linalg.norm(achieved - desired, axis=-1)
+        return -distance if self.dense else (distance <= self.threshold).astype(np.float64) - 1.0
+
+    def compute_terminated(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> bool:
+        return self.ends_at_success and bool(np.linalg.norm(achieved - desired) <= self.threshold)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        self.position, self.goal = self.np_random.uniform(-1.0, 1.0, (2, 2))
+        return self._obs(), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        self.steps += 1
+        self.position = np.clip(self.position + 0.05 * np.asarray(action), -1.5, 1.5)
+        reward = float(self.compute_reward(self.position, self.goal, {}))
+        success = bool(np.linalg.norm(self.position - self.goal) <= self.threshold)
+        terminated = self.compute_terminated(self.position, self.goal, {})
+        return self._obs(), reward, terminated, self.steps >= self.max_steps, {"is_success": success}
+
+
+def point_vec_env(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:
+    """:return: ``n_envs`` PointEnvs in this process"""
+    return DummyVecEnv([lambda: PointEnv(**kwargs)] * n_envs)
+
+
+@pytest.fixture
+def small() -> dict[str, Any]:
+    """Arguments that make an agent cheap to train."""
+    return dict(learning_starts=20, batch_size=16, subgoal_steps=5, policy_kwargs=dict(net_arch=[16]), seed=0, buffer_size=1000)
+
+
+gym.register("PointEnv-v0", entry_point=PointEnv)
