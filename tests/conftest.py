@@ -62,7 +62,9 @@ def point_vec_env(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:
 @pytest.fixture
 def small() -> dict[str, Any]:
     """Arguments that make an agent cheap to train."""
-    return dict(learning_starts=20, batch_size=16, subgoal_steps=5, policy_kwargs=dict(net_arch=[16]), seed=0, buffer_size=1000)
+    return dict(
+        learning_starts=20, batch_size=16, subgoal_steps=5, policy_kwargs=dict(net_arch=[16]), seed=0, buffer_size=1000
+    )
 
 
 gym.register("PointEnv-v0", entry_point=PointEnv)

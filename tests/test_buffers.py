@@ -28,7 +28,11 @@ def fill(buffer: SharedMemoryReplayBuffer, episodes: list[int], segment: int = 3
     t, n = start, buffer.n_envs
     for episode, length in enumerate(episodes):
         for k in range(length):
-            obs = {"observation": np.full((n, 1), t), "achieved_goal": np.full((n, 1), t), "desired_goal": np.full((n, 1), episode)}
+            obs = {
+                "observation": np.full((n, 1), t),
+                "achieved_goal": np.full((n, 1), t),
+                "desired_goal": np.full((n, 1), episode),
+            }
             next_obs = {**obs, "observation": np.full((n, 1), t + 1), "achieved_goal": np.full((n, 1), t + 1)}
             done = np.full(n, k == length - 1)
             segment_done = done | ((k + 1) % segment == 0)

@@ -1,0 +1,67 @@
+"""
+Learning curves through the zoo's command line, with the hyperparameters of hddpg.yml: success rate over deterministic
+evaluation episodes, by environment and seed, into benchmarks/results/<algo>-<env>.csv.
+
+    python benchmarks/learning.py --env FetchReach-v2 FetchReach-v4 --eval-freq 500
+    python benchmarks/learning.py --env PointMaze_UMaze-v3 --eval-freq 5000
+"""
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run(env_id: str, seed: int, args: argparse.Namespace) -> list[tuple[int, int, float]]:
+    """:return: rows of seed, environment steps, success rate"""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "hddpg", "--env", env_id, "--seed", str(seed)]
+        command += ["--eval-freq", str(args.eval_freq), "--eval-episodes", str(args.eval_episodes), "-f", folder]
+        command += ["--num-threads", "1", "--verbose", "0", "--log-interval", "-2"]
+        command += ["-params", *args.params] if args.params else []
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        evaluations = np.load(Path(folder) / "hddpg" / f"{env_id}_1" / "evaluations.npz")
+        rates = evaluations["successes"].mean(axis=1)
+        return [(seed, int(steps), float(rate)) for steps, rate in zip(evaluations["timesteps"], rates, strict=True)]
+
+
+def write(path: Path, rows: Sequence[tuple[int, int, float]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seed", "timesteps", "success_rate"])
+        writer.writerows(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", nargs="+", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--eval-freq", type=int, default=500)
+    parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--params", nargs="*", help="hyperparameters that differ, as for the zoo's -params")
+    parser.add_argument("--name", default="hddpg", help="beginning of the files' names")
+    args = parser.parse_args()
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = {env_id: [pool.submit(run, env_id, seed, args) for seed in args.seeds] for env_id in args.env}
+        for env_id, runs in futures.items():
+            rows = [row for future in runs for row in future.result()]
+            write(RESULTS / f"{args.name}-{env_id}.csv", rows)
+            for seed in args.seeds:
+                curve = " ".join(f"{steps}:{rate:.2f}" for row_seed, steps, rate in rows if row_seed == seed)
+                print(f"{env_id} seed {seed}: {curve}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

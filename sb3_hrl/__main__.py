@@ -1,0 +1,3 @@
+from sb3_hrl.zoo.cli import main
+
+main()

@@ -1,0 +1,31 @@
+"""``python -m sb3_hrl <command>``: rl_zoo3's command lines, without the start-up hook."""
+
+import runpy
+import sys
+
+from sb3_hrl.zoo.registration import register
+
+COMMANDS = {
+    "train": "rl_zoo3.train",
+    "enjoy": "rl_zoo3.enjoy",
+    "record_video": "rl_zoo3.record_video",
+    "record_training": "rl_zoo3.record_training",
+    "push_to_hub": "rl_zoo3.push_to_hub",
+    "load_from_hub": "rl_zoo3.load_from_hub",
+    "plot_train": "rl_zoo3.plots.plot_train",
+    "all_plots": "rl_zoo3.plots.all_plots",
+    "plot_from_file": "rl_zoo3.plots.plot_from_file",
+}
+
+
+def main() -> None:
+    """Run a command of rl_zoo3's as if by ``python -m``, with its own arguments."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        commands = "\n  ".join(f"{name:16s} python -m {module}" for name, module in COMMANDS.items())
+        asked_for_help = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
+        print(f"usage: python -m sb3_hrl <command> ...\n\ncommands, each that of rl_zoo3:\n  {commands}")
+        raise SystemExit(0 if asked_for_help else 2)
+    register(force=True)
+    command = sys.argv.pop(1)
+    # Most of these modules have no function to call, only a body for when they are run
+    runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=True)

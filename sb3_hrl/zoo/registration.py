@@ -1,0 +1,127 @@
+"""
+What rl_zoo3 has to be told to know ``hddpg``. It has no plugin mechanism: its dictionaries are added to in place, and never
+is something replaced that is there already.
+"""
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import sb3_hrl
+
+ALGO = "hddpg"
+
+
+def hyperparams_path() -> Path:
+    """
+    :return: the file with our hyperparameters, from the wheel or from the repository of an editable installation
+    """
+    package = Path(__file__).parents[1]
+    candidates = [folder / "hyperparams" / f"{ALGO}.yml" for folder in (package, package.parent)]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def patch_utils(module: ModuleType) -> None:
+    """
+    :param module: ``rl_zoo3.utils``, whose dictionary of algorithms all of the zoo's commands share
+    """
+    module.ALGOS.setdefault(ALGO, sb3_hrl.HierarchicalDDPG)
+    # For values that are evaluated there, such as `-params replay_buffer_class:SharedMemoryReplayBuffer`
+    vars(module).setdefault("SharedMemoryReplayBuffer", sb3_hrl.SharedMemoryReplayBuffer)
+
+
+def patch_hyperparams_opt(module: ModuleType) -> None:
+    """
+    :param module: ``rl_zoo3.hyperparams_opt``
+    """
+    from sb3_hrl.zoo.hyperparams_opt import convert_hddpg_params, sample_hddpg_params
+
+    module.HYPERPARAMS_SAMPLER.setdefault(ALGO, sample_hddpg_params)
+    module.HYPERPARAMS_CONVERTER.setdefault(ALGO, convert_hddpg_params)
+
+
+def patch_exp_manager(module: ModuleType) -> None:
+    """
+    Let the zoo find our hyperparameters, which it looks for in its own folder only.
+
+    :param module: ``rl_zoo3.exp_manager``
+    """
+    vars(module).setdefault("SharedMemoryReplayBuffer", sb3_hrl.SharedMemoryReplayBuffer)
+    manager = module.ExperimentManager
+    original = manager.__init__
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def __init__(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        original(self, *args, **kwargs)
+        config = inspect.signature(original).bind(self, *args, **kwargs).arguments.get("config")
+        if config is None and self.algo == ALGO and not Path(self.config).is_file():
+            self.config = str(hyperparams_path())
+
+    manager.__init__ = __init__
+
+
+def patch_import_envs(module: ModuleType) -> None:
+    """
+    Register the environments that our hyperparameters name, when ``hddpg`` is asked for on the command line: the zoo refuses
+    ids that are not registered. For other algorithms nothing is imported.
+
+    :param module: ``rl_zoo3.import_envs``
+    """
+    if any(ALGO in argument for argument in sys.argv):
+        import gymnasium as gym
+        import gymnasium_robotics
+
+        gym.register_envs(gymnasium_robotics)
+
+
+def patch_push_to_hub(module: ModuleType) -> None:
+    """
+    rl_zoo3 2.9.2 imports a function that sb3-team-hf-integration 3.2 calls by another name.
+
+    :param module: ``huggingface_sb3.push_to_hub``
+    """
+    if not hasattr(module, "generate_metadata") and hasattr(module, "_generate_metadata"):
+
+        def generate_metadata(*args, **kwargs):  # type: ignore[no-untyped-def]
+            return module._generate_metadata(*args, **kwargs).to_dict()
+
+        module.generate_metadata = generate_metadata  # type: ignore[attr-defined]
+
+
+PATCHES: dict[str, Callable[[ModuleType], None]] = {
+    "rl_zoo3.utils": patch_utils,
+    "rl_zoo3.import_envs": patch_import_envs,
+    "rl_zoo3.hyperparams_opt": patch_hyperparams_opt,
+    "rl_zoo3.exp_manager": patch_exp_manager,
+    "huggingface_sb3.push_to_hub": patch_push_to_hub,
+}
+
+
+def register(force: bool = False) -> None:
+    """
+    Register environment aliases, and let rl_zoo3 know ``hddpg``: patch those of its modules that are imported already, and
+    the others when they are. Called by ``import sb3_hrl``, so that it also works where the start-up hook does not run.
+
+    :param force: also if ``SB3_HRL_NO_ZOO`` is set
+    """
+    from sb3_hrl.zoo.envs import register_aliases
+
+    register_aliases()
+    if os.environ.get("SB3_HRL_NO_ZOO") and not force:
+        return
+    try:
+        import _sb3_hrl_hook as hook
+    except ImportError:
+        from sb3_hrl._startup import _sb3_hrl_hook as hook
+    hook.install(force)
+    for name in PATCHES:
+        module = sys.modules.get(name)
+        # A module that is being imported right now is patched when that is done
+        if module is not None and not getattr(module.__spec__, "_initializing", False):
+            hook.patch(name, module)
