@@ -51,7 +51,7 @@ def encode_subgoal(subgoal: th.Tensor, achieved_goal: th.Tensor, box: SubgoalBox
     if relative:
         action = (subgoal - achieved_goal) / box.radius
     else:
-        action = (2.0 * subgoal - box.low - box.high) / (box.high - box.low)
+        action = (2.0 * subgoal - box.low - box.high) / (box.high - box.low).clamp(min=1e-8)
     return action.clamp(-1.0, 1.0)
 
 

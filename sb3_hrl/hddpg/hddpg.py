@@ -1,3 +1,5 @@
+import io
+import pathlib
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -488,6 +490,22 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         )
 
     # ------------------------------------------------------------------- saving
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file. Its running episodes are closed: the environments start anew.
+
+        :param path: path to the pickled replay buffer
+        :param truncate_last_traj: not used, as in SB3 with any buffer but its HerReplayBuffer
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        saved = self.replay_buffer
+        if not isinstance(saved, SharedMemoryReplayBuffer) or saved.n_envs != self.n_envs:
+            raise ValueError(
+                f"The saved replay buffer ({type(saved).__name__}, n_envs={saved.n_envs}) does not fit this model, which has "
+                f"n_envs={self.n_envs}: load the model with as many environments as the buffer was saved with."
+            )
+        saved.end_episodes()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_goal_task", "_tracker", "_high", "_low", "lr_schedule"]

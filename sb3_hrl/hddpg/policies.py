@@ -208,10 +208,17 @@ class HierarchicalPolicy(BasePolicy):
 
     def set_box(self, low: np.ndarray, high: np.ndarray, radius: np.ndarray) -> None:
         """
+        Set where subgoals may lie, within the bounds of the goal space.
+
         :param low: lower bounds of subgoals, shape (goal_dim,)
         :param high: upper bounds of subgoals, shape (goal_dim,)
         :param radius: reach of relative subgoals, shape (goal_dim,)
         """
+        goal_space = self.observation_space["desired_goal"]  # type: ignore[index]
+        if isinstance(goal_space, spaces.Box):
+            low, high = np.maximum(low, goal_space.low.ravel()), np.minimum(high, goal_space.high.ravel())
+        elif self.binary_goals:
+            low, high = np.zeros(self.goal_dim), np.ones(self.goal_dim)
         for buffer, value in zip(self.box, (low, high, radius), strict=True):
             buffer.copy_(th.as_tensor(value))
         self._update_input_scaling()

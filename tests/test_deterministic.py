@@ -1,0 +1,30 @@
+"""Two seeded runs are equal bit by bit."""
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import point_vec_env
+
+from sb3_hrl import HierarchicalDDPG
+
+
+def run(small, seed, n_envs, **kwargs):
+    options = {**small, "seed": seed}
+    return HierarchicalDDPG("MultiInputPolicy", point_vec_env(n_envs), high_update_interval=2, **options, **kwargs).learn(150)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("options", [dict(), dict(subgoal_test_prob=0.5, relative_subgoals=False)])
+def test_same_seed_same_run(small, n_envs, options):
+    first, second = (run(small, 3, n_envs, **options) for _ in range(2))
+    assert len(first.policy.state_dict()) > 20
+    for key, value in first.policy.state_dict().items():
+        assert th.equal(value, second.policy.state_dict()[key]), key
+    n = 150 // n_envs
+    np.testing.assert_array_equal(first.replay_buffer._rows[:, :n], second.replay_buffer._rows[:, :n])
+
+
+def test_other_seed_other_run(small):
+    first, second = run(small, 3, 1), run(small, 4, 1)
+    assert not np.array_equal(first.replay_buffer._rows[:, :150], second.replay_buffer._rows[:, :150])
+    assert not th.equal(first.policy.low.actor_network.flat, second.policy.low.actor_network.flat)

@@ -1,0 +1,134 @@
+"""What is saved comes back, and a run goes on where it stopped."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import PointEnv, point_vec_env
+from stable_baselines3.common.save_util import load_from_zip_file
+
+from sb3_hrl import HierarchicalDDPG
+
+OPTIMIZERS = [f"policy.{level}.{network}.optimizer" for level in ("high", "low") for network in ("actor", "critic")]
+
+
+@pytest.fixture
+def model(small):
+    return HierarchicalDDPG("MultiInputPolicy", point_vec_env(2), high_update_interval=2, **small).learn(200)
+
+
+def assert_equal_parameters(a: HierarchicalDDPG, b: HierarchicalDDPG) -> None:
+    first, second = a.policy.state_dict(), b.policy.state_dict()
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert th.equal(value, second[key]), key
+    for name in OPTIMIZERS:
+        states = [model.get_parameters()[name]["state"] for model in (a, b)]
+        assert states[0].keys() == states[1].keys() != set()
+        for index, state in states[0].items():
+            for key, value in state.items():
+                assert th.equal(value, states[1][index][key]), f"{name} {key}"
+
+
+@pytest.mark.parametrize("with_env", [True, False])
+def test_everything_comes_back(model, tmp_path, with_env):
+    model.save(tmp_path / "model")
+    loaded = HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(2) if with_env else None)
+    assert_equal_parameters(model, loaded)
+    for key in ("subgoal_steps", "high_update_interval", "num_timesteps", "_n_updates", "gamma"):
+        assert getattr(model, key) == getattr(loaded, key)
+    assert loaded.policy.goal_moments.count > 0
+    for a, b in zip(model.policy.box, loaded.policy.box, strict=True):
+        assert th.equal(a, b)
+    obs = point_vec_env(3).reset()
+    (action, state), (loaded_action, loaded_state) = (m.predict(obs, deterministic=True) for m in (model, loaded))
+    np.testing.assert_array_equal(action, loaded_action)
+    np.testing.assert_array_equal(state[0], loaded_state[0])
+
+
+def test_a_loaded_model_goes_on(model, tmp_path):
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    radius, low = model.policy.subgoal_radius.clone(), model.policy.subgoal_low.clone()
+    moments = model.policy.goal_moments.count.item()
+    loaded = HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(2))
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.replay_buffer.size() == 200
+    updates = loaded._n_updates
+    loaded.learn(100, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 300
+    assert loaded._n_updates == updates + 50
+    assert loaded.replay_buffer.size() == 300
+    assert (loaded.policy.subgoal_radius >= radius).all()
+    assert (loaded.policy.subgoal_low <= low).all()
+    # Each step is taken into the moments once
+    assert moments < loaded.policy.goal_moments.count.item() <= 2 * 300
+
+
+def test_a_loaded_model_goes_on_without_its_buffer_and_with_other_environments(model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(3))
+    loaded.learn(99, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 299
+    assert loaded.replay_buffer.size() == 99
+
+
+def test_a_buffer_of_other_environments_is_refused(model, tmp_path):
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(3))
+    with pytest.raises(ValueError, match="n_envs"):
+        loaded.load_replay_buffer(tmp_path / "buffer")
+
+
+def test_the_zip_holds_networks_only(model):
+    file = io.BytesIO()
+    model.save(file)
+    assert file.tell() < 200_000
+    file.seek(0)
+    data, parameters, _ = load_from_zip_file(file)
+    assert set(parameters) == {"policy", *OPTIMIZERS}
+    assert not {"replay_buffer", "_goal_task", "_tracker", "env"} & set(data)
+    assert zipfile.is_zipfile(file)
+
+
+def test_a_model_that_never_learned_can_be_saved(small, tmp_path):
+    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
+    model.save(tmp_path / "model")
+    loaded = HierarchicalDDPG.load(tmp_path / "model", env=PointEnv())
+    loaded.learn(50)
+    assert loaded.num_timesteps == 50
+
+
+def test_set_parameters_of_another_model(model, small):
+    other = HierarchicalDDPG("MultiInputPolicy", point_vec_env(2), **{**small, "seed": 1}).learn(100)
+    other.set_parameters(model.get_parameters(), exact_match=True)
+    assert_equal_parameters(model, other)
+
+
+def test_changed_arguments_at_load(model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(2), gamma=0.5, high_kwargs=dict(gamma=0.7))
+    assert loaded._low.gamma == 0.5
+    assert loaded._high.gamma == 0.7
+
+
+def test_set_env_drops_the_running_segments(model):
+    size = model.replay_buffer.size()
+    model.set_env(point_vec_env(2))
+    model.learn(20, reset_num_timesteps=False)
+    assert model.replay_buffer.size() == size + 20
+    samples = model.replay_buffer.sample_high(300, 0, 1)
+    clock, next_clock = samples.observations[:, 2], samples.next_observations[:, 2]
+    assert (next_clock > clock).all(), "a segment goes across the reset"
+
+
+def test_learning_twice_without_a_reset_keeps_the_episode(small):
+    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
+    model.learn(33)
+    model.learn(33, reset_num_timesteps=False)
+    whole = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
+    whole.learn(66)
+    np.testing.assert_array_equal(model.replay_buffer._rows[0, :66], whole.replay_buffer._rows[0, :66])
