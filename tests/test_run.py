@@ -122,6 +122,7 @@ def test_rollout_log(small, tmp_path):
     model = HierarchicalDDPG("MultiInputPolicy", Monitor(PointEnv()), **small)
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(400, log_interval=2)
+    model.logger.close()
     header = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
     segments = {"subgoal_success_rate", "segment_length", "subgoal_reached_at_issue", "subgoal_replaced"}
     assert {f"rollout/{key}" for key in segments | {"ep_rew_mean", "ep_len_mean", "success_rate"}} <= set(header)

@@ -3,6 +3,7 @@
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
 
 
 class SuccessInfoWrapper(gym.Wrapper):
@@ -21,3 +22,17 @@ class SuccessInfoWrapper(gym.Wrapper):
         obs, reward, terminated, truncated, info = self.env.step(action)
         info.setdefault("is_success", bool(info.get("success", False)))
         return obs, reward, terminated, truncated, info
+
+
+def add_success_info(env: gym.Env) -> gym.Env:
+    """
+    Wrap in :class:`SuccessInfoWrapper`, beneath a ``Monitor`` if there is one: rl_zoo3 applies an ``env_wrapper`` on top of
+    it, and what Monitor is to record has to reach it.
+
+    :param env: the environment
+    :return: the environment with ``info["is_success"]``
+    """
+    if isinstance(env, Monitor):
+        env.env = SuccessInfoWrapper(env.env)
+        return env
+    return SuccessInfoWrapper(env)

@@ -1,0 +1,98 @@
+"""The start-up hook: there after any installation, silent for others, and easily switched off."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ["train", "enjoy", "record_video", "load_from_hub", "record_training", "push_to_hub"]
+
+
+def run(python: Path | str, *arguments: str, **env: str) -> str:
+    result = subprocess.run(
+        [str(python), *arguments],
+        cwd="/",
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    return result.stdout
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def python(request, tmp_path_factory) -> Path:
+    """The interpreter of an environment of its own, with sb3-hrl installed and its dependencies those of this environment."""
+    folder = tmp_path_factory.mktemp(request.param)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin/python"
+    site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    dependencies = [path for path in sys.path if path.endswith("site-packages")]
+    (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
+    what = ["--editable", str(ROOT)] if request.param == "editable" else [str(ROOT)]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed"]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", *options, *what], check=True)
+    return python
+
+
+def test_installed_by_wheel_and_editable(python):
+    """All commands list the algorithm, with no edit and no flag, in isolated mode as well."""
+    for command in COMMANDS:
+        assert "hddpg" in run(python, "-I", "-m", f"rl_zoo3.{command}", "--help"), command
+
+
+def test_the_package_finds_its_own_files(python):
+    code = "import sb3_hrl; from sb3_hrl.zoo.registration import hyperparams_path as path; "
+    output = run(python, "-c", code + "print(sb3_hrl.__version__, sb3_hrl.__file__, path(), sep='\\n')").splitlines()
+    version, package, hyperparams = output[-3:]
+    assert version == (ROOT / "sb3_hrl/version.txt").read_text().strip()
+    # The wheel has a copy; an editable installation looks into the repository
+    editable = Path(package).parents[1] == ROOT
+    assert Path(hyperparams) == (ROOT if editable else Path(package).parent) / "hyperparams/hddpg.yml"
+    assert Path(hyperparams).read_text() == (ROOT / "hyperparams/hddpg.yml").read_text()
+
+
+def test_it_can_be_switched_off(python):
+    assert "hddpg" not in run(python, "-m", "rl_zoo3.train", "--help", SB3_HRL_NO_ZOO="1")
+
+
+def test_it_imports_nothing_at_start_up(python):
+    modules = run(python, "-c", "import sys; print(sorted(sys.modules))")
+    assert "_sb3_hrl_hook" in modules
+    assert not {"'sb3_hrl'", "'torch'", "'numpy'", "'gymnasium'"} & set(modules.strip("[]\n").split(", "))
+
+
+def test_other_algorithms_are_left_alone(python, tmp_path):
+    arguments = ["--algo", "ppo", "--env", "CartPole-v1", "-n", "10", "--eval-freq", "-1", "-f", str(tmp_path)]
+    arguments += ["-params", "n_envs:1", "n_steps:8", "batch_size:8", "n_epochs:1"]
+    code = f"import runpy, sys; sys.argv = {['train', *arguments]}; runpy.run_module('rl_zoo3.train', run_name='__main__'); "
+    output = run(python, "-W", "error::UserWarning:_sb3_hrl_hook", "-c", code + "print(sorted(sys.modules))")
+    assert (tmp_path / "ppo/CartPole-v1_1/CartPole-v1.zip").is_file(), output
+    assert "gymnasium_robotics" not in output
+    assert "sb3-hrl:" not in output
+
+
+def test_a_failure_is_told_and_breaks_nothing(python):
+    code = (
+        "import sys, warnings; sys.modules['sb3_hrl.zoo.registration'] = None; import rl_zoo3; "
+        "print('ppo' in rl_zoo3.ALGOS, 'hddpg' in rl_zoo3.ALGOS)"
+    )
+    output = run(python, "-c", code)
+    assert "could not register with rl_zoo3.utils" in output
+    assert "True False" in output
+
+
+def test_importing_the_package_registers_too(python):
+    """Where no .pth is read (``-S``, ``--target``, zip files), and after rl_zoo3 was imported."""
+    code = (
+        "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'sb3_hrl' not in type(finder).__module__]; "
+        "import rl_zoo3; before = 'hddpg' in rl_zoo3.ALGOS; import sb3_hrl; after = 'hddpg' in rl_zoo3.ALGOS; "
+        "import rl_zoo3.hyperparams_opt as opt; print(before, after, 'hddpg' in opt.HYPERPARAMS_SAMPLER)"
+    )
+    assert "False True True" in run(python, "-c", code)

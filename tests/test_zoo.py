@@ -1,0 +1,233 @@
+"""The zoo's real command lines, in processes of their own, with nothing but the package installed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import optuna
+import pytest
+import yaml
+from conftest import PointEnv
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_hrl import HierarchicalDDPG
+from sb3_hrl.common.wrappers import SuccessInfoWrapper, add_success_info
+from sb3_hrl.zoo.hyperparams_opt import convert_hddpg_params, sample_hddpg_params
+from sb3_hrl.zoo.registration import hyperparams_path
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+TINY = ["--num-threads", "1", "--eval-freq", "-1", "-params", "learning_starts:100", "policy_kwargs:dict(net_arch=[16])"]
+
+
+def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None, check: bool = True) -> str:
+    """:return: what ``python <arguments>`` printed, standard output and error"""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert (result.returncode == 0) == check, result.stdout[-5000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A folder with the logs of a short run on FetchReach-v2."""
+    folder = tmp_path_factory.mktemp("zoo")
+    arguments = ["-n", "300", "-f", "logs", "--save-replay-buffer", "-P", "-tb", "tb", "--seed", "1", *TINY]
+    output = run("-m", "rl_zoo3.train", "--algo", "hddpg", "--env", "FetchReach-v2", *arguments, cwd=folder)
+    assert output.count("FetchReach-v4 (the same task) takes its place") == 1
+    assert "300/300" in output
+    return folder
+
+
+def test_train(trained):
+    run_folder = trained / "logs/hddpg/FetchReach-v2_1"
+    assert (run_folder / "FetchReach-v2.zip").is_file()
+    assert (run_folder / "replay_buffer.pkl").stat().st_size < 200_000
+    assert list((trained / "tb").rglob("events.*"))
+    config = (run_folder / "FetchReach-v2/config.yml").read_text()
+    assert "subgoal_radius" in config, "our hyperparameters were not found"
+    monitor = (run_folder / "0.monitor.csv").read_text().splitlines()
+    assert "is_success" in monitor[1]
+    assert len(monitor) == 2 + 6
+
+
+def test_enjoy(trained):
+    output = run(
+        "-m",
+        "rl_zoo3.enjoy",
+        "--algo",
+        "hddpg",
+        "--env",
+        "FetchReach-v2",
+        "-f",
+        "logs",
+        "-n",
+        "100",
+        "--no-render",
+        cwd=trained,
+    )
+    assert "Success rate" in output
+
+
+def test_record_video(trained):
+    env = {"MUJOCO_GL": "egl"}
+    probe = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
+    if subprocess.run(probe, env=os.environ | env, capture_output=True).returncode != 0:
+        pytest.skip("no offscreen rendering here: MUJOCO_GL=egl finds no EGL library")
+    arguments = ["--algo", "hddpg", "--env", "FetchReach-v2", "-f", "logs", "-n", "20"]
+    run("-m", "rl_zoo3.record_video", *arguments, cwd=trained, env=env)
+    assert list((trained / "logs/hddpg/FetchReach-v2_1/videos").glob("*.mp4"))
+
+
+def test_continue(trained, tmp_path):
+    model = trained / "logs/hddpg/FetchReach-v2_1/FetchReach-v2.zip"
+    arguments = ["--algo", "hddpg", "--env", "FetchReach-v2", "-i", str(model), "-n", "100", "--save-replay-buffer"]
+    output = run("-m", "rl_zoo3.train", *arguments, *TINY, "learning_starts:0", cwd=tmp_path)
+    assert "Loading replay buffer" in output
+    saved = HierarchicalDDPG.load(tmp_path / "logs/hddpg/FetchReach-v2_1/FetchReach-v2.zip")
+    saved.load_replay_buffer(tmp_path / "logs/hddpg/FetchReach-v2_1/replay_buffer.pkl")
+    # The zoo counts anew; the buffer and the updates go on
+    assert saved.replay_buffer.size() == 400
+    assert saved._n_updates == 200 + 100
+
+
+def test_subprocess_environments(tmp_path):
+    arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-n", "300", "--vec-env", "subproc", *TINY, "n_envs:2"]
+    run("-m", "rl_zoo3.train", *arguments, cwd=tmp_path)
+    assert len(list((tmp_path / "logs/hddpg/FetchReach-v4_1").glob("*.monitor.csv"))) == 2
+
+
+def test_maze_logs_success(tmp_path):
+    arguments = ["--algo", "hddpg", "--env", "PointMaze_UMaze-v3", "-n", "650", *TINY]
+    output = run("-m", "rl_zoo3.train", *arguments, "--log-interval", "1", cwd=tmp_path)
+    assert "success_rate" in output
+
+
+def test_evaluation(tmp_path):
+    arguments = ["--algo", "hddpg", "--env", "FetchReach-v2", "-n", "200", *TINY]
+    arguments[arguments.index("-1")] = "100"
+    output = run("-m", "rl_zoo3.train", *arguments, "--eval-episodes", "2", "--n-eval-envs", "2", cwd=tmp_path)
+    assert output.count("Success rate:") == 2
+
+
+def test_optimize_and_read_a_trial_back(tmp_path):
+    common = ["--algo", "hddpg", "--env", "FetchReach-v4", "--storage", "sqlite:///study.db", "--study-name", "reach"]
+    optimize = ["-optimize", "--n-trials", "2", "--n-startup-trials", "1", "--n-evaluations", "1", "-n", "200"]
+    optimize += ["--eval-episodes", "1", "--no-optim-plots", "--num-threads", "1", "-params", "learning_starts:150"]
+    output = run("-m", "rl_zoo3.train", *common, *optimize, cwd=tmp_path)
+    assert "Number of finished trials:  2" in output
+    assert list((tmp_path / "logs/hddpg").glob("report_*.csv"))
+    output = run("-m", "rl_zoo3.train", *common, "--trial-id", "1", "-n", "200", "--eval-freq", "-1", cwd=tmp_path)
+    assert "Loading from Optuna study" in output
+    assert (tmp_path / "logs/hddpg/FetchReach-v4_1/FetchReach-v4.zip").is_file() or list(tmp_path.rglob("FetchReach-v4.zip"))
+
+
+def test_plots(trained):
+    pytest.importorskip("seaborn", reason="pip install sb3-hrl[plots]")
+    arguments = ["-a", "hddpg", "-e", "FetchReach-v2", "-f", "logs", "-y", "success", "-w", "10"]
+    run("-m", "rl_zoo3.plots.plot_train", *arguments, cwd=trained, env={"MPLBACKEND": "Agg"})
+
+
+HUB = """
+import pathlib, runpy, sys
+import huggingface_hub
+
+class Hub:
+    def create_repo(self, **kwargs):
+        return "the hub"
+    def snapshot_download(self, repo_id, local_dir):
+        pathlib.Path(local_dir).mkdir(parents=True)
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        print("uploaded", sorted(path.name for path in pathlib.Path(folder_path).iterdir()))
+
+huggingface_hub.HfApi = Hub
+sys.argv = ["push_to_hub", *"--algo hddpg --env FetchReach-v2 -f logs -orga me -m test --no-render".split()]
+runpy.run_module("rl_zoo3.push_to_hub", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_push_to_hub(trained):
+    output = run("-c", HUB, cwd=trained)
+    assert "uploaded" in output
+    assert "hddpg-FetchReach-v2.zip" in output
+
+
+def test_without_the_hook_the_module_does_the_same(tmp_path):
+    env = {"SB3_HRL_NO_ZOO": "1"}
+    arguments = ["--algo", "hddpg", "--env", "FetchReach-v2", "-n", "150", *TINY]
+    run("-m", "sb3_hrl", "train", *arguments, cwd=tmp_path, env=env)
+    assert (tmp_path / "logs/hddpg/FetchReach-v2_1/FetchReach-v2.zip").is_file()
+    output = run("-m", "sb3_hrl", "sing", cwd=tmp_path, check=False)
+    assert "record_video" in output
+
+
+def test_every_environment_named_is_there():
+    import gymnasium_robotics
+
+    gym.register_envs(gymnasium_robotics)
+    with hyperparams_path().open() as file:
+        hyperparams = yaml.safe_load(file)
+    families = {"FetchReach-v2", "FetchPickAndPlaceDense-v3", "FetchSlide-v4", "PointMaze_Large-v3", "AntMaze_Medium-v5"}
+    assert families | {"default"} <= set(hyperparams)
+    for env_id in set(hyperparams) - {"default"}:
+        assert gym.spec(env_id).max_episode_steps > 0
+        if "Maze" in env_id:
+            assert hyperparams[env_id]["env_kwargs"]["continuing_task"] is False
+        if "Dense" in env_id and "Maze" in env_id:
+            assert "subgoal_threshold" in hyperparams[env_id]
+
+
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_aliases_are_todays_environments(version):
+    alias = gym.make(f"FetchReachDense-{version}")
+    today = gym.make("FetchReachDense-v4")
+    assert type(alias.unwrapped) is type(today.unwrapped)
+    assert alias.unwrapped.reward_type == "dense"
+    assert alias.spec.max_episode_steps == today.spec.max_episode_steps
+    obs, _ = alias.reset(seed=3)
+    expected, _ = today.reset(seed=3)
+    np.testing.assert_array_equal(obs["desired_goal"], expected["desired_goal"])
+
+
+def test_sampled_hyperparameters_are_valid_and_read_back():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(50):
+        trial = study.ask()
+        sampled = sample_hddpg_params(trial, n_actions=2, n_envs=3, additional_args={})
+        assert convert_hddpg_params(trial.params) == sampled
+        HierarchicalDDPG("MultiInputPolicy", PointEnv(), **sampled)
+
+
+class MazeLike(PointEnv):
+    """Says ``success`` instead of ``is_success``, and at the first step nothing."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"success": True} if self.steps > 1 else {}
+
+
+@pytest.mark.parametrize("monitored", [True, False])
+def test_success_info(monitored):
+    env = MazeLike(max_steps=3)
+    env = add_success_info(Monitor(env, info_keywords=("is_success",)) if monitored else env)
+    env.reset(seed=0)
+    infos = [env.step(np.zeros(2))[4] for _ in range(3)]
+    assert [info["is_success"] for info in infos] == [False, True, True]
+    assert not monitored or infos[-1]["episode"]["is_success"]
+
+
+def test_success_of_the_environment_is_kept():
+    env = SuccessInfoWrapper(PointEnv())
+    env.reset(seed=0)
+    env.unwrapped.goal = env.unwrapped.position
+    assert env.step(np.zeros(2))[4]["is_success"]
