@@ -1,4 +1,4 @@
-"""SB3's own DDPG with hindsight from SharedMemoryReplayBuffer instead of HerReplayBuffer: the same learning, faster batches."""
+"""SB3's own DDPG, with hindsight from SharedMemoryReplayBuffer instead of HerReplayBuffer."""
 
 import argparse
 

@@ -113,6 +113,20 @@ def test_maze_logs_success(tmp_path):
     assert "success_rate" in output
 
 
+def test_evaluation_uses_the_environment_of_the_file(tmp_path):
+    """An episode of the maze ends at success; in rl_zoo3's own evaluation it would not, and last for 300 steps."""
+    code = (
+        f"import runpy, sys; sys.argv = {['train', '--algo', 'hddpg', '--env', 'PointMaze_UMaze-v3', '-n', '50', *TINY]}; "
+        "import rl_zoo3.import_envs; from rl_zoo3.exp_manager import ExperimentManager; "
+        "create = ExperimentManager.create_envs; learn = ExperimentManager.learn; "
+        "ExperimentManager.learn = lambda self, model: print('ends:', [create(self, 1, eval_env=eval_env)"
+        ".get_attr('continuing_task') for eval_env in (False, True)]); "
+        "ExperimentManager.save_trained_model = lambda self, model: None; "
+        "runpy.run_module('rl_zoo3.train', run_name='__main__')"
+    )
+    assert "ends: [[False], [False]]" in run("-c", code, cwd=tmp_path)
+
+
 def test_evaluation(tmp_path):
     arguments = ["--algo", "hddpg", "--env", "FetchReach-v2", "-n", "200", *TINY]
     arguments[arguments.index("-1")] = "100"

@@ -46,24 +46,32 @@ def patch_hyperparams_opt(module: ModuleType) -> None:
 
 def patch_exp_manager(module: ModuleType) -> None:
     """
-    Let the zoo find our hyperparameters, which it looks for in its own folder only.
+    Let the zoo find our hyperparameters, which it looks for in its own folder only, and evaluate on the environment that they
+    describe: rl_zoo3 2.9.2 gives the ``env_kwargs`` of the file to the training environment, but not to that of evaluation.
 
     :param module: ``rl_zoo3.exp_manager``
     """
     vars(module).setdefault("SharedMemoryReplayBuffer", sb3_hrl.SharedMemoryReplayBuffer)
     manager = module.ExperimentManager
-    original = manager.__init__
-    if hasattr(original, "__wrapped__"):
+    init, preprocess = manager.__init__, manager._preprocess_hyperparams
+    if hasattr(init, "__wrapped__"):
         return
 
-    @functools.wraps(original)
+    @functools.wraps(init)
     def __init__(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        original(self, *args, **kwargs)
-        config = inspect.signature(original).bind(self, *args, **kwargs).arguments.get("config")
+        init(self, *args, **kwargs)
+        config = inspect.signature(init).bind(self, *args, **kwargs).arguments.get("config")
         if config is None and self.algo == ALGO and not Path(self.config).is_file():
             self.config = str(hyperparams_path())
 
-    manager.__init__ = __init__
+    @functools.wraps(preprocess)
+    def _preprocess_hyperparams(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        result = preprocess(self, *args, **kwargs)
+        if self.algo == ALGO and not self.eval_env_kwargs:
+            self.eval_env_kwargs = self.env_kwargs
+        return result
+
+    manager.__init__, manager._preprocess_hyperparams = __init__, _preprocess_hyperparams
 
 
 def patch_import_envs(module: ModuleType) -> None:
