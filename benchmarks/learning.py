@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def run(env_id: str, seed: int, args: argparse.Namespace) -> list[tuple[int, int, float]]:
     """:return: rows of seed, environment steps, success rate"""
@@ -35,7 +33,7 @@ def run(env_id: str, seed: int, args: argparse.Namespace) -> list[tuple[int, int
 
 
 def write(path: Path, rows: Sequence[tuple[int, int, float]]) -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["seed", "timesteps", "success_rate"])
@@ -51,13 +49,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--params", nargs="*", help="hyperparameters that differ, as for the zoo's -params")
     parser.add_argument("--name", default="hddpg", help="beginning of the files' names")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the csv files")
     args = parser.parse_args()
 
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {env_id: [pool.submit(run, env_id, seed, args) for seed in args.seeds] for env_id in args.env}
         for env_id, runs in futures.items():
             rows = [row for future in runs for row in future.result()]
-            write(RESULTS / f"{args.name}-{env_id}.csv", rows)
+            write(args.results / f"{args.name}-{env_id}.csv", rows)
             for seed in args.seeds:
                 curve = " ".join(f"{steps}:{rate:.2f}" for row_seed, steps, rate in rows if row_seed == seed)
                 print(f"{env_id} seed {seed}: {curve}", flush=True)

@@ -31,7 +31,9 @@ def test_flat_gradients_are_those_of_autograd(squash, net_arch):
     expected, auto_tape = auto.trace(x)
     assert th.allclose(y, expected, atol=1e-6)
     assert th.allclose(y, flat(x), atol=1e-6)
-    assert th.allclose(flat.input_gradient(tape, grad), th.autograd.grad(auto_tape[1], auto_tape[0], grad, True)[0], atol=1e-5)
+    expected_gradient = th.autograd.grad(auto_tape[1], auto_tape[0], grad, True)[0]
+    assert th.allclose(flat.input_gradient(tape, grad, n_last=5), expected_gradient, atol=1e-5)
+    assert th.allclose(flat.input_gradient(tape, grad, n_last=2), expected_gradient[:, 3:], atol=1e-5)
     flat.backward(tape, grad)
     auto.backward(auto_tape, grad)
     expected_grad = th.cat([parameter.grad.flatten() for parameter in auto.parameters()])
@@ -187,3 +189,12 @@ def test_standard_deviation_has_a_floor():
     moments = RunningMoments(1, min_std=0.01)
     moments.update(np.full((10, 1), 7.0))
     assert moments.std.item() == 0.01
+
+
+def test_training_mode_reaches_networks_that_have_one():
+    level = make_level(activation_fn=nn.Tanh)
+    for mode in (True, False):
+        level.set_training_mode(mode)
+        assert level.actor_network.training == mode
+        assert level.critic_networks[0].training == mode
+    assert not level.actor_target.training

@@ -1,6 +1,6 @@
 """
 Networks with a hand on their gradients: ``trace`` runs them forward, ``backward`` sets the gradients of their parameters,
-``input_gradient`` gives those of their input alone.
+``input_gradient`` gives those of their input.
 
 :class:`FlatMLP` is what both levels use: SB3's ReLU perceptron as one flat parameter with its gradients written out. That
 saves time in a DDPG update (``benchmarks/update.py``): no graph, no gradients that nobody asked for, and one tensor for
@@ -103,17 +103,18 @@ class FlatMLP(nn.Module):
                 grad = _relu_backward(grad @ weights[i][0], tape[i])
 
     @th.no_grad()
-    def input_gradient(self, tape: list[th.Tensor], grad: th.Tensor) -> th.Tensor:
+    def input_gradient(self, tape: list[th.Tensor], grad: th.Tensor, n_last: int) -> th.Tensor:
         """
         :param tape: activations from ``trace``
         :param grad: gradient of the loss with respect to the output, shape (batch, output_dim)
-        :return: gradient with respect to the input, shape (batch, input_dim)
+        :param n_last: how many of the input's last entries to differentiate by
+        :return: gradient with respect to these, shape (batch, n_last)
         """
         weights = self._weights()
         grad = self._unsquash(tape[-1], grad)
         for i in reversed(range(1, len(weights))):
             grad = _relu_backward(grad @ weights[i][0], tape[i])
-        return grad @ weights[0][0]
+        return grad @ weights[0][0][:, -n_last:]
 
     def _unsquash(self, y: th.Tensor, grad: th.Tensor) -> th.Tensor:
         return grad * (1.0 - y * y) if self.squash else grad
@@ -159,9 +160,9 @@ class AutogradNetwork(nn.Module):
         for parameter, gradient in zip(parameters, th.autograd.grad(tape[1], parameters, grad), strict=True):
             parameter.grad = gradient
 
-    def input_gradient(self, tape: Any, grad: th.Tensor) -> th.Tensor:
+    def input_gradient(self, tape: Any, grad: th.Tensor, n_last: int) -> th.Tensor:
         """See :meth:`FlatMLP.input_gradient`."""
-        return th.autograd.grad(tape[1], tape[0], grad)[0]
+        return th.autograd.grad(tape[1], tape[0], grad)[0][:, -n_last:]
 
 
 TracedNetwork = FlatMLP | AutogradNetwork

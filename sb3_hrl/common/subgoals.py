@@ -6,10 +6,12 @@ Absolute commands address the box ``[low, high]`` (HAC, https://arxiv.org/abs/17
 ``radius`` around the goal that is achieved now (HIRO, https://arxiv.org/abs/1805.08296).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
+
+ArrayT = TypeVar("ArrayT", th.Tensor, np.ndarray)
 
 
 class SubgoalBox(NamedTuple):
@@ -55,16 +57,16 @@ def encode_subgoal(subgoal: th.Tensor, achieved_goal: th.Tensor, box: SubgoalBox
     return action.clamp(-1.0, 1.0)
 
 
-def is_reached(achieved_goal: th.Tensor, subgoal: th.Tensor, threshold: th.Tensor | float) -> th.Tensor:
+def is_reached(achieved_goal: ArrayT, subgoal: ArrayT, threshold: float) -> ArrayT:
     """
     Whether a subgoal is reached: the Euclidean distance to it is at most ``threshold``.
 
-    :param achieved_goal: shape (..., goal_dim)
+    :param achieved_goal: tensor or array of shape (..., goal_dim)
     :param subgoal: shape (..., goal_dim)
     :param threshold: distance, in the units of the goal
-    :return: boolean tensor, shape (...,)
+    :return: booleans, shape (...,)
     """
-    return (achieved_goal - subgoal).square().sum(-1) <= threshold * threshold
+    return ((achieved_goal - subgoal) ** 2).sum(-1) <= threshold * threshold
 
 
 def visited_bounds(goals: np.ndarray, margin: float, quantile: float = 0.005) -> tuple[np.ndarray, np.ndarray]:

@@ -371,9 +371,9 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             for env in np.flatnonzero(dones):
                 for key, value in infos[env]["terminal_observation"].items():
                     next_obs[key][env] = value
-        _, achieved, _ = self.policy.flatten_obs(next_obs)
-        subgoals = th.as_tensor(self._tracker.subgoals, device=self.device)
-        reached = self.policy.is_reached(achieved, subgoals).cpu().numpy()
+        # In NumPy, and in the precision that the buffer has: tensors of this size would cost more than the arithmetic
+        achieved = np.asarray(next_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
+        reached = self.policy.is_reached(achieved, self._tracker.subgoals)
         segment_done = self._tracker.step(reached, dones)
         replay_buffer.add(
             self._last_obs,  # type: ignore[arg-type]

@@ -148,8 +148,8 @@ def ddpg_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) ->
     # L_pi = -mean Q_1(s, pi(s)): the deterministic policy gradient, -dQ_1/da dpi/dtheta
     actions, actor_tape = actor.trace(batch.inputs)
     q_values, tape = critics[0].trace(th.cat([batch.inputs, actions], dim=1))
-    pair_gradient = critics[0].input_gradient(tape, th.full_like(q_values, -1.0 / batch_size))
-    actor.backward(actor_tape, pair_gradient[:, -actions.shape[1] :])
+    action_gradient = critics[0].input_gradient(tape, th.full_like(q_values, -1.0 / batch_size), n_last=actions.shape[1])
+    actor.backward(actor_tape, action_gradient)
     _clip_gradients(level.actor, config.max_grad_value)
     level.actor.optimizer.step()
 

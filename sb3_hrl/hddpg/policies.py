@@ -13,8 +13,8 @@ from torch import nn
 
 from sb3_hrl.common.buffers import GOAL_KEYS
 from sb3_hrl.common.moments import RunningMoments
-from sb3_hrl.common.networks import TracedNetwork, traced
-from sb3_hrl.common.subgoals import SubgoalBox, decode_subgoal, encode_subgoal, is_reached
+from sb3_hrl.common.networks import FlatMLP, TracedNetwork, traced
+from sb3_hrl.common.subgoals import ArrayT, SubgoalBox, decode_subgoal, encode_subgoal, is_reached
 from sb3_hrl.common.type_aliases import SubgoalState
 
 N_CANDIDATES = 64
@@ -59,6 +59,15 @@ class LevelPolicy(TD3Policy):
             # SB3 keeps critics in a plain list and registers each one by name
             setattr(critic, f"qf{i}", critic.q_networks[i])
         return critic
+
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        :param mode: whether to switch to training mode (batch normalisation, dropout) or to evaluation mode
+        """
+        # The modes alternate at every rollout; perceptrons are the same in both, and walking through all modules is slow
+        if not all(isinstance(network, FlatMLP) for network in (self.actor_network, *self.critic_networks)):
+            super().set_training_mode(mode)
 
 
 class HierarchicalPolicy(BasePolicy):
@@ -232,9 +241,9 @@ class HierarchicalPolicy(BasePolicy):
         """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.encode_subgoal`."""
         return encode_subgoal(subgoal, achieved_goal, self.box, self.relative_subgoals)
 
-    def is_reached(self, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
+    def is_reached(self, achieved_goal: ArrayT, subgoal: ArrayT) -> ArrayT:
         """Whether subgoals are reached, see :func:`~sb3_hrl.common.subgoals.is_reached`."""
-        return is_reached(achieved_goal, subgoal, self.subgoal_threshold)
+        return is_reached(achieved_goal, subgoal, self.subgoal_threshold.item())
 
     # ------------------------------------------------------------------- levels
 
@@ -419,11 +428,9 @@ class HierarchicalPolicy(BasePolicy):
         """
         :param mode: whether to switch both levels to training mode (batch normalisation, dropout) or to evaluation mode
         """
-        # Both modes alternate at every rollout, and walking through all modules is slow
-        if mode != self.training:
-            self.high.set_training_mode(mode)
-            self.low.set_training_mode(mode)
-            self.training = mode
+        self.high.set_training_mode(mode)
+        self.low.set_training_mode(mode)
+        self.training = mode
 
 
 def explore(action: th.Tensor, noise_std: float, random_prob: float = 0.0) -> th.Tensor:

@@ -1,0 +1,136 @@
+"""Every command and snippet of the README, every example and benchmark is run, in miniature."""
+
+import csv
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """:return: the README's code blocks in this language"""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMANDS = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+ZOO_COMMANDS = [command for command in COMMANDS if command.startswith("python -m rl_zoo3")]
+
+
+def run(command: list[str], cwd: Path) -> str:
+    command = [sys.executable if part == "python" else part for part in command]
+    result = subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+    return result.stdout
+
+
+def in_miniature(command: str) -> list[str]:
+    """The zoo's command with a budget that is over in seconds."""
+    parts = shlex.split(command)
+    budget = ["--num-threads", "1"]
+    if "rl_zoo3.enjoy" in parts:
+        return [*parts, "-n", "100"]
+    if "-optimize" in parts:
+        budget += ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+    elif "--eval-freq" not in parts:
+        budget += ["--eval-freq", "-1"]
+    return [*parts, *budget, "-n", "400", "-params", "learning_starts:300"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_the_readmes_commands_are_known():
+    others = set(COMMANDS) - set(ZOO_COMMANDS)
+    # `pip install .` is run by test_hook.py, `make test` by CI
+    assert others == {"pip install .", "make train", "make test"}
+    assert len(ZOO_COMMANDS) >= 4
+
+
+@pytest.mark.parametrize("command", ZOO_COMMANDS)
+def test_zoo_commands(command, folder):
+    run(in_miniature(command), folder)
+
+
+def test_make_train(folder):
+    lines = run(["make", "--dry-run", "train", f"PYTHON={sys.executable}"], ROOT).splitlines()
+    command = next(line for line in lines if "rl_zoo3.train" in line)
+    assert "--algo hddpg --env FetchReach-v2" in command
+    output = run([*in_miniature(command), "--eval-freq", "400", "--eval-episodes", "2"], folder)
+    assert "Success rate:" in output
+    assert "400/400" in output
+
+
+def test_make_test_is_what_ci_calls():
+    assert "make test" in (ROOT / ".ci/run").read_text()
+    steps = run(["make", "--dry-run", "check"], ROOT)
+    for step in ("ruff check", "ruff format --check", "mypy", "lint_imports", "pytest"):
+        assert step in steps
+
+
+@pytest.mark.parametrize("snippet", blocks("python"))
+def test_snippets(snippet, folder):
+    assert "3_000" in snippet
+    run(["python", "-W", "ignore", "-c", snippet.replace("3_000", "200")], folder)
+
+
+def test_the_table_is_that_of_the_results():
+    rows = re.findall(r"^\| (\S+) \| ([\d,]+) \| ([\d.]+) \| ([\d., ]+) \| `(.+)` \|$", README, flags=re.MULTILINE)
+    assert len(rows) >= 3
+    for env_id, steps, worst, seeds, command in rows:
+        assert env_id in command
+        with (ROOT / f"benchmarks/results/hddpg-{env_id}.csv").open() as file:
+            results = [row for row in csv.DictReader(file) if row["timesteps"] == steps.replace(",", "")]
+        rates = [float(row["success_rate"]) for row in results]
+        assert [float(rate) for rate in seeds.split(", ")] == pytest.approx(rates)
+        assert float(worst) == pytest.approx(min(rates))
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples(example, folder):
+    run(["python", "-W", "ignore", str(example), "--timesteps", "700"], folder)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "learning.py --env FetchReach-v2 --seeds 0 --eval-freq 150 --eval-episodes 1 --results out "
+        "--params n_timesteps:150 learning_starts:100",
+        "speed.py --rounds 1 --steps 50",
+        "buffer.py --sizes 500 1000 --rounds 1 --repeats 2",
+        "update.py --rounds 1 --updates 2",
+        "startup.py --rounds 1",
+    ],
+)
+def test_benchmarks(command, folder):
+    script, *arguments = shlex.split(command)
+    run(["python", "-W", "ignore", str(ROOT / "benchmarks" / script), *arguments], folder)
+
+
+def test_links_of_the_documents_resolve():
+    for document in [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "benchmarks/README.md",
+        ROOT / "CONTRIBUTING.md",
+    ]:
+        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert link.startswith("http") or (document.parent / link).exists(), f"{document.name}: {link}"
