@@ -60,7 +60,6 @@ class LevelPolicy(TD3Policy):
             setattr(critic, f"qf{i}", critic.q_networks[i])
         return critic
 
-
     def set_training_mode(self, mode: bool) -> None:
         """
         :param mode: whether to switch to training mode (batch normalisation, dropout) or to evaluation mode
