@@ -27,4 +27,4 @@ def test_same_seed_same_run(small, n_envs, options):
 def test_other_seed_other_run(small):
     first, second = run(small, 3, 1), run(small, 4, 1)
     assert not np.array_equal(first.replay_buffer._rows[:, :150], second.replay_buffer._rows[:, :150])
-    assert not th.equal(first.policy.low.actor_network.flat, second.policy.low.actor_network.flat)
+    assert not th.equal(first.policy.low.actor.mu.flat, second.policy.low.actor.mu.flat)

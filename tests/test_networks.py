@@ -145,12 +145,12 @@ def test_critic_steps_before_the_actors_gradient():
     swapped = copy.deepcopy(level)
     old_critic = copy.deepcopy(level.critic)
     ddpg_update(level, batch, config)
-    gradient = level.actor_network.flat.grad
+    gradient = level.actor.mu.flat.grad
     expected = {}
     for name, critic in (("before", old_critic), ("after", level.critic)):
         actions = swapped.actor(batch.inputs)
         loss = -critic.q1_forward(batch.inputs, actions).mean()
-        expected[name] = th.autograd.grad(loss, swapped.actor_network.flat)[0]
+        expected[name] = th.autograd.grad(loss, swapped.actor.mu.flat)[0]
     assert th.allclose(gradient, expected["after"], atol=1e-6)
     assert not th.allclose(gradient, expected["before"], atol=1e-6)
 
@@ -195,6 +195,6 @@ def test_training_mode_reaches_networks_that_have_one():
     level = make_level(activation_fn=nn.Tanh)
     for mode in (True, False):
         level.set_training_mode(mode)
-        assert level.actor_network.training == mode
-        assert level.critic_networks[0].training == mode
+        assert level.actor.mu.training == mode
+        assert level.critic.q_networks[0].training == mode
     assert not level.actor_target.training

@@ -115,7 +115,7 @@ def test_reached_subgoals_are_not_issued_unless_the_goal_is_reached(model):
     obs, achieved = th.zeros(2, 3), th.zeros(2, 2)
     goals = th.tensor([[1.0, 1.0], [0.0, 0.0]])
     with th.no_grad():
-        for network in (policy.high.actor_network, policy.high.critic_networks[0]):
+        for network in (policy.high.actor.mu, policy.high.critic.q_networks[0]):
             network.flat.zero_()  # the actor proposes to stay
     plan = policy.plan(obs, achieved, goals)
     assert plan.replaced.tolist() == [True, False]
@@ -128,7 +128,7 @@ def test_the_replacement_is_the_candidate_with_the_highest_value(model):
     policy = model.policy
     obs, achieved, goal = th.zeros(1, 3), th.zeros(1, 2), th.tensor([[1.0, 1.0]])
     with th.no_grad():
-        policy.high.actor_network.flat.zero_()
+        policy.high.actor.mu.flat.zero_()
         subgoal = policy.plan(obs, achieved, goal).subgoals
         inputs = policy.high_inputs(obs, achieved, goal).repeat(64, 1)
         subgoals = policy.decode(policy.candidates, achieved.repeat(64, 1))

@@ -129,6 +129,6 @@ def test_observations_that_are_not_finite_are_refused(small):
 def test_actions_that_are_not_finite_are_refused(small):
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
     model.learn(30)
-    model.policy.low.actor_network.flat.data.fill_(np.nan)
+    model.policy.low.actor.mu.flat.data.fill_(np.nan)
     with pytest.raises(ValueError, match="not finite"):
         model.learn(60, reset_num_timesteps=False)

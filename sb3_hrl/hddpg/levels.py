@@ -118,17 +118,18 @@ def ddpg_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) ->
     :param config: settings of the level
     :return: losses and means
     """
-    actor, critics = level.actor_network, level.critic_networks
+    actor, critics = level.networks
+    actor_target, critic_targets = level.target_networks
     batch_size = len(batch.inputs)
 
     # y = clip(r + gamma (1 - d) min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0)
-    next_actions = level.actor_target.mu(batch.next_inputs)
+    next_actions = actor_target(batch.next_inputs)
     if config.target_policy_noise > 0.0:
         noise = config.target_policy_noise * th.randn_like(next_actions)
         noise = noise.clamp_(-config.target_noise_clip, config.target_noise_clip)
         next_actions = (next_actions + noise).clamp_(-1.0, 1.0)
     next_pairs = th.cat([batch.next_inputs, next_actions], dim=1)
-    next_q_values = th.cat([critic(next_pairs) for critic in level.critic_target.q_networks], dim=1).amin(dim=1, keepdim=True)
+    next_q_values = th.cat([critic(next_pairs) for critic in critic_targets], dim=1).amin(dim=1, keepdim=True)
     target_q_values = batch.rewards + (1.0 - batch.dones) * config.gamma * next_q_values
     target_q_values.clamp_(config.min_value, 0.0)
 
@@ -140,9 +141,9 @@ def ddpg_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) ->
         error = q_values - target_q_values
         critic_loss += error.square().mean()
         critic.backward(tape, error.mul_(2.0 / batch_size))
+        _clip_gradients(critic, config.max_grad_value)
     q_mean = q_values.mean()
     # The critics' whole step comes before the actor's gradient, which is to be that of the critic as it is now
-    _clip_gradients(level.critic, config.max_grad_value)
     level.critic.optimizer.step()
 
     # L_pi = -mean Q_1(s, pi(s)): the deterministic policy gradient, -dQ_1/da dpi/dtheta
@@ -150,11 +151,11 @@ def ddpg_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) ->
     q_values, tape = critics[0].trace(th.cat([batch.inputs, actions], dim=1))
     action_gradient = critics[0].input_gradient(tape, th.full_like(q_values, -1.0 / batch_size), n_last=actions.shape[1])
     actor.backward(actor_tape, action_gradient)
-    _clip_gradients(level.actor, config.max_grad_value)
+    _clip_gradients(actor, config.max_grad_value)
     level.actor.optimizer.step()
 
-    polyak_update(level.critic.parameters(), level.critic_target.parameters(), config.tau)
-    polyak_update(level.actor.parameters(), level.actor_target.parameters(), config.tau)
+    for network, target in zip((actor, *critics), (actor_target, *critic_targets), strict=True):
+        polyak_update(network.parameters(), target.parameters(), config.tau)
     return UpdateInfo(-q_values.mean(), critic_loss, q_mean, batch.rewards.mean())
 
 

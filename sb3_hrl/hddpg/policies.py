@@ -29,6 +29,11 @@ class Plan(NamedTuple):
     replaced: th.Tensor  # (n,) whether the actor's own proposal was already reached, so that another was taken
 
 
+def _networks(actor: Actor, critic: ContinuousCritic) -> tuple[TracedNetwork, list[TracedNetwork]]:
+    """SB3 knows these as modules of any kind."""
+    return cast(TracedNetwork, actor.mu), cast(list[TracedNetwork], critic.q_networks)
+
+
 class LevelPolicy(TD3Policy):
     """
     SB3's ``TD3Policy`` for one level (actor, critics, their targets and optimizers), with networks that have a hand on their
@@ -36,14 +41,14 @@ class LevelPolicy(TD3Policy):
     """
 
     @property
-    def actor_network(self) -> TracedNetwork:
-        """The actor's network, (batch, input_dim) to (batch, action_dim)."""
-        return cast(TracedNetwork, self.actor.mu)
+    def networks(self) -> tuple[TracedNetwork, list[TracedNetwork]]:
+        """The actor's network, from inputs to actions, and the critics', from inputs beside actions to values."""
+        return _networks(self.actor, self.critic)
 
     @property
-    def critic_networks(self) -> list[TracedNetwork]:
-        """The critics' networks, (batch, input_dim + action_dim) to (batch, 1)."""
-        return cast(list[TracedNetwork], self.critic.q_networks)
+    def target_networks(self) -> tuple[TracedNetwork, list[TracedNetwork]]:
+        """The networks of the targets, as ``networks``."""
+        return _networks(self.actor_target, self.critic_target)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
         """:return: SB3's actor, its network traced"""
@@ -65,7 +70,8 @@ class LevelPolicy(TD3Policy):
         :param mode: whether to switch to training mode (batch normalisation, dropout) or to evaluation mode
         """
         # The modes alternate at every rollout; perceptrons are the same in both, and walking through all modules is slow
-        if not all(isinstance(network, FlatMLP) for network in (self.actor_network, *self.critic_networks)):
+        actor, critics = self.networks
+        if not all(isinstance(network, FlatMLP) for network in (actor, *critics)):
             super().set_training_mode(mode)
 
 
@@ -309,8 +315,10 @@ class HierarchicalPolicy(BasePolicy):
         subgoal = self.decode(action, achieved_goal)
         replaced = th.zeros(len(subgoal), dtype=th.bool, device=subgoal.device)
         if self.avoid_reached_subgoals:
-            # At the goal itself a subgoal at hand is right: it means to stay
-            replaced = self.is_reached(achieved_goal, subgoal) & ~self.is_reached(achieved_goal, goal)
+            replaced = self.is_reached(achieved_goal, subgoal)
+            if replaced.any():
+                # At the goal itself a subgoal at hand is right: it means to stay
+                replaced &= ~self.is_reached(achieved_goal, goal)
             if replaced.any():
                 subgoal[replaced] = self._best_candidate(inputs[replaced], achieved_goal[replaced], subgoal[replaced])
         return Plan(subgoal, replaced)
@@ -445,7 +453,8 @@ def explore(action: th.Tensor, noise_std: float, random_prob: float = 0.0) -> th
         action = (action + noise_std * th.randn_like(action)).clamp_(-1.0, 1.0)
     if random_prob > 0.0:
         random = th.rand(len(action), 1, device=action.device) < random_prob
-        action = th.where(random, 2.0 * th.rand_like(action) - 1.0, action)
+        if random.any():
+            action = th.where(random, 2.0 * th.rand_like(action) - 1.0, action)
     return action
 
 
