@@ -88,8 +88,8 @@ def test_make_test_is_what_ci_calls():
 
 @pytest.mark.parametrize("snippet", blocks("python"))
 def test_snippets(snippet, folder):
-    assert "3_000" in snippet
-    run(["python", "-W", "ignore", "-c", snippet.replace("3_000", "200")], folder)
+    assert "5_000" in snippet
+    run(["python", "-W", "ignore", "-c", snippet.replace("5_000", "200")], folder)
 
 
 def test_the_table_is_that_of_the_results():

@@ -166,16 +166,22 @@ def test_normalised_rewards_change_nothing(small):
         assert th.equal(parameter, expected)
 
 
-@pytest.mark.parametrize("n_bits", [4])
-def test_bit_flipping(small, n_bits):
-    """SB3's environment for HER: its goals are MultiBinary, so subgoals are bits as well."""
-    env = make_vec_env(lambda: BitFlippingEnv(n_bits=n_bits, continuous=True), n_envs=2)
-    model = HierarchicalDDPG("MultiInputPolicy", env, **small)
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("strategy", ["future", "final", "episode"])
+@pytest.mark.parametrize("buffer_size", [40, 1000])
+def test_bit_flipping(small, n_envs, strategy, buffer_size):
+    """SB3's environment for HER, with a buffer that overflows too: its goals are MultiBinary, so subgoals are bits as well."""
+    n_bits = 4
+    env = make_vec_env(lambda: BitFlippingEnv(n_bits=n_bits, continuous=True), n_envs=n_envs)
+    options = small | dict(goal_selection_strategy=strategy, buffer_size=buffer_size)
+    model = HierarchicalDDPG("MultiInputPolicy", env, **options)
     model.learn(200)
-    subgoals = model._tracker.subgoals
-    assert set(np.unique(subgoals)) <= {0.0, 1.0}
+    assert set(np.unique(model._tracker.subgoals)) <= {0.0, 1.0}
+    assert model.replay_buffer.size() <= buffer_size
+    samples = model.replay_buffer.sample_high(200, 4, 1)
+    assert set(samples.goals.unique().tolist()) <= {0.0, 1.0}
     action, _ = model.predict(env.reset(), deterministic=True)
-    assert action.shape == (2, n_bits)
+    assert action.shape == (n_envs, n_bits)
 
 
 @pytest.mark.slow

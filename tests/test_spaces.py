@@ -92,6 +92,7 @@ def test_discrete_actions_are_refused():
         (dict(goal_selection_strategy="past"), "goal_selection_strategy"),
         (dict(learning_rate="exp_1e-3"), "lin_1e-3"),
         (dict(high_kwargs=dict(gama=0.9)), "Unknown keys in `high_kwargs`: gama"),
+        (dict(high_kwargs="dict(gamma=0.9)"), "mapping"),
         (dict(low_kwargs=dict(batch_size=0)), "batch_size"),
         (dict(policy_kwargs=dict(n_critics=0)), "n_critics"),
         (dict(replay_buffer_class=HerReplayBuffer), "hindsight is built in"),

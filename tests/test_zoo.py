@@ -113,6 +113,24 @@ def test_maze_logs_success(tmp_path):
     assert "success_rate" in output
 
 
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        "FetchPush-v2",
+        "FetchPickAndPlace-v3",
+        "FetchSlideDense-v4",
+        "PointMaze_LargeDense-v3",
+        "AntMaze_UMaze-v4",
+        "AntMaze_Medium-v5",
+    ],
+)
+def test_every_family_trains(env_id, tmp_path):
+    parameters = ["learning_starts:100", "policy_kwargs:dict(net_arch=[16])"]
+    arguments = ["--algo", "hddpg", "--env", env_id, "-n", "150", "--eval-freq", "-1", "--num-threads", "1"]
+    run("-m", "rl_zoo3.train", *arguments, "-params", *parameters, cwd=tmp_path)
+    assert (tmp_path / f"logs/hddpg/{env_id}_1/{env_id}.zip").is_file()
+
+
 def test_evaluation_uses_the_environment_of_the_file(tmp_path):
     """An episode of the maze ends at success; in rl_zoo3's own evaluation it would not, and last for 300 steps."""
     code = (

@@ -50,6 +50,10 @@ class LevelConfig:
         :param kwargs: settings that differ on this level
         :return: settings with these, checked
         """
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            raise ValueError(
+                f"`{name}_kwargs` must be a mapping such as {{gamma: 0.98}} (in the zoo without quotes), not {kwargs!r}."
+            )
         kwargs = dict(kwargs or {})
         known = [field.name for field in fields(self)]
         unknown = sorted(set(kwargs) - set(known))
