@@ -16,15 +16,14 @@ from gymnasium import spaces
 
 from sb3_hrl.common.networks import AutogradNetwork, FlatMLP
 from sb3_hrl.common.type_aliases import LevelSamples
-from sb3_hrl.hddpg.levels import LevelConfig, ddpg_update
-from sb3_hrl.hddpg.policies import LevelPolicy
+from sb3_hrl.hddpg.levels import LevelConfig, LevelPolicy, ddpg_update
 
 
 def make_level(network_class: type[FlatMLP] | type[AutogradNetwork]) -> LevelPolicy:
     """:return: a level whose networks are of this class, with the same weights each time"""
     th.manual_seed(0)
     inputs, actions = spaces.Box(-np.inf, np.inf, (19,)), spaces.Box(-1.0, 1.0, (4,))
-    with patch("sb3_hrl.hddpg.policies.traced", network_class):
+    with patch("sb3_hrl.hddpg.levels.traced", network_class):
         return LevelPolicy(inputs, actions, lambda _: 1e-3, net_arch=[256, 256], n_critics=1, optimizer_kwargs={"fused": True})
 
 

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from sb3_hrl.common.moments import RunningMoments
 from sb3_hrl.common.networks import AutogradNetwork, FlatMLP, traced
 from sb3_hrl.common.type_aliases import LevelSamples
-from sb3_hrl.hddpg.levels import LevelConfig, ddpg_update
-from sb3_hrl.hddpg.policies import LevelPolicy
+from sb3_hrl.hddpg.levels import LevelConfig, LevelPolicy, ddpg_update
 
 
 def make_mlp(squash: bool, net_arch: tuple[int, ...] = (16, 8)) -> nn.Sequential:

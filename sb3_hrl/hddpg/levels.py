@@ -1,15 +1,18 @@
-"""Settings of one level, and the DDPG update that both levels share."""
+"""One level: its settings, its networks, and the DDPG update that both levels share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch as th
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, polyak_update
+from stable_baselines3.td3.policies import Actor, TD3Policy
 
+from sb3_hrl.common.networks import FlatMLP, TracedNetwork, traced
 from sb3_hrl.common.type_aliases import LevelSamples
-from sb3_hrl.hddpg.policies import LevelPolicy
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,52 @@ class LevelConfig:
     def min_value(self) -> float:
         """The value of never reaching the goal: -1 at every step, for ever."""
         return -1.0 / (1.0 - self.gamma)
+
+
+def _networks(actor: Actor, critic: ContinuousCritic) -> tuple[TracedNetwork, list[TracedNetwork]]:
+    """SB3 knows these as modules of any kind."""
+    return cast(TracedNetwork, actor.mu), cast(list[TracedNetwork], critic.q_networks)
+
+
+class LevelPolicy(TD3Policy):
+    """
+    SB3's ``TD3Policy`` for one level (actor, critics, their targets and optimizers), with networks that have a hand on their
+    gradients. Inputs are flat and normalised: ``actor.mu`` and ``critic.q_networks`` are called without SB3's preprocessing.
+    """
+
+    @property
+    def networks(self) -> tuple[TracedNetwork, list[TracedNetwork]]:
+        """The actor's network, from inputs to actions, and the critics', from inputs beside actions to values."""
+        return _networks(self.actor, self.critic)
+
+    @property
+    def target_networks(self) -> tuple[TracedNetwork, list[TracedNetwork]]:
+        """The networks of the targets, as ``networks``."""
+        return _networks(self.actor_target, self.critic_target)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
+        """:return: SB3's actor, its network traced"""
+        actor = super().make_actor(features_extractor)
+        actor.mu = traced(actor.mu)  # type: ignore[assignment]
+        return actor
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+        """:return: SB3's critics, their networks traced"""
+        critic = super().make_critic(features_extractor)
+        for i, q_network in enumerate(critic.q_networks):
+            critic.q_networks[i] = traced(q_network)
+            # SB3 keeps critics in a plain list and registers each one by name
+            setattr(critic, f"qf{i}", critic.q_networks[i])
+        return critic
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        :param mode: whether to switch to training mode (batch normalisation, dropout) or to evaluation mode
+        """
+        # The modes alternate at every rollout; perceptrons are the same in both, and walking through all modules is slow
+        actor, critics = self.networks
+        if not all(isinstance(network, FlatMLP) for network in (actor, *critics)):
+            super().set_training_mode(mode)
 
 
 class UpdateInfo(NamedTuple):
