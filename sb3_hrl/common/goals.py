@@ -56,6 +56,9 @@ class GoalTask:
             )
         return rewards.reshape(-1)
 
+    def _is_best(self, rewards: np.ndarray) -> np.ndarray:
+        return np.greater_equal(rewards, self.best_reward - 1e-6)
+
     def success(self, achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
         """
         :param achieved: shape (n, goal_dim)
@@ -63,7 +66,7 @@ class GoalTask:
         :return: booleans, shape (n,)
         """
         if self.is_sparse:
-            return np.greater_equal(self._rewards(achieved, desired), self.best_reward - 1e-6)
+            return self._is_best(self._rewards(achieved, desired))
         return np.linalg.norm(achieved - desired, axis=-1) <= self.threshold
 
     def _probe_tolerance(self, goals: np.ndarray) -> float | None:
@@ -84,7 +87,7 @@ class GoalTask:
         rewards = rewards_at(_PROBE_DISTANCES)
         if len(np.unique(np.append(rewards, self.best_reward))) > 2:
             return None
-        reached = np.all(rewards >= self.best_reward - 1e-6, axis=1, keepdims=True).ravel()
+        reached = np.asarray(self._is_best(rewards).all(axis=1))
         if reached.all():
             raise ValueError(
                 "`compute_reward` says that every goal is always reached: the environment gives no goal to learn from. "
@@ -95,7 +98,7 @@ class GoalTask:
             return 0.5
         inner = int(np.argmin(reached))
         fine = np.linspace(_PROBE_DISTANCES[inner - 1], _PROBE_DISTANCES[inner], 1001)
-        still = np.all(rewards_at(fine) >= self.best_reward - 1e-6, axis=1)
+        still = self._is_best(rewards_at(fine)).all(axis=1)
         return float(fine[np.flatnonzero(still)[-1]])
 
 

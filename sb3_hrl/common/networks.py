@@ -57,16 +57,21 @@ class FlatMLP(nn.Module):
             self._views = self.layers(self.flat.detach())
         return self._views
 
+    def _activations(self, layers: list[tuple[th.Tensor, th.Tensor]], x: th.Tensor) -> list[th.Tensor]:
+        """Input, outputs of the hidden layers, output."""
+        *hidden, (weight, bias) = layers
+        activations = [x]
+        for hidden_weight, hidden_bias in hidden:
+            activations.append(th.addmm(hidden_bias, activations[-1], hidden_weight.t()).relu_())
+        y = th.addmm(bias, activations[-1], weight.t())
+        return [*activations, y.tanh_() if self.squash else y]
+
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: shape (batch, input_dim)
         :return: shape (batch, output_dim)
         """
-        *hidden, (weight, bias) = self.layers(self.flat) if th.is_grad_enabled() else self._weights()
-        for hidden_weight, hidden_bias in hidden:
-            x = th.addmm(hidden_bias, x, hidden_weight.t()).relu_()
-        y = th.addmm(bias, x, weight.t())
-        return y.tanh_() if self.squash else y
+        return self._activations(self.layers(self.flat) if th.is_grad_enabled() else self._weights(), x)[-1]
 
     @th.no_grad()
     def trace(self, x: th.Tensor) -> tuple[th.Tensor, list[th.Tensor]]:
@@ -74,14 +79,8 @@ class FlatMLP(nn.Module):
         :param x: shape (batch, input_dim)
         :return: output of shape (batch, output_dim), and the activations that ``backward`` needs
         """
-        *hidden, (weight, bias) = self._weights()
-        activations = [x]
-        for hidden_weight, hidden_bias in hidden:
-            activations.append(th.addmm(hidden_bias, activations[-1], hidden_weight.t()).relu_())
-        y = th.addmm(bias, activations[-1], weight.t())
-        if self.squash:
-            y.tanh_()
-        return y, [*activations, y]
+        activations = self._activations(self._weights(), x)
+        return activations[-1], activations
 
     @th.no_grad()
     def backward(self, tape: list[th.Tensor], grad: th.Tensor) -> None:
