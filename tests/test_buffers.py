@@ -135,7 +135,7 @@ def test_an_episode_longer_than_the_buffer_keeps_its_newest_steps():
 def test_shards_are_sampled_in_proportion():
     buffer = make_buffer(100, n_envs=2)
     fill(buffer, [10])
-    buffer._tail[0] = 9  # as if nearly all of the first shard had been trimmed
+    buffer.shards.tail[0] = 9  # as if nearly all of the first shard had been trimmed
     samples = buffer.sample_low(5000, n_sampled_goal=0, window=1)
     share_of_step_9 = (samples.observations == 9).float().mean().item()
     assert abs(share_of_step_9 - 2 / 11) < 0.03
@@ -143,18 +143,18 @@ def test_shards_are_sampled_in_proportion():
 
 def test_storage_is_allocated_at_the_first_add():
     buffer = make_buffer(10**12)
-    assert not hasattr(buffer, "_rows")
+    assert not buffer.shards.is_allocated
     with pytest.raises(RuntimeError, match="learning_starts"):
         buffer.sample(4)
 
 
 def test_counters_are_written_in_place():
     buffer = make_buffer(20, n_envs=2)
-    counters = {name: getattr(buffer, name) for name in ("_head", "_tail", "_segment_head", "_segment_tail")}
+    counters = {name: getattr(buffer.shards, name) for name in ("head", "tail", "segment_head", "segment_tail")}
     fill(buffer, [8] * 5)
     buffer.reset()
     for name, counter in counters.items():
-        assert getattr(buffer, name) is counter
+        assert getattr(buffer.shards, name) is counter
     assert buffer.size() == 0
     fill(buffer, [5])
     assert buffer.size() == 10

@@ -21,10 +21,10 @@ def test_same_seed_same_run(small, n_envs, options):
     for key, value in first.policy.state_dict().items():
         assert th.equal(value, second.policy.state_dict()[key]), key
     n = 150 // n_envs
-    np.testing.assert_array_equal(first.replay_buffer._rows[:, :n], second.replay_buffer._rows[:, :n])
+    np.testing.assert_array_equal(first.replay_buffer.shards.rows[:, :n], second.replay_buffer.shards.rows[:, :n])
 
 
 def test_other_seed_other_run(small):
     first, second = run(small, 3, 1), run(small, 4, 1)
-    assert not np.array_equal(first.replay_buffer._rows[:, :150], second.replay_buffer._rows[:, :150])
+    assert not np.array_equal(first.replay_buffer.shards.rows[:, :150], second.replay_buffer.shards.rows[:, :150])
     assert not th.equal(first.policy.low.actor.mu.flat, second.policy.low.actor.mu.flat)

@@ -14,6 +14,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hrl import HierarchicalDDPG
+from sb3_hrl.common.shards import spans as episode_spans
 
 
 @pytest.mark.parametrize(
@@ -65,26 +66,24 @@ def test_every_step_belongs_to_one_segment(small, ends_at_success):
     model.learn(400)
     buffer = model.replay_buffer
     for shard in range(2):
-        spans = buffer._segments[shard, : buffer._segment_head[shard]]
+        spans = buffer.shards.segments[shard, : buffer.shards.segment_head[shard]]
         assert spans[0, 0] == 0
         np.testing.assert_array_equal(spans[1:, 0], spans[:-1, 1])
         assert (spans[:, 1] - spans[:, 0] <= 5).all()
-        rows = buffer._rows[shard]
+        rows = buffer.shards.rows[shard]
         for start, end in spans:
             # One subgoal per segment, and the episode is the same from its first to its last step
-            assert (rows[start:end, buffer._columns["subgoal"]] == rows[start, buffer._columns["subgoal"]]).all()
-            assert (buffer._episodes[shard, start:end, 0] == buffer._episodes[shard, start, 0]).all()
+            assert (rows[start:end, buffer.columns["subgoal"]] == rows[start, buffer.columns["subgoal"]]).all()
+            assert len(np.unique(episode_spans(rows[start:end]), axis=0)) == 1
 
 
 def test_segments_end_when_the_subgoal_is_reached(small):
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
     model.learn(300)
     buffer, threshold = model.replay_buffer, model.policy.subgoal_threshold.item()
-    rows = buffer._rows[0]
-    distance = np.linalg.norm(
-        rows[:300, buffer._columns["next_achieved_goal"]] - rows[:300, buffer._columns["subgoal"]], axis=1
-    )
-    spans = buffer._segments[0, : buffer._segment_head[0]]
+    rows = buffer.shards.rows[0]
+    distance = np.linalg.norm(rows[:300, buffer.columns["next_achieved_goal"]] - rows[:300, buffer.columns["subgoal"]], axis=1)
+    spans = buffer.shards.segments[0, : buffer.shards.segment_head[0]]
     last = spans[:, 1] - 1
     inner = np.setdiff1d(np.arange(spans[-1, 1]), last)
     assert (distance[inner] > threshold - 1e-5).all()
@@ -97,7 +96,7 @@ def test_terminal_observations_are_stored(small):
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
     model.learn(100)
     buffer = model.replay_buffer
-    clock = buffer._rows[0, :100, buffer._columns["next_observation"]][:, 2]
+    clock = buffer.shards.rows[0, :100, buffer.columns["next_observation"]][:, 2]
     np.testing.assert_allclose(clock, np.tile(np.arange(1, 21) / 20, 5), atol=1e-6)
 
 
@@ -176,7 +175,7 @@ def test_bit_flipping(small, n_envs, strategy, buffer_size):
     options = small | dict(goal_selection_strategy=strategy, buffer_size=buffer_size)
     model = HierarchicalDDPG("MultiInputPolicy", env, **options)
     model.learn(200)
-    assert set(np.unique(model._tracker.subgoals)) <= {0.0, 1.0}
+    assert set(np.unique(model._explorer.tracker.subgoals)) <= {0.0, 1.0}
     assert model.replay_buffer.size() <= buffer_size
     samples = model.replay_buffer.sample_high(200, 4, 1)
     assert set(samples.goals.unique().tolist()) <= {0.0, 1.0}

@@ -90,7 +90,7 @@ def test_the_zip_holds_networks_only(model):
     file.seek(0)
     data, parameters, _ = load_from_zip_file(file)
     assert set(parameters) == {"policy", *OPTIMIZERS}
-    assert not {"replay_buffer", "_goal_task", "_tracker", "env"} & set(data)
+    assert not {"replay_buffer", "_goal_task", "_explorer", "env"} & set(data)
     assert zipfile.is_zipfile(file)
 
 
@@ -131,4 +131,4 @@ def test_learning_twice_without_a_reset_keeps_the_episode(small):
     model.learn(33, reset_num_timesteps=False)
     whole = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
     whole.learn(66)
-    np.testing.assert_array_equal(model.replay_buffer._rows[0, :66], whole.replay_buffer._rows[0, :66])
+    np.testing.assert_array_equal(model.replay_buffer.shards.rows[0, :66], whole.replay_buffer.shards.rows[0, :66])

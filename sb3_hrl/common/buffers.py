@@ -1,4 +1,4 @@
-"""Replay storage for both levels: packed rows of environment steps, an index of episodes, a ring of segments."""
+"""Replay storage for both levels, in shared memory: packed rows of environment steps, and a ring of segments."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, 
 
 from sb3_hrl.common.goals import ComputeReward
 from sb3_hrl.common.relabeling import hindsight_count, sample_goal_steps
+from sb3_hrl.common.shards import SPAN_COLUMNS, Read, Shards, View, spans
 from sb3_hrl.common.type_aliases import HighSamples, LowSamples
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
@@ -20,15 +21,15 @@ GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
 class SharedMemoryReplayBuffer(ReplayBuffer):
     """
-    Replay buffer of goal-conditioned environment steps, from which both levels sample.
+    Replay buffer of goal-conditioned environment steps in shared memory, from which both levels sample.
 
     Every step is stored once, as one packed float32 row, so that a batch is one gather. Each environment has its own
-    shard: a ring of ``buffer_size // n_envs`` steps whose oldest episodes go as a whole. Steps are numbered from the
-    first one ever stored (step ``t`` lies at ``t % capacity``); a step knows where its episode begins and ends, and a ring
-    of (start, end) pairs lists the segments of the high level. Nothing is scanned: the cost of a batch does not grow with
-    the buffer. Steps of running episodes are sampled as well.
+    shard: a ring of ``buffer_size // n_envs`` steps whose oldest episodes go as a whole. A step knows where its episode begins
+    and ends, and a ring of (start, end) pairs lists the segments of the high level. Nothing is scanned: the cost of a batch
+    does not grow with the buffer. Steps of running episodes are sampled as well.
 
-    This is the one-process form: its arrays are private memory, allocated at the first ``add``. Pickles hold the filled part.
+    A shard has one writer at a time, this process by ``add`` or a worker of a collector, and readers that take no lock:
+    see :class:`~sb3_hrl.common.shards.ShardWriter`. The memory is taken at the first ``add``. Pickles hold the filled part.
 
     It also serves SB3's own algorithms (``DDPG(..., replay_buffer_class=SharedMemoryReplayBuffer)``), with hindsight if
     ``compute_reward`` is given. The desired goal of a step is also that of its next observation.
@@ -43,6 +44,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
     :param n_sampled_goal: virtual transitions per real one in :meth:`sample`, if ``compute_reward`` is given
     :param goal_selection_strategy: ``future``, ``final`` or ``episode``, as in SB3's ``HerReplayBuffer``
     :param compute_reward: vectorised ``compute_reward(achieved, desired, infos)`` of the environment, called in this process
+    :param trim_interval: when a shard is full, drop old episodes once per so many steps (but no more than a tenth of it)
     """
 
     # What a row consists of, and the part of the observation space that gives its length
@@ -67,6 +69,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         n_sampled_goal: int = 4,
         goal_selection_strategy: GoalSelectionStrategy | str = "future",
         compute_reward: ComputeReward | None = None,
+        trim_interval: int = 100,
     ):
         if not isinstance(observation_space, spaces.Dict) or set(observation_space.spaces) != set(GOAL_KEYS):
             raise ValueError(
@@ -80,6 +83,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         self.buffer_size = buffer_size // n_envs
         if self.buffer_size < 1:
             raise ValueError(f"`buffer_size` must be at least the number of environments ({n_envs}), not {buffer_size}.")
+        if trim_interval < 1:
+            raise ValueError(f"`trim_interval` must be at least 1, not {trim_interval}.")
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
         self.n_sampled_goal = n_sampled_goal
@@ -92,26 +97,14 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "tested": 1}
         ends = np.cumsum(list(sizes.values())).tolist()
         self._columns = {field: slice(end - size, end) for (field, size), end in zip(sizes.items(), ends, strict=True)}
-        self._staging = np.zeros((n_envs, ends[-1]), dtype=np.float32)
+        # The span of the episode comes last, on an even column as its integers take two
+        self._staging = np.zeros((n_envs, ends[-1] + ends[-1] % 2 + SPAN_COLUMNS), dtype=np.float32)
+        self.shards = Shards(n_envs, self.buffer_size, self._staging.shape[1], trim_interval)
 
-        # Counters are written in place, never replaced: they are what readers of the shards look at
-        self._head = np.zeros(n_envs, dtype=np.int64)  # one past the newest step
-        self._tail = np.zeros(n_envs, dtype=np.int64)  # the oldest step
-        self._segment_head = np.zeros(n_envs, dtype=np.int64)
-        self._segment_tail = np.zeros(n_envs, dtype=np.int64)
-        self._episode_start = np.zeros(n_envs, dtype=np.int64)
-        self._segment_start = np.zeros(n_envs, dtype=np.int64)
-        self._allocated = False
-
-    # ------------------------------------------------------------------ storage
-
-    def _allocate(self) -> None:
-        """Get the memory, at the first ``add``: ``enjoy`` and friends load models whose buffer they never use."""
-        shape = (self.n_envs, self.buffer_size)
-        self._rows = np.empty((*shape, self._staging.shape[1]), dtype=np.float32)
-        self._episodes = np.empty((*shape, 2), dtype=np.int64)  # first step, one past the last (0: still running)
-        self._segments = np.empty((*shape, 2), dtype=np.int64)
-        self._allocated = True
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Where each field lies in a packed row."""
+        return dict(self._columns)
 
     def add(  # type: ignore[override]
         self,
@@ -138,8 +131,6 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param segment_done: whether the step was the last one of its segment, shape (n_envs,)
         :param tested: whether the segment is a subgoal test, shape (n_envs,)
         """
-        if not self._allocated:
-            self._allocate()
         timeouts = [info.get("TimeLimit.truncated", False) for info in infos] if self.handle_timeout_termination else False
         self._stage("observation", obs["observation"])
         self._stage("achieved_goal", obs["achieved_goal"])
@@ -152,117 +143,46 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         if subgoal is not None:
             self._stage("subgoal", subgoal)
             self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
-        self._check_finite()
-
-        for shard in np.flatnonzero(self._head - self._tail == self.buffer_size).tolist():
-            self._trim(shard)
-        shards, position = np.arange(self.n_envs), self._head % self.buffer_size
-        self._rows[shards, position] = self._staging
-        self._episodes[shards, position, 0] = self._episode_start
-        self._episodes[shards, position, 1] = 0
-        # A step is complete before it is counted
-        self._head += 1
-        ends = done if segment_done is None or subgoal is None else done | segment_done
-        for shard in np.flatnonzero(ends).tolist():
-            if subgoal is not None:
-                self._end_segment(shard)
-            if done[shard]:
-                self._end_episode(shard)
+        check_finite(self._staging, self._columns)
+        # Without a hierarchy nothing lists segments
+        segment_ends = None if subgoal is None else (done if segment_done is None else segment_done)
+        for i, writer in enumerate(self.shards.writers()):
+            step = slice(i, i + 1)
+            writer.write(self._staging[step], done[step], None if segment_ends is None else segment_ends[step])
 
     def _stage(self, field: str, value: np.ndarray) -> None:
         self._staging[:, self._columns[field]] = np.reshape(value, (self.n_envs, -1))
 
-    def _check_finite(self) -> None:
-        if np.isfinite(self._staging).all():
-            return
-        bad = [field for field, columns in self._columns.items() if not np.isfinite(self._staging[:, columns]).all()]
-        raise ValueError(
-            f"The environment or the policy gave a value that is not finite (NaN or infinite) in {', '.join(bad)}: "
-            "check the environment with stable_baselines3.common.env_checker.check_env, or lower the learning rate."
-        )
-
-    def _trim(self, shard: int) -> None:
-        """Drop the oldest episode as a whole; of an episode that fills the shard alone, its oldest step."""
-        end = self._episodes[shard, self._tail[shard] % self.buffer_size, 1]
-        self._tail[shard] = end if end > 0 else self._tail[shard] + 1
-        segments = self._segments[shard]
-        while (
-            self._segment_tail[shard] < self._segment_head[shard]
-            and segments[self._segment_tail[shard] % self.buffer_size, 0] < self._tail[shard]
-        ):
-            self._segment_tail[shard] += 1
-
-    def _end_segment(self, shard: int) -> None:
-        start, end = self._segment_start[shard], self._head[shard]
-        if self._tail[shard] <= start < end:
-            self._segments[shard, self._segment_head[shard] % self.buffer_size] = start, end
-            self._segment_head[shard] += 1
-        self._segment_start[shard] = end
-
-    def _end_episode(self, shard: int) -> None:
-        start, end = max(self._episode_start[shard], self._tail[shard]), self._head[shard]
-        self._episodes[shard, np.arange(start, end) % self.buffer_size, 1] = end
-        self._episode_start[shard] = self._segment_start[shard] = end
-
     def end_episodes(self) -> None:
         """Close the running episodes where they are (the environments were reset from outside); open segments are dropped."""
-        for shard in np.flatnonzero(self._head > self._episode_start).tolist():
-            self._end_episode(shard)
+        if self.shards.is_allocated:
+            for writer in self.shards.writers():
+                writer.end_episode()
 
     truncate_last_trajectory = end_episodes  # HerReplayBuffer's name
 
     def reset(self) -> None:
         """Forget all steps."""
-        counters = (self._head, self._tail, self._segment_head, self._segment_tail, self._episode_start, self._segment_start)
-        for counter in counters:
-            counter[:] = 0
+        self.shards.clear()
 
     def size(self) -> int:
         """:return: number of steps stored, over all environments"""
-        return int((self._head - self._tail).sum())
+        return int((self.shards.head - self.shards.tail).sum())
 
     def n_segments(self) -> int:
         """:return: number of segments stored, over all environments"""
-        return int((self._segment_head - self._segment_tail).sum())
+        return int((self.shards.segment_head - self.shards.segment_tail).sum())
 
     @property
     def n_added(self) -> int:
         """Number of steps ever added, over all environments."""
-        return int(self._head.sum())
+        return int(self.shards.head.sum())
 
     # ----------------------------------------------------------------- sampling
 
-    def _draw(self, head: np.ndarray, tail: np.ndarray, batch_size: int, what: str) -> tuple[np.ndarray | int, np.ndarray]:
-        """Uniform numbers in ``[tail, head)`` over all shards, and the shards that they belong to."""
-        counts = head - tail
-        total = int(counts.sum())
-        if total == 0:
-            raise RuntimeError(f"The replay buffer holds no {what} yet: raise `learning_starts`.")
-        numbers = self.rng.integers(total, size=batch_size)
-        if self.n_envs == 1:
-            return 0, numbers + tail[0]
-        ends = np.cumsum(counts)
-        shards = np.searchsorted(ends, numbers, side="right")
-        return shards, numbers - (ends - counts)[shards] + tail[shards]
-
-    def _gather(self, shards: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
-        """:return: packed rows, shape (*steps.shape, row_dim)"""
-        rows = self._rows.reshape(-1, self._rows.shape[-1])
-        return np.take(rows, self._locate(shards, steps), axis=0, mode="clip")
-
-    def _locate(self, shards: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
-        return shards * self.buffer_size + steps % self.buffer_size
-
-    def _episode_span(self, shards: np.ndarray | int, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and one past the last step of the episodes, as far as they are stored."""
-        spans = np.take(self._episodes.reshape(-1, 2), self._locate(shards, steps), axis=0, mode="clip")
-        first, last = spans[:, 0], spans[:, 1]
-        return np.maximum(first, self._tail[shards]), np.where(last > 0, last, self._head[shards])
-
     def _goals_after(self, shards: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
         """Goals achieved by steps of any shape: only these columns are read."""
-        columns = self._columns["next_achieved_goal"]
-        return self._rows.reshape(-1, self._rows.shape[-1])[self._locate(shards, steps), columns]
+        return self.shards.gather_columns(shards, steps, self._columns["next_achieved_goal"])
 
     def sample_low(self, batch_size: int, n_sampled_goal: int, window: int) -> LowSamples:
         """
@@ -274,16 +194,21 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param window: how many steps ahead a subgoal in hindsight may lie
         :return: a batch of steps
         """
-        shards, steps = self._draw(self._head, self._tail, batch_size, "steps")
-        rows = self._gather(shards, steps)
         columns = self._columns
         n_hindsight = hindsight_count(batch_size, n_sampled_goal)
-        if n_hindsight > 0:
-            shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
-            first, last = self._episode_span(shards_, steps_)
-            last = np.minimum(last, steps_ + window)
-            goal_steps = sample_goal_steps(steps_, first, last, GoalSelectionStrategy.FUTURE, self.rng)
-            rows[:n_hindsight, columns["subgoal"]] = self._goals_after(shards_, goal_steps)
+
+        def read(view: View) -> tuple[np.ndarray, Read]:
+            shards, steps = self.shards.draw(view.head, view.tail, batch_size, self.rng)
+            rows = self.shards.gather(shards, steps)
+            if n_hindsight > 0:
+                shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
+                first, last = self.shards.episode_span(rows[:n_hindsight], shards_, view)
+                last = np.minimum(last, steps_ + window)
+                goal_steps = sample_goal_steps(steps_, first, last, GoalSelectionStrategy.FUTURE, self.rng)
+                rows[:n_hindsight, columns["subgoal"]] = self._goals_after(shards_, goal_steps)
+            return rows, Read(shards, steps)
+
+        rows = self.shards.read(read)
         fields = ("observation", "achieved_goal", "subgoal", "action", "next_observation", "next_achieved_goal")
         return LowSamples(*(self._to_device(rows[:, columns[field]]) for field in fields))
 
@@ -297,22 +222,28 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param max_steps: length of ``visited_goals``: 1 for the segment's end only, ``subgoal_steps`` for every step
         :return: a batch of segments
         """
-        shards, numbers = self._draw(self._segment_head, self._segment_tail, batch_size, "segments")
-        spans = np.take(self._segments.reshape(-1, 2), self._locate(shards, numbers), axis=0, mode="clip")
-        start, end = spans[:, 0], spans[:, 1]
-        first_rows, last_rows = self._gather(shards, start), self._gather(shards, end - 1)
         columns = self._columns
         n_hindsight = hindsight_count(batch_size, n_sampled_goal)
-        if n_hindsight > 0:
-            shards_, start_ = _first(shards, n_hindsight), start[:n_hindsight]
-            first, last = self._episode_span(shards_, start_)
-            goal_steps = sample_goal_steps(start_, first, last, self.goal_selection_strategy, self.rng)
-            first_rows[:n_hindsight, columns["desired_goal"]] = self._goals_after(shards_, goal_steps)
-        if max_steps == 1:
-            visited = last_rows[:, None, columns["next_achieved_goal"]]
-        else:
-            steps = np.minimum(start[:, None] + np.arange(max_steps), end[:, None] - 1)
-            visited = self._goals_after(shards if isinstance(shards, int) else shards[:, None], steps)
+
+        def read(view: View) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Read]:
+            shards, numbers = self.shards.draw(view.segment_head, view.segment_tail, batch_size, self.rng)
+            start, end = self.shards.gather_segments(shards, numbers)
+            first_rows, last_rows = self.shards.gather(shards, start), self.shards.gather(shards, end - 1)
+            oldest = start
+            if n_hindsight > 0:
+                shards_, start_ = _first(shards, n_hindsight), start[:n_hindsight]
+                first, last = self.shards.episode_span(first_rows[:n_hindsight], shards_, view)
+                goal_steps = sample_goal_steps(start_, first, last, self.goal_selection_strategy, self.rng)
+                first_rows[:n_hindsight, columns["desired_goal"]] = self._goals_after(shards_, goal_steps)
+                oldest = np.append(np.minimum(start_, goal_steps), start[n_hindsight:])
+            if max_steps == 1:
+                visited = last_rows[:, None, columns["next_achieved_goal"]]
+            else:
+                steps = np.minimum(start[:, None] + np.arange(max_steps), end[:, None] - 1)
+                visited = self._goals_after(shards if isinstance(shards, int) else shards[:, None], steps)
+            return (first_rows, last_rows, visited), Read(shards, oldest, numbers)
+
+        first_rows, last_rows, visited = self.shards.read(read)
         first_fields = ("observation", "achieved_goal", "desired_goal", "subgoal")
         last_fields = ("next_observation", "next_achieved_goal")
         arrays = [first_rows[:, columns[field]] for field in first_fields]
@@ -331,18 +262,24 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param env: normalises observations and rewards, if given
         :return: a batch of transitions
         """
-        shards, steps = self._draw(self._head, self._tail, batch_size, "steps")
-        rows = self._gather(shards, steps)
         columns = self._columns
         n_hindsight = hindsight_count(batch_size, self.n_sampled_goal) if self.compute_reward is not None else 0
+
+        def read(view: View) -> tuple[np.ndarray, Read]:
+            shards, steps = self.shards.draw(view.head, view.tail, batch_size, self.rng)
+            rows, oldest = self.shards.gather(shards, steps), steps
+            if n_hindsight > 0:
+                shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
+                first, last = self.shards.episode_span(rows[:n_hindsight], shards_, view)
+                goal_steps = sample_goal_steps(steps_, first, last, self.goal_selection_strategy, self.rng)
+                rows[:n_hindsight, columns["desired_goal"]] = self._goals_after(shards_, goal_steps)
+                oldest = np.append(np.minimum(steps_, goal_steps), steps[n_hindsight:])
+            return rows, Read(shards, oldest)
+
+        rows = self.shards.read(read)
         if n_hindsight > 0:
             assert self.compute_reward is not None
-            shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
-            first, last = self._episode_span(shards_, steps_)
-            goal_steps = sample_goal_steps(steps_, first, last, self.goal_selection_strategy, self.rng)
-            goals = self._goals_after(shards_, goal_steps)
-            achieved = rows[:n_hindsight, columns["next_achieved_goal"]]
-            rows[:n_hindsight, columns["desired_goal"]] = goals
+            achieved, goals = (rows[:n_hindsight, columns[field]] for field in ("next_achieved_goal", "desired_goal"))
             rewards = self.compute_reward(achieved, goals, [{}] * n_hindsight)
             rows[:n_hindsight, columns["reward"]] = np.reshape(rewards, (-1, 1))
 
@@ -378,45 +315,30 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         """
         shards = []
         for shard in range(self.n_envs):
-            start = max(self._tail[shard], self._head[shard] - -(-n_steps // self.n_envs))
-            positions = np.arange(start, self._head[shard]) % self.buffer_size
-            rows = self._rows[shard, positions] if self._allocated else self._staging[:0]
+            rows = self.shards.newest(shard, -(-n_steps // self.n_envs))
             columns = {field: rows[:, self._columns[field]] for field in fields}
-            columns["episode"] = self._episodes[shard, positions, 0] if self._allocated else positions
+            columns["episode"] = spans(rows)[:, 0]
             shards.append(columns)
         return shards
 
-    # ------------------------------------------------------------------ pickling
-
     def __getstate__(self) -> dict[str, Any]:
-        """Only what is filled, in the order of its happening; the reward function belongs to an environment."""
-        state = self.__dict__.copy()
-        state["compute_reward"] = None
-        for name in ("_rows", "_episodes", "_segments"):
-            state.pop(name, None)
-        if self._allocated:
-            for name, array, head, tail in self._rings():
-                positions = [np.arange(*span) % self.buffer_size for span in zip(tail, head, strict=True)]
-                state[name] = [array[shard, position] for shard, position in enumerate(positions)]
-        return state
+        """The reward function belongs to an environment."""
+        return {**self.__dict__, "compute_reward": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        names = ("_rows", "_episodes", "_segments")
-        filled: dict[str, list[np.ndarray]] = {name: state.pop(name) for name in names if name in state}
-        self.__dict__.update(state)
-        if self._allocated:
-            self._allocate()
-            for name, array, head, tail in self._rings():
-                for shard, values in enumerate(filled[name]):
-                    array[shard, np.arange(tail[shard], head[shard]) % self.buffer_size] = values
 
-    def _rings(self) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-        """:return: name, array, head and tail of each ring"""
-        return [
-            ("_rows", self._rows, self._head, self._tail),
-            ("_episodes", self._episodes, self._head, self._tail),
-            ("_segments", self._segments, self._segment_head, self._segment_tail),
-        ]
+def check_finite(rows: np.ndarray, columns: Mapping[str, slice]) -> None:
+    """
+    :param rows: packed rows, shape (n, row_dim)
+    :param columns: where each field lies in a row
+    :raises ValueError: if a value is not finite
+    """
+    if np.isfinite(rows[:, : rows.shape[1] - SPAN_COLUMNS]).all():
+        return
+    bad = [field for field, part in columns.items() if not np.isfinite(rows[:, part]).all()]
+    raise ValueError(
+        f"The environment or the policy gave a value that is not finite (NaN or infinite) in {', '.join(bad)}: "
+        "check the environment with stable_baselines3.common.env_checker.check_env, or lower the learning rate."
+    )
 
 
 def goal_strategy(strategy: GoalSelectionStrategy | str) -> GoalSelectionStrategy:

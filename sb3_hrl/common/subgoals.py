@@ -6,7 +6,7 @@ Absolute commands address the box ``[low, high]`` (HAC, https://arxiv.org/abs/17
 ``radius`` around the goal that is achieved now (HIRO, https://arxiv.org/abs/1805.08296).
 """
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -15,14 +15,14 @@ ArrayT = TypeVar("ArrayT", th.Tensor, np.ndarray)
 
 
 class SubgoalBox(NamedTuple):
-    """Where subgoals may lie, all of shape (goal_dim,), in the units of the achieved goal."""
+    """Where subgoals may lie, all tensors or all arrays of shape (goal_dim,), in the units of the achieved goal."""
 
-    low: th.Tensor
-    high: th.Tensor
-    radius: th.Tensor
+    low: Any
+    high: Any
+    radius: Any
 
 
-def decode_subgoal(action: th.Tensor, achieved_goal: th.Tensor, box: SubgoalBox, relative: bool) -> th.Tensor:
+def decode_subgoal(action: ArrayT, achieved_goal: ArrayT, box: SubgoalBox, relative: bool) -> ArrayT:
     """
     Subgoal that a high-level action commands.
 
@@ -36,10 +36,10 @@ def decode_subgoal(action: th.Tensor, achieved_goal: th.Tensor, box: SubgoalBox,
         subgoal = achieved_goal + box.radius * action
     else:
         subgoal = 0.5 * (box.low + box.high) + 0.5 * (box.high - box.low) * action
-    return th.clamp(subgoal, box.low, box.high)
+    return subgoal.clip(box.low, box.high)
 
 
-def encode_subgoal(subgoal: th.Tensor, achieved_goal: th.Tensor, box: SubgoalBox, relative: bool) -> th.Tensor:
+def encode_subgoal(subgoal: ArrayT, achieved_goal: ArrayT, box: SubgoalBox, relative: bool) -> ArrayT:
     """
     High-level action that commands a subgoal: the inverse of :func:`decode_subgoal`, clipped to [-1, 1].
     With the goal that a segment achieved as ``subgoal`` it is HAC's hindsight action (section 4.1 of the paper).
@@ -53,8 +53,8 @@ def encode_subgoal(subgoal: th.Tensor, achieved_goal: th.Tensor, box: SubgoalBox
     if relative:
         action = (subgoal - achieved_goal) / box.radius
     else:
-        action = (2.0 * subgoal - box.low - box.high) / (box.high - box.low).clamp(min=1e-8)
-    return action.clamp(-1.0, 1.0)
+        action = (2.0 * subgoal - box.low - box.high) / (box.high - box.low).clip(1e-8)
+    return action.clip(-1.0, 1.0)
 
 
 def is_reached(achieved_goal: ArrayT, subgoal: ArrayT, threshold: float) -> ArrayT:

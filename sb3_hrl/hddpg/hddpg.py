@@ -17,9 +17,9 @@ from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, goal_strategy
 from sb3_hrl.common.goals import GoalTask, goal_task_from_env
 from sb3_hrl.hddpg.batches import high_batch, low_batch
 from sb3_hrl.hddpg.calibration import calibrated_box, first_box
+from sb3_hrl.hddpg.exploration import ExplorationConfig, Explorer
 from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
-from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy, explore
-from sb3_hrl.hddpg.segments import SegmentTracker
+from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
 from sb3_hrl.hddpg.validation import check_options, check_spaces, check_vec_normalize, per_dimension
 
 SelfHierarchicalDDPG = TypeVar("SelfHierarchicalDDPG", bound="HierarchicalDDPG")
@@ -221,7 +221,23 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self.policy_kwargs = self._complete_policy_kwargs()
         super()._setup_model()
         self.replay_buffer_kwargs, self.policy_kwargs = buffer_kwargs, policy_kwargs
-        self._tracker = SegmentTracker(self.n_envs, self.policy.goal_dim)
+        self._explorer = self._make_explorer()
+
+    def _make_explorer(self) -> Explorer:
+        return Explorer(
+            self.n_envs,
+            self.policy.goal_dim,
+            self.replay_buffer.action_dim,
+            self._exploration_config(),
+            self.replay_buffer.rng,
+        )
+
+    def _exploration_config(self) -> ExplorationConfig:
+        return ExplorationConfig(
+            noise_std=(self._high.noise_std, self._low.noise_std),
+            random_action_prob=(self._high.random_action_prob, self._low.random_action_prob),
+            subgoal_test_prob=self.subgoal_test_prob,
+        )
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = self._low.lr_schedule
@@ -266,7 +282,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         if is_reset:
             # The environments start anew: what was running in them is over
             self.replay_buffer.end_episodes()
-            self._tracker = SegmentTracker(self.n_envs, self.policy.goal_dim)
+            self._explorer = self._make_explorer()
         if self._goal_task is None:
             self._setup_goals()
         return result
@@ -309,42 +325,15 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         :return: actions for the environment, and the same scaled to [-1, 1] for the buffer
         """
         assert isinstance(self._last_obs, dict)
-        is_warm_up = self.num_timesteps < learning_starts
-        with th.no_grad():
-            obs, achieved, goal = self.policy.flatten_obs(self._last_obs)
-            self._start_segments(obs, achieved, goal, is_warm_up)
-            if is_warm_up:
-                scaled = self.policy.scale_action(np.array([self.action_space.sample() for _ in range(n_envs)]))
-            else:
-                greedy = self.policy.act(obs, achieved, th.as_tensor(self._tracker.subgoals, device=self.device))
-                noise_std = self._low.noise_std if action_noise is None else 0.0
-                noisy = explore(greedy, noise_std, self._low.random_action_prob).cpu().numpy()
-                if action_noise is not None:
-                    noisy = np.clip(noisy + action_noise(), -1.0, 1.0)
-                # A subgoal test is run without noise (HAC)
-                scaled = np.where(self._tracker.tested[:, None], greedy.cpu().numpy(), noisy)
+        scaled = self._explorer.act(
+            self.policy.acting(),
+            *self.policy.flatten_obs(self._last_obs),
+            is_warm_up=self.num_timesteps < learning_starts,
+            action_noise=None if action_noise is None else np.reshape(action_noise(), (n_envs, -1)),
+        )
         if not np.isfinite(scaled).all():
             raise ValueError("The low level's action is not finite (NaN or infinite): lower the learning rate.")
         return self.policy.unscale_action(scaled), scaled
-
-    def _start_segments(self, obs: th.Tensor, achieved: th.Tensor, goal: th.Tensor, is_warm_up: bool) -> None:
-        envs = np.flatnonzero(self._tracker.steps_left == 0)
-        if len(envs) == 0:
-            return
-        obs, achieved, goal = obs[envs], achieved[envs], goal[envs]
-        random_prob = 1.0 if is_warm_up else self._high.random_action_prob
-        plan = self.policy.plan(obs, achieved, goal, self._high.noise_std, random_prob)
-        tested = np.zeros(len(envs), dtype=bool)
-        if self.subgoal_test_prob > 0.0 and not is_warm_up:
-            tested = self.replay_buffer.rng.random(len(envs)) < self.subgoal_test_prob
-        self._tracker.start(
-            envs,
-            plan.subgoals.cpu().numpy(),
-            tested,
-            self.subgoal_steps,
-            already_reached=int(self.policy.is_reached(achieved, plan.subgoals).sum()),
-            replaced=int(plan.replaced.sum()),
-        )
 
     def _store_transition(
         self,
@@ -371,10 +360,9 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             for env in np.flatnonzero(dones):
                 for key, value in infos[env]["terminal_observation"].items():
                     next_obs[key][env] = value
-        # In NumPy, and in the precision that the buffer has: tensors of this size would cost more than the arithmetic
+        # In the precision that the buffer has
         achieved = np.asarray(next_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
-        reached = self.policy.is_reached(achieved, self._tracker.subgoals)
-        segment_done = self._tracker.step(reached, dones)
+        segment_done = self._explorer.step(self.policy.acting(), achieved, dones)
         replay_buffer.add(
             self._last_obs,  # type: ignore[arg-type]
             next_obs,
@@ -382,15 +370,15 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             reward,
             dones,
             infos,
-            subgoal=self._tracker.subgoals,
+            subgoal=self._explorer.tracker.subgoals,
             segment_done=segment_done,
-            tested=self._tracker.tested,
+            tested=self._explorer.tracker.tested,
         )
         self._last_obs = new_obs
 
     def dump_logs(self) -> None:
         """Write log data."""
-        self._tracker.log(self.logger)
+        self._explorer.tracker.log(self.logger)
         super().dump_logs()
 
     # ----------------------------------------------------------------- training
@@ -508,7 +496,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         saved.end_episodes()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_goal_task", "_tracker", "_high", "_low", "lr_schedule"]
+        return [*super()._excluded_save_params(), "_goal_task", "_explorer", "_high", "_low", "lr_schedule"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = [f"policy.{level}.{network}.optimizer" for level in ("high", "low") for network in ("actor", "critic")]

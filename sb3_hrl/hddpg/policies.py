@@ -1,6 +1,7 @@
 """Two mirrored levels, each an SB3 ``TD3Policy``, behind one policy whose ``predict`` carries the subgoal as state."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -11,20 +12,12 @@ from torch import nn
 
 from sb3_hrl.common.buffers import GOAL_KEYS
 from sb3_hrl.common.moments import RunningMoments
-from sb3_hrl.common.subgoals import ArrayT, SubgoalBox, decode_subgoal, encode_subgoal, is_reached
+from sb3_hrl.common.subgoals import ArrayT, SubgoalBox, encode_subgoal, is_reached
 from sb3_hrl.common.type_aliases import SubgoalState
+from sb3_hrl.hddpg.acting import INPUT_CLIP, ActingPolicy, explore, live_acting_policy
 from sb3_hrl.hddpg.levels import LevelPolicy
 
 N_CANDIDATES = 64
-# Normalised inputs are clipped to [-INPUT_CLIP, INPUT_CLIP], as in HER (appendix A, https://arxiv.org/abs/1707.01495)
-INPUT_CLIP = 5.0
-
-
-class Plan(NamedTuple):
-    """A decision of the high level, one row per environment."""
-
-    subgoals: th.Tensor  # (n, goal_dim)
-    replaced: th.Tensor  # (n,) whether the actor's own proposal was already reached, so that another was taken
 
 
 class HierarchicalPolicy(BasePolicy):
@@ -114,6 +107,8 @@ class HierarchicalPolicy(BasePolicy):
         # Fixed, so that a deterministic policy is one; drawn apart from the global generator
         fixed = th.Generator().manual_seed(0)
         self.register_buffer("candidates", 2.0 * th.rand(N_CANDIDATES, self.goal_dim, generator=fixed) - 1.0)
+        self._acting: ActingPolicy | None = None
+        self._acting_place = 0
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -189,11 +184,6 @@ class HierarchicalPolicy(BasePolicy):
             buffer.copy_(th.as_tensor(value))
         self._update_input_scaling()
 
-    def decode(self, action: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
-        """Subgoal that a high-level action commands, see :func:`~sb3_hrl.common.subgoals.decode_subgoal`."""
-        subgoal = decode_subgoal(action, achieved_goal, self.box, self.relative_subgoals)
-        return subgoal.round() if self.binary_goals else subgoal
-
     def encode(self, subgoal: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
         """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.encode_subgoal`."""
         return encode_subgoal(subgoal, achieved_goal, self.box, self.relative_subgoals)
@@ -244,78 +234,32 @@ class HierarchicalPolicy(BasePolicy):
         for level, reach in enumerate((goal.std, self.subgoal_radius.double())):
             self.input_scale[level] = 1.0 / th.cat([observation.std, goal.std, goal.std, reach])
 
-    def plan(
-        self,
-        observation: th.Tensor,
-        achieved_goal: th.Tensor,
-        goal: th.Tensor,
-        noise_std: float = 0.0,
-        random_prob: float = 0.0,
-    ) -> Plan:
-        """
-        Let the high level choose subgoals.
-
-        :param observation: shape (n, obs_dim)
-        :param achieved_goal: shape (n, goal_dim)
-        :param goal: desired goals, shape (n, goal_dim)
-        :param noise_std: Gaussian exploration noise, in units of the high level's action
-        :param random_prob: probability of a uniformly random action instead
-        :return: the subgoals
-        """
-        inputs = self.high_inputs(observation, achieved_goal, goal)
-        action = explore(self.high.actor.mu(inputs), noise_std, random_prob)
-        subgoal = self.decode(action, achieved_goal)
-        replaced = th.zeros(len(subgoal), dtype=th.bool, device=subgoal.device)
-        if self.avoid_reached_subgoals:
-            replaced = self.is_reached(achieved_goal, subgoal)
-            if replaced.any():
-                # At the goal itself a subgoal at hand is right: it means to stay
-                replaced &= ~self.is_reached(achieved_goal, goal)
-            if replaced.any():
-                subgoal[replaced] = self._best_candidate(inputs[replaced], achieved_goal[replaced], subgoal[replaced])
-        return Plan(subgoal, replaced)
-
-    def _best_candidate(self, inputs: th.Tensor, achieved_goal: th.Tensor, proposed: th.Tensor) -> th.Tensor:
-        """Of the candidates that are not reached yet the one with the highest value; the proposed subgoal if there is none."""
-        n = len(inputs)
-        actions = self.candidates.repeat(n, 1)
-        achieved = achieved_goal.repeat_interleave(N_CANDIDATES, dim=0)
-        subgoals = self.decode(actions, achieved)
-        # The subgoal as it is commanded: bounds may have moved it
-        values = self.high.critic.q1_forward(inputs.repeat_interleave(N_CANDIDATES, dim=0), self.encode(subgoals, achieved))
-        values = values.masked_fill(self.is_reached(achieved, subgoals)[:, None], -th.inf).view(n, N_CANDIDATES)
-        best = values.argmax(dim=1)
-        chosen = subgoals.view(n, N_CANDIDATES, -1)[th.arange(n, device=best.device), best]
-        return th.where(values.isinf().all(dim=1, keepdim=True), proposed, chosen)
-
-    def act(self, observation: th.Tensor, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
-        """
-        Let the low level act.
-
-        :param observation: shape (n, obs_dim)
-        :param achieved_goal: shape (n, goal_dim)
-        :param subgoal: shape (n, goal_dim)
-        :return: actions scaled to [-1, 1], shape (n, action_dim)
-        """
-        return self.low.actor.mu(self.low_inputs(observation, achieved_goal, subgoal))
-
     # ------------------------------------------------------------------ predict
 
-    def flatten_obs(self, observation: dict[str, np.ndarray] | dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def acting(self) -> ActingPolicy:
+        """:return: the policy as functions on arrays, with the weights as they are"""
+        # Views of the weights are made once, and again after a move to another device or a copy
+        place = self.low.networks[0].weights().data_ptr()
+        if self._acting is None or self._acting_place != place or self.device.type != "cpu":
+            self._acting, self._acting_place = live_acting_policy(self), place
+        return self._acting
+
+    def flatten_obs(self, observation: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
         :param observation: batch of observations
-        :return: float32 observation, achieved and desired goal on the policy's device, shapes (n, dim)
+        :return: observation, achieved and desired goal, float32, shapes (n, dim)
         """
-        device = self.device
-        parts = [th.as_tensor(observation[key], dtype=th.float32, device=device).flatten(1) for key in GOAL_KEYS]
-        return parts[0], parts[1], parts[2]
+        observation_, achieved, goal = (
+            np.asarray(observation[key], dtype=np.float32).reshape(len(observation[key]), -1) for key in GOAL_KEYS
+        )
+        return observation_, achieved, goal
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """Plan now and act on it, without a state."""
         assert isinstance(observation, dict)
-        obs, achieved, goal = self.flatten_obs(observation)
-        high_std, low_std = (0.0, 0.0) if deterministic else self.noise_std
-        return explore(self.act(obs, achieved, self.plan(obs, achieved, goal, high_std).subgoals), low_std)
+        arrays = self.flatten_obs({key: value.cpu().numpy() for key, value in observation.items()})
+        actions, _ = self._predict_arrays(*arrays, self._restore_state(None, len(arrays[0])), None, deterministic)
+        return th.as_tensor(actions, device=self.device)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -348,28 +292,42 @@ class HierarchicalPolicy(BasePolicy):
                 f"not on {type(observation).__name__}. For SB3 environments pass what `env.reset()` and `env.step()` returned."
             )
         self.set_training_mode(False)
-        obs_tensor, vectorized = self.obs_to_tensor(observation)
-        assert isinstance(obs_tensor, dict)
-        with th.no_grad():
-            obs, achieved, goal = self.flatten_obs(obs_tensor)
-            n = len(obs)
-            subgoals, steps_left = self._restore_state(state, n)
-            replan = (steps_left <= 0) | self.is_reached(achieved, subgoals)
-            if episode_start is not None:
-                replan |= th.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device)
-            high_std, low_std = (0.0, 0.0) if deterministic else self.noise_std
-            if replan.any():
-                subgoals[replan] = self.plan(obs[replan], achieved[replan], goal[replan], high_std).subgoals
-                steps_left[replan] = self.subgoal_steps
-            actions = explore(self.act(obs, achieved, subgoals), low_std)
-        new_state = subgoals.cpu().numpy(), (steps_left - 1).cpu().numpy()
-        unscaled = self.unscale_action(actions.cpu().numpy())
+        vectorized = self.is_vectorized_observation(observation)
+        batch = observation if vectorized else {key: np.asarray(value)[None] for key, value in observation.items()}
+        arrays = self.flatten_obs(batch)
+        state = self._restore_state(state, len(arrays[0]))
+        actions, new_state = self._predict_arrays(*arrays, state, episode_start, deterministic)
+        unscaled = self.unscale_action(actions)
         unscaled = np.clip(unscaled, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
         return (unscaled if vectorized else unscaled.squeeze(axis=0)), new_state
 
-    def _restore_state(self, state: SubgoalState | None, n: int) -> tuple[th.Tensor, th.Tensor]:
+    def _predict_arrays(
+        self,
+        obs: np.ndarray,
+        achieved: np.ndarray,
+        goal: np.ndarray,
+        state: SubgoalState,
+        episode_start: np.ndarray | None,
+        deterministic: bool,
+    ) -> tuple[np.ndarray, SubgoalState]:
+        """:return: actions scaled to [-1, 1], and the state for the next call"""
+        acting, (subgoals, steps_left) = self.acting(), state
+        # A deterministic prediction draws no random numbers, the others follow SB3's seeding
+        rng = None if deterministic else np.random.default_rng(np.random.randint(2**31))
+        replan = (steps_left <= 0) | acting.is_reached(achieved, subgoals)
+        if episode_start is not None:
+            replan |= np.asarray(episode_start, dtype=bool)
+        if replan.any():
+            subgoals[replan] = acting.plan(obs[replan], achieved[replan], goal[replan], self.noise_std[0], 0.0, rng).subgoals
+            steps_left[replan] = self.subgoal_steps
+        actions = acting.act(obs, achieved, subgoals)
+        if rng is not None:
+            actions = explore(actions, self.noise_std[1], 0.0, rng)
+        return actions, (subgoals, steps_left - 1)
+
+    def _restore_state(self, state: SubgoalState | None, n: int) -> SubgoalState:
         if state is None:
-            return th.zeros(n, self.goal_dim, device=self.device), th.zeros(n, dtype=th.int64, device=self.device)
+            return np.zeros((n, self.goal_dim), dtype=np.float32), np.zeros(n, dtype=np.int64)
         subgoals, steps_left = state
         if np.shape(subgoals) != (n, self.goal_dim) or np.shape(steps_left) != (n,):
             raise ValueError(
@@ -378,10 +336,7 @@ class HierarchicalPolicy(BasePolicy):
                 "for these environments, or None to plan now."
             )
         # Copies: the caller's arrays stay as they are
-        return (
-            th.tensor(subgoals, dtype=th.float32, device=self.device),
-            th.tensor(steps_left, dtype=th.int64, device=self.device),
-        )
+        return np.array(subgoals, dtype=np.float32), np.array(steps_left, dtype=np.int64)
 
     def set_training_mode(self, mode: bool) -> None:
         """
@@ -390,24 +345,6 @@ class HierarchicalPolicy(BasePolicy):
         self.high.set_training_mode(mode)
         self.low.set_training_mode(mode)
         self.training = mode
-
-
-def explore(action: th.Tensor, noise_std: float, random_prob: float = 0.0) -> th.Tensor:
-    """
-    Add Gaussian noise, or replace actions by uniformly random ones (HAC's and HER's exploration).
-
-    :param action: actions in [-1, 1], shape (n, dim)
-    :param noise_std: standard deviation of the noise; 0 for none
-    :param random_prob: probability of a random action, for each row
-    :return: actions in [-1, 1], shape (n, dim)
-    """
-    if noise_std > 0.0:
-        action = (action + noise_std * th.randn_like(action)).clamp_(-1.0, 1.0)
-    if random_prob > 0.0:
-        random = th.rand(len(action), 1, device=action.device) < random_prob
-        if random.any():
-            action = th.where(random, 2.0 * th.rand_like(action) - 1.0, action)
-    return action
 
 
 MultiInputPolicy = HierarchicalPolicy

@@ -1,0 +1,356 @@
+"""
+The shards of the replay buffer in shared memory: rings of packed steps and of segments. Each shard has one writer at a time,
+in whatever process, and any number of readers; none of them takes a lock.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from sb3_hrl.common.shared_memory import SharedArrays, memory_fence
+
+T = TypeVar("T")
+
+# Columns of the counters: numbers of steps and of segments since the first one, one past the newest and the oldest
+HEAD, TAIL, SEGMENT_HEAD, SEGMENT_TAIL = range(4)
+# A row of counters fills a cache line, as each row has a writer of its own
+N_COUNTERS = 8
+# The last columns of a step's row hold its episode's span as two integers
+SPAN_COLUMNS = 4
+
+
+def spans(rows: np.ndarray) -> np.ndarray:
+    """
+    :param rows: packed rows, float32, shape (..., row_dim)
+    :return: a view of the episode that each one belongs to, shape (..., 2): its first step, and one past its last
+        (0: still running)
+    """
+    return rows[..., -SPAN_COLUMNS:].view(np.int64)
+
+
+class ShardWriter:
+    """
+    Writes steps into one shard. There is one writer per shard at a time.
+
+    Step ``t`` (counted from the first one ever stored) lies at ``t % capacity``. A reader is never shown a torn step, as
+    steps are complete before the head counts them, and the tail gives up old steps before their places are written again:
+    a reader looks at the tail once more when it has read.
+
+    :param rows: the shard's ring of steps, float32, shape (capacity, row_dim)
+    :param segments: its ring of (start, end) of segments, int64, shape (capacity, 2)
+    :param counters: int64, shape (N_COUNTERS,)
+    :param trim_interval: when the shard is full, make room for so many steps at once
+    """
+
+    def __init__(self, rows: np.ndarray, segments: np.ndarray, counters: np.ndarray, trim_interval: int = 100):
+        self._rows, self._segments, self._counters = rows, segments, counters
+        self._spans = spans(rows)
+        self._capacity = len(rows)
+        # Never more than a tenth, for small buffers
+        self._room = min(trim_interval, self._capacity // 10)
+        # Where another writer left off. One that was killed may have given rows an end that it never reached
+        head, tail = int(counters[HEAD]), int(counters[TAIL])
+        start, end = (int(number) for number in self._spans[(head - 1) % self._capacity])
+        self._start = start if head > tail and not 0 < end <= head else head
+        self._segment_start = head
+
+    def write(self, rows: np.ndarray, episode_ends: np.ndarray, segment_ends: np.ndarray | None = None) -> None:
+        """
+        Store consecutive steps.
+
+        :param rows: packed rows, float32, shape (n, row_dim), n at most the capacity; their spans are filled in
+        :param episode_ends: whether each step is the last one of its episode, shape (n,)
+        :param segment_ends: whether each step is the last one of its segment, shape (n,); ``None`` without a hierarchy
+        """
+        n, head = len(rows), int(self._counters[HEAD])
+        if head + n - self._counters[TAIL] > self._capacity:
+            self._make_room(n)
+
+        new_spans, done = spans(rows), 0
+        for stop in (np.flatnonzero(episode_ends) + 1).tolist():
+            new_spans[done:stop] = self._start, head + stop
+            self._close_stored(head, head + stop)
+            self._start, done = head + stop, stop
+        new_spans[done:] = self._start, 0
+
+        position = head % self._capacity
+        n_first = min(n, self._capacity - position)
+        self._rows[position : position + n_first] = rows[:n_first]
+        if n_first < n:
+            self._rows[: n - n_first] = rows[n_first:]
+        memory_fence()
+        self._counters[HEAD] = head + n
+        if segment_ends is not None:
+            self._add_segments(head + np.flatnonzero(segment_ends | episode_ends) + 1)
+
+    def end_episode(self) -> None:
+        """Close the running episode where it is (its environment was reset from outside); an open segment is dropped."""
+        head = int(self._counters[HEAD])
+        self._close_stored(head, head)
+        self._start = self._segment_start = head
+
+    def _close_stored(self, head: int, end: int) -> None:
+        """Tell the running episode's steps, as far as they are stored, where it ends."""
+        first = max(self._start, int(self._counters[TAIL]))
+        if first < head:
+            self._spans[np.arange(first, head) % self._capacity, 1] = end
+
+    def _add_segments(self, ends: np.ndarray) -> None:
+        if len(ends) == 0:
+            return
+        starts = np.append(self._segment_start, ends[:-1])
+        self._segment_start = int(ends[-1])
+        # A segment may have lost its beginning
+        kept = starts >= self._counters[TAIL]
+        number = self._counters[SEGMENT_HEAD]
+        positions = np.arange(number, number + kept.sum()) % self._capacity
+        self._segments[positions, 0] = starts[kept]
+        self._segments[positions, 1] = ends[kept]
+        memory_fence()
+        self._counters[SEGMENT_HEAD] = number + len(positions)
+
+    def _make_room(self, n: int) -> None:
+        """Drop the oldest episodes as a whole; of an episode that fills the shard alone, its oldest steps."""
+        head, tail = int(self._counters[HEAD]), int(self._counters[TAIL])
+        while head + max(n, self._room) - tail > self._capacity:
+            end = int(self._spans[tail % self._capacity, 1])
+            if not 0 < end <= head:
+                tail = max(tail, head + n - self._capacity)
+                break
+            tail = end
+        segment_tail, segment_head = int(self._counters[SEGMENT_TAIL]), int(self._counters[SEGMENT_HEAD])
+        while segment_tail < segment_head and self._segments[segment_tail % self._capacity, 0] < tail:
+            segment_tail += 1
+        self._counters[TAIL] = tail
+        self._counters[SEGMENT_TAIL] = segment_tail
+        memory_fence()
+
+
+class View(NamedTuple):
+    """What the shards held at one moment, each of shape (n_shards,)."""
+
+    tail: np.ndarray
+    head: np.ndarray
+    segment_tail: np.ndarray
+    segment_head: np.ndarray
+
+
+class Read(NamedTuple):
+    """What a reader has read, to be told whether it was there all the time."""
+
+    shards: np.ndarray | int
+    steps: np.ndarray  # the oldest step that each entry was made of
+    segments: np.ndarray | None = None  # the segment of each entry
+
+
+class Shards:
+    """
+    All shards of a replay buffer: the reading side, and the owner of the memory, which is taken when it is first needed.
+
+    :param n_shards: number of shards
+    :param capacity: steps per shard
+    :param row_dim: length of a packed row, with the columns of its span
+    :param trim_interval: see :class:`ShardWriter`
+    """
+
+    def __init__(self, n_shards: int, capacity: int, row_dim: int, trim_interval: int):
+        self.n_shards, self.capacity, self.row_dim, self.trim_interval = n_shards, capacity, row_dim, trim_interval
+        self._set_counters(SharedArrays({"counters": ((n_shards, N_COUNTERS), "int64")}))
+        self._storage: SharedArrays | None = None
+        self._writers: list[ShardWriter] | None = None
+
+    def _set_counters(self, block: SharedArrays) -> None:
+        """Counters are written in place, never replaced: they are what readers of the shards look at."""
+        self._counter_block = block
+        counters = block["counters"]
+        self.head, self.tail = counters[:, HEAD], counters[:, TAIL]
+        self.segment_head, self.segment_tail = counters[:, SEGMENT_HEAD], counters[:, SEGMENT_TAIL]
+
+    @property
+    def is_allocated(self) -> bool:
+        """Whether the memory was taken."""
+        return self._storage is not None
+
+    def allocate(self) -> None:
+        """
+        Take the memory.
+
+        :raises MemoryError: if there is no room
+        """
+        shape = (self.n_shards, self.capacity)
+        self._storage = SharedArrays({"rows": ((*shape, self.row_dim), "float32"), "segments": ((*shape, 2), "int64")})
+        self.rows, self.segments = self._storage["rows"], self._storage["segments"]
+        # The same as one table each, for gathering
+        self._flat_rows, self._flat_segments = self.rows.reshape(-1, self.row_dim), self.segments.reshape(-1, 2)
+
+    def blocks(self) -> tuple[SharedArrays, SharedArrays]:
+        """:return: the shared memory of the counters and of the rings, for :func:`make_writers` in another process"""
+        if self._storage is None:
+            self.allocate()
+        assert self._storage is not None
+        return self._counter_block, self._storage
+
+    def writers(self) -> list[ShardWriter]:
+        """
+        :return: this process's writer of each shard. It takes over where the last writer left off, in whatever process, when
+            :meth:`release` was called since
+        """
+        if self._writers is None:
+            self._writers = make_writers(self.blocks(), range(self.n_shards), self.trim_interval)
+        return self._writers
+
+    def release(self) -> None:
+        """Leave the shards to other writers."""
+        self._writers = None
+
+    def clear(self) -> None:
+        """Forget all steps."""
+        self._counter_block["counters"][:] = 0
+        self.release()
+
+    # ------------------------------------------------------------------ reading
+
+    def read(self, read: Callable[[View], tuple[T, Read]]) -> T:
+        """
+        Read from shards that others may be writing: what was trimmed meanwhile may have been overwritten, and is read again.
+
+        :param read: reads from what a view says is there, and says what it has read
+        :return: what was read, whole
+        """
+        for attempt in itertools.count():
+            # Tails first and heads last, segments before steps: a segment that is seen has its steps seen
+            segment_tail, segment_head = self.segment_tail.copy(), self.segment_head.copy()
+            memory_fence()
+            tail, head = self.tail.copy(), self.head.copy()
+            if attempt > 0:
+                # Stay clear of what a fast writer is about to trim
+                tail += (head - tail) // 8
+                segment_tail += (segment_head - segment_tail) // 8
+            result, (shards, steps, segments) = read(View(tail, head, segment_tail, segment_head))
+            memory_fence()
+            whole = bool((steps >= self.tail[shards]).all())
+            if segments is not None:
+                whole &= bool((segments >= self.segment_tail[shards]).all())
+            if whole:
+                break
+        return result
+
+    def draw(
+        self, head: np.ndarray, tail: np.ndarray, n: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray | int, np.ndarray]:
+        """
+        Uniform numbers in ``[tail, head)`` over all shards, of steps or of segments.
+
+        :param head: shape (n_shards,)
+        :param tail: shape (n_shards,)
+        :param n: how many
+        :param rng: source of randomness
+        :return: the shards that they belong to (0 for all if there is one only), and the numbers, shape (n,)
+        :raises RuntimeError: if there are none
+        """
+        counts = head - tail
+        total = int(counts.sum())
+        if total <= 0:
+            raise RuntimeError("The replay buffer is empty, or without a finished segment: raise `learning_starts`.")
+        numbers = rng.integers(total, size=n)
+        if self.n_shards == 1:
+            return 0, numbers + tail[0]
+        ends = np.cumsum(counts)
+        shards = np.searchsorted(ends, numbers, side="right")
+        return shards, numbers - (ends - counts)[shards] + tail[shards]
+
+    def gather(self, shards: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
+        """
+        :param shards: shards of the steps
+        :param steps: numbers of steps, of any shape
+        :return: packed rows, shape (*steps.shape, row_dim)
+        """
+        return np.take(self._flat_rows, self._locate(shards, steps), axis=0, mode="clip")
+
+    def gather_columns(self, shards: np.ndarray | int, steps: np.ndarray, columns: slice) -> np.ndarray:
+        """As :meth:`gather`, of some columns only."""
+        return self._flat_rows[self._locate(shards, steps), columns]
+
+    def gather_segments(self, shards: np.ndarray | int, numbers: np.ndarray) -> np.ndarray:
+        """
+        :param shards: shards of the segments
+        :param numbers: numbers of segments, shape (n,)
+        :return: first step and one past the last of each, shape (2, n)
+        """
+        return np.take(self._flat_segments, self._locate(shards, numbers), axis=0, mode="clip").T
+
+    def _locate(self, shards: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
+        return shards * self.capacity + steps % self.capacity
+
+    @staticmethod
+    def episode_span(rows: np.ndarray, shards: np.ndarray | int, view: View) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param rows: packed rows, shape (n, row_dim)
+        :param shards: their shards
+        :param view: what is there
+        :return: first and one past the last step of the episode of each, as far as they are stored, shapes (n,)
+        """
+        first, last = spans(rows).T
+        head = view.head[shards]
+        # An end may be ahead of its steps
+        return np.maximum(first, view.tail[shards]), np.where(last > 0, np.minimum(last, head), head)
+
+    def newest(self, shard: int, n: int) -> np.ndarray:
+        """
+        :param shard: number of a shard
+        :param n: how many steps at most
+        :return: packed rows of its newest steps, in the order of their happening
+        """
+        head = int(self.head[shard])
+        steps = np.arange(max(self.tail[shard], head - n), head)
+        if len(steps) == 0:
+            return np.empty((0, self.row_dim), dtype=np.float32)
+        rows = self.gather(shard, steps)
+        memory_fence()
+        # What was trimmed meanwhile may have been overwritten
+        return rows[steps >= self.tail[shard]]
+
+    # ----------------------------------------------------------------- pickling
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only what is filled, in the order of its happening."""
+        state: dict[str, Any] = {name: getattr(self, name) for name in ("n_shards", "capacity", "row_dim", "trim_interval")}
+        state["counters"] = self._counter_block["counters"].copy()
+        if self.is_allocated:
+            for name, array, head, tail in self._rings():
+                positions = [np.arange(*span) % self.capacity for span in zip(tail, head, strict=True)]
+                state[name] = [array[shard, position] for shard, position in enumerate(positions)]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        names = ("n_shards", "capacity", "row_dim", "trim_interval")
+        self.__init__(*(state[name] for name in names))  # type: ignore[misc]
+        self._counter_block["counters"][:] = state["counters"]
+        if "rows" in state:
+            self.allocate()
+            for name, array, head, tail in self._rings():
+                for shard, values in enumerate(state[name]):
+                    array[shard, np.arange(tail[shard], head[shard]) % self.capacity] = values
+
+    def _rings(self) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        """:return: name, array, head and tail of each ring"""
+        return [
+            ("rows", self.rows, self.head, self.tail),
+            ("segments", self.segments, self.segment_head, self.segment_tail),
+        ]
+
+
+def make_writers(blocks: tuple[SharedArrays, SharedArrays], shards: Iterable[int], trim_interval: int) -> list[ShardWriter]:
+    """
+    :param blocks: what :meth:`Shards.blocks` gave, in whatever process
+    :param shards: numbers of shards
+    :param trim_interval: see :class:`ShardWriter`
+    :return: a writer for each of them
+    """
+    counters, storage = blocks
+    return [
+        ShardWriter(storage["rows"][shard], storage["segments"][shard], counters["counters"][shard], trim_interval)
+        for shard in shards
+    ]

@@ -1,0 +1,113 @@
+"""How weights come from the learner to those who act: a flat vector with a version, published now and then, never torn."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from sb3_hrl.common.shared_memory import SharedArrays, memory_fence
+
+# Places in the array of versions, on cache lines of their own
+_BEGUN, _DONE = 0, 8
+
+
+class WeightSource(Protocol):
+    """Where an actor gets its weights."""
+
+    @property
+    def version(self) -> int:
+        """The newest version, 0 if there is none yet."""
+
+    def fetch(self, out: np.ndarray) -> int:
+        """
+        :param out: the newest weights are copied here, shape (n_weights,)
+        :return: their version
+        """
+
+
+class WeightPublisher:
+    """
+    The learner's end: publishes weights in shared memory. Two slots take turns, so that a reader of the newest version is
+    disturbed only by a publisher that laps it; then it reads again.
+
+    :param n_weights: length of the vector
+    """
+
+    def __init__(self, n_weights: int):
+        self.block = SharedArrays({"versions": ((16,), "int64"), "slots": ((2, n_weights), "float32")})
+        self._versions, self._slots = self.block["versions"], self.block["slots"]
+
+    @property
+    def version(self) -> int:
+        """The newest version, 0 if there is none yet."""
+        return int(self._versions[_DONE])
+
+    def publish(self, write: Callable[[np.ndarray], None]) -> int:
+        """
+        :param write: writes the weights into an array of shape (n_weights,)
+        :return: their version
+        """
+        version = self.version + 1
+        self._versions[_BEGUN] = version
+        memory_fence()
+        write(self._slots[version % 2])
+        memory_fence()
+        self._versions[_DONE] = version
+        return version
+
+
+class WeightSubscriber:
+    """
+    A worker's end, see :class:`WeightSource`.
+
+    :param block: the publisher's block
+    """
+
+    def __init__(self, block: SharedArrays):
+        self._versions, self._slots = block["versions"], block["slots"]
+
+    @property
+    def version(self) -> int:
+        """The newest version, 0 if there is none yet."""
+        return int(self._versions[_DONE])
+
+    def fetch(self, out: np.ndarray) -> int:
+        """See :meth:`WeightSource.fetch`."""
+        while True:
+            version = self.version
+            memory_fence()
+            np.copyto(out, self._slots[version % 2])
+            memory_fence()
+            # The slot is written again by the version after the next
+            if self._versions[_BEGUN] < version + 2:
+                return version
+
+
+class LocalWeights:
+    """
+    The serial twin of both ends, for one process; also the end of an actor that gets its weights as messages.
+
+    :param n_weights: length of the vector
+    """
+
+    def __init__(self, n_weights: int):
+        self.version = 0
+        self.vector = np.zeros(n_weights, dtype=np.float32)
+
+    def publish(self, write: Callable[[np.ndarray], None]) -> int:
+        """See :meth:`WeightPublisher.publish`."""
+        write(self.vector)
+        self.version += 1
+        return self.version
+
+    def put(self, version: int, vector: np.ndarray) -> None:
+        """
+        :param version: version of weights that arrived
+        :param vector: these weights, shape (n_weights,)
+        """
+        self.version, self.vector = version, vector
+
+    def fetch(self, out: np.ndarray) -> int:
+        """See :meth:`WeightSource.fetch`."""
+        np.copyto(out, self.vector)
+        return self.version

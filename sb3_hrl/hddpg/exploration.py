@@ -1,0 +1,115 @@
+"""What an agent does in its training environments: segments, exploration, subgoal tests."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sb3_hrl.hddpg.acting import ActingPolicy, explore
+from sb3_hrl.hddpg.segments import SegmentTracker
+
+
+@dataclass(frozen=True)
+class ExplorationConfig:
+    """
+    How an agent explores.
+
+    :param noise_std: Gaussian noise of (high, low), in units of actions scaled to [-1, 1]
+    :param random_action_prob: probability of a uniformly random action of (high, low)
+    :param subgoal_test_prob: share of segments that run without low-level noise
+    """
+
+    noise_std: tuple[float, float]
+    random_action_prob: tuple[float, float]
+    subgoal_test_prob: float
+
+
+class Explorer:
+    """
+    Drives environments side by side with an exploring hierarchy.
+
+    :param n_envs: number of environments
+    :param goal_dim: length of a goal
+    :param action_dim: length of an action
+    :param config: how to explore
+    :param rng: source of randomness
+    :param noise_scale: factor of the noise of each environment, shape (n_envs,)
+    """
+
+    def __init__(
+        self,
+        n_envs: int,
+        goal_dim: int,
+        action_dim: int,
+        config: ExplorationConfig,
+        rng: np.random.Generator,
+        noise_scale: np.ndarray | None = None,
+    ):
+        self.config, self.rng, self._action_dim = config, rng, action_dim
+        self.tracker = SegmentTracker(n_envs, goal_dim)
+        scale = np.ones((n_envs, 1), dtype=np.float32) if noise_scale is None else np.reshape(noise_scale, (n_envs, 1))
+        self._high_std, self._low_std = (np.float32(std) * scale.astype(np.float32) for std in config.noise_std)
+
+    def act(
+        self,
+        policy: ActingPolicy,
+        observation: np.ndarray,
+        achieved_goal: np.ndarray,
+        goal: np.ndarray,
+        is_warm_up: bool,
+        action_noise: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """
+        Actions for one step of every environment; those whose segment is over get a new subgoal first.
+
+        :param policy: the policy
+        :param observation: float32, shape (n_envs, obs_dim)
+        :param achieved_goal: float32, shape (n_envs, goal_dim)
+        :param goal: desired goals, float32, shape (n_envs, goal_dim)
+        :param is_warm_up: whether actions and subgoals are to be uniformly random
+        :param action_noise: noise on the low level's actions in place of its own, shape (n_envs, action_dim)
+        :return: actions scaled to [-1, 1], shape (n_envs, action_dim)
+        """
+        tracker, config = self.tracker, self.config
+        if not tracker.steps_left.all():
+            self._start_segments(policy, observation, achieved_goal, goal, is_warm_up)
+        if is_warm_up:
+            uniform = self.rng.random((len(observation), self._action_dim), dtype=np.float32)
+            return 2.0 * uniform - np.float32(1.0)
+        greedy = policy.act(observation, achieved_goal, tracker.subgoals)
+        if action_noise is None:
+            noisy = explore(greedy, self._low_std, config.random_action_prob[1], self.rng)
+        else:
+            noisy = explore(greedy, 0.0, config.random_action_prob[1], self.rng)
+            noisy = np.clip(noisy + action_noise.astype(np.float32), -1.0, 1.0)
+        # A subgoal test is run without noise (HAC)
+        return np.where(tracker.tested[:, None], greedy, noisy) if config.subgoal_test_prob > 0.0 else noisy
+
+    def _start_segments(
+        self, policy: ActingPolicy, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, is_warm_up: bool
+    ) -> None:
+        envs = np.flatnonzero(self.tracker.steps_left == 0)
+        achieved = achieved_goal[envs]
+        random_prob = 1.0 if is_warm_up else self.config.random_action_prob[0]
+        plan = policy.plan(observation[envs], achieved, goal[envs], self._high_std[envs], random_prob, self.rng)
+        tested = np.zeros(len(envs), dtype=bool)
+        if self.config.subgoal_test_prob > 0.0 and not is_warm_up:
+            tested = self.rng.random(len(envs)) < self.config.subgoal_test_prob
+        self.tracker.start(
+            envs,
+            plan.subgoals,
+            tested,
+            policy.options.subgoal_steps,
+            already_reached=int(policy.is_reached(achieved, plan.subgoals).sum()),
+            replaced=int(plan.replaced.sum()),
+        )
+
+    def step(self, policy: ActingPolicy, next_achieved_goal: np.ndarray, dones: np.ndarray) -> np.ndarray:
+        """
+        Take in what the actions led to.
+
+        :param policy: the policy
+        :param next_achieved_goal: float32, shape (n_envs, goal_dim)
+        :param dones: whether the episodes ended, shape (n_envs,)
+        :return: whether the segments ended, shape (n_envs,)
+        """
+        return self.tracker.step(policy.is_reached(next_achieved_goal, self.tracker.subgoals), dones)
