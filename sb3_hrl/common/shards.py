@@ -205,6 +205,21 @@ class Shards:
         """Leave the shards to other writers."""
         self._writers = None
 
+    def roll_back(self, shard: int, head: int) -> None:
+        """
+        Forget the newest steps of a shard, whose writer died before it could count them, and end the running episode.
+
+        :param shard: number of the shard
+        :param head: one past the newest step that counts
+        """
+        self.head[shard] = min(head, self.head[shard])
+        while (
+            self.segment_head[shard] > self.segment_tail[shard]
+            and self.segments[shard, (self.segment_head[shard] - 1) % self.capacity, 1] > head
+        ):
+            self.segment_head[shard] -= 1
+        make_writers(self.blocks(), [shard], self.trim_interval)[0].end_episode()
+
     def clear(self) -> None:
         """Forget all steps."""
         self._counter_block["counters"][:] = 0

@@ -1,10 +1,12 @@
 """What an agent does in its training environments: segments, exploration, subgoal tests."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
+from stable_baselines3.common.noise import ActionNoise
 
-from sb3_hrl.hddpg.acting import ActingPolicy, explore
+from sb3_hrl.hddpg.acting import ActingPolicy, PolicyCopy, explore
 from sb3_hrl.hddpg.segments import SegmentTracker
 
 
@@ -113,3 +115,60 @@ class Explorer:
         :return: whether the segments ended, shape (n_envs,)
         """
         return self.tracker.step(policy.is_reached(next_achieved_goal, self.tracker.subgoals), dones)
+
+
+class WorkerAgent:
+    """
+    An exploring policy for workers, see :class:`~sb3_hrl.parallel.worker.Agent`.
+
+    :param policy: what it takes to act like the learner's policy
+    :param config: how to explore
+    :param goal_dim: length of a goal
+    :param action_dim: length of an action
+    :param action_noise: noise on the low level's actions in place of its own; each environment gets a copy
+    """
+
+    def __init__(
+        self,
+        policy: PolicyCopy,
+        config: ExplorationConfig,
+        goal_dim: int,
+        action_dim: int,
+        action_noise: ActionNoise | None = None,
+    ):
+        self._copy, self._config, self._goal_dim, self._action_dim = policy, config, goal_dim, action_dim
+        self._action_noise = action_noise
+        self.n_weights = policy.n_weights
+
+    def start(self, n_envs: int, weights: np.ndarray, rng: np.random.Generator, noise_scale: np.ndarray) -> None:
+        """See :meth:`Agent.start`."""
+        self._policy = self._copy.act_with(weights)
+        self._explorer = Explorer(n_envs, self._goal_dim, self._action_dim, self._config, rng, noise_scale)
+        self._noises = [copy.deepcopy(self._action_noise) for _ in range(n_envs)] if self._action_noise is not None else []
+        if self._noises:
+            # SB3's noises draw from the global generator
+            np.random.seed(int(rng.integers(2**32)))
+
+    def refresh(self) -> None:
+        """See :meth:`Agent.refresh`."""
+        self._policy.refresh()
+
+    def act(self, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, is_warm_up: bool) -> np.ndarray:
+        """See :meth:`Agent.act`."""
+        noise = np.stack([noise() for noise in self._noises]) if self._noises else None
+        return self._explorer.act(self._policy, observation, achieved_goal, goal, is_warm_up, noise)
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """See :meth:`Agent.fields`."""
+        tracker = self._explorer.tracker
+        return {"subgoal": tracker.subgoals, "tested": tracker.tested[:, None]}
+
+    def step(self, next_achieved_goal: np.ndarray, dones: np.ndarray) -> np.ndarray:
+        """See :meth:`Agent.step`."""
+        for i in np.flatnonzero(dones) if self._noises else ():
+            self._noises[i].reset()
+        return self._explorer.step(self._policy, next_achieved_goal, dones)
+
+    def statistics(self) -> np.ndarray:
+        """See :meth:`Agent.statistics`."""
+        return self._explorer.tracker.take_statistics()

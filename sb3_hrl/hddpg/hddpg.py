@@ -5,10 +5,12 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
@@ -20,6 +22,7 @@ from sb3_hrl.hddpg.calibration import calibrated_box, first_box
 from sb3_hrl.hddpg.exploration import ExplorationConfig, Explorer
 from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
+from sb3_hrl.hddpg.rollouts import AsyncRollouts, collector_of
 from sb3_hrl.hddpg.validation import check_options, check_spaces, check_vec_normalize, per_dimension
 
 SelfHierarchicalDDPG = TypeVar("SelfHierarchicalDDPG", bound="HierarchicalDDPG")
@@ -83,6 +86,8 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         both levels learn once per step of their own
     :param high_kwargs: settings of the high level that differ, see :class:`~sb3_hrl.hddpg.levels.LevelConfig`
     :param low_kwargs: settings of the low level that differ
+    :param async_collection: whether the environments, a :class:`~sb3_hrl.ParallelCollector`, step by themselves while the
+        agent learns; the ratio of updates to steps stays what ``train_freq`` and ``gradient_steps`` ask for
     :param stats_window_size: window size for the rollout logging, in episodes
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see
@@ -133,6 +138,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         high_update_interval: int | None = None,
         high_kwargs: dict[str, Any] | None = None,
         low_kwargs: dict[str, Any] | None = None,
+        async_collection: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -186,11 +192,14 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self.high_update_interval = high_update_interval
         self.high_kwargs = high_kwargs
         self.low_kwargs = low_kwargs
+        self.async_collection = async_collection
 
         self._goal_task: GoalTask | None = None
         self._has_box = False
         self._n_normalized = 0  # steps of the buffer that the normalisers have seen
         self._n_calibrated = 0  # steps of the buffer at the last calibration of the box
+        self._rollouts: AsyncRollouts | None = None  # while workers collect
+        self._n_untaken = 0  # steps that workers have written, and that were not taken in before learn() ended
         if _init_setup_model:
             self._setup_model()
 
@@ -228,11 +237,12 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             self.n_envs,
             self.policy.goal_dim,
             self.replay_buffer.action_dim,
-            self._exploration_config(),
+            self.exploration_config(),
             self.replay_buffer.rng,
         )
 
-    def _exploration_config(self) -> ExplorationConfig:
+    def exploration_config(self) -> ExplorationConfig:
+        """:return: how training environments are explored"""
         return ExplorationConfig(
             noise_std=(self._high.noise_std, self._low.noise_std),
             random_action_prob=(self._high.random_action_prob, self._low.random_action_prob),
@@ -282,6 +292,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         if is_reset:
             # The environments start anew: what was running in them is over
             self.replay_buffer.end_episodes()
+            self._n_untaken = 0
             self._explorer = self._make_explorer()
         if self._goal_task is None:
             self._setup_goals()
@@ -376,8 +387,40 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         )
         self._last_obs = new_obs
 
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """
+        Collect experience, or take in what workers have collected (``async_collection``).
+
+        :param env: the training environment
+        :param callback: called at each step of all environments
+        :param train_freq: how much experience to collect
+        :param replay_buffer: where it goes
+        :param action_noise: noise on the low level's actions, in place of its ``noise_std``
+        :param learning_starts: number of steps before learning, with random actions and subgoals
+        :param log_interval: log data every ``log_interval`` episodes
+        :return: how much was collected
+        """
+        if not self.async_collection:
+            return super().collect_rollouts(
+                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+            )
+        if self._rollouts is None:
+            self._rollouts = AsyncRollouts(self)
+        return self._rollouts.collect(callback, train_freq, log_interval)
+
     def dump_logs(self) -> None:
         """Write log data."""
+        if self._rollouts is not None:
+            self._rollouts.log()
         self._explorer.tracker.log(self.logger)
         super().dump_logs()
 
@@ -468,14 +511,22 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfHierarchicalDDPG:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        if self.async_collection:
+            assert self.env is not None, "You must set the environment before calling learn()"
+            collector_of(self.env)
+        try:
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        finally:
+            if self._rollouts is not None:
+                rollouts, self._rollouts = self._rollouts, None
+                rollouts.stop()
 
     # ------------------------------------------------------------------- saving
 
@@ -496,7 +547,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         saved.end_episodes()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_goal_task", "_explorer", "_high", "_low", "lr_schedule"]
+        return [*super()._excluded_save_params(), "_goal_task", "_explorer", "_rollouts", "_high", "_low", "lr_schedule"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = [f"policy.{level}.{network}.optimizer" for level in ("high", "low") for network in ("actor", "critic")]

@@ -3,6 +3,9 @@
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
+# Sums over segments: issued, reached at issue, replaced, ended, reached, steps of those that ended
+_ISSUED, _ISSUED_REACHED, _REPLACED, _ENDED, _REACHED, _STEPS = range(6)
+
 
 class SegmentTracker:
     """
@@ -18,11 +21,7 @@ class SegmentTracker:
         self.tested = np.zeros(n_envs, dtype=bool)
         self.steps_left = np.zeros(n_envs, dtype=np.int64)
         self._length = np.zeros(n_envs, dtype=np.int64)
-        self._clear()
-
-    def _clear(self) -> None:
-        self._n_issued = self._n_issued_reached = self._n_replaced = 0
-        self._n_ended = self._n_reached = self._n_steps = 0
+        self._statistics = np.zeros(6, dtype=np.int64)
 
     def start(
         self,
@@ -47,9 +46,7 @@ class SegmentTracker:
         self.tested[envs] = tested
         self.steps_left[envs] = subgoal_steps
         self._length[envs] = 0
-        self._n_issued += len(envs)
-        self._n_issued_reached += already_reached
-        self._n_replaced += replaced
+        self._statistics[[_ISSUED, _ISSUED_REACHED, _REPLACED]] += (len(envs), already_reached, replaced)
 
     def step(self, reached: np.ndarray, dones: np.ndarray) -> np.ndarray:
         """
@@ -62,11 +59,22 @@ class SegmentTracker:
         self.steps_left -= 1
         self._length += 1
         ended = reached | dones | (self.steps_left <= 0)
-        self.steps_left[ended] = 0
-        self._n_ended += int(ended.sum())
-        self._n_reached += int((ended & reached).sum())
-        self._n_steps += int(self._length[ended].sum())
+        if ended.any():
+            self.steps_left[ended] = 0
+            sums = (int(ended.sum()), int((ended & reached).sum()), int(self._length[ended].sum()))
+            self._statistics[[_ENDED, _REACHED, _STEPS]] += sums
         return ended
+
+    def take_statistics(self) -> np.ndarray:
+        """:return: sums over the segments since the last call or log, for :meth:`add_statistics` of another tracker"""
+        statistics, self._statistics = self._statistics, np.zeros(6, dtype=np.int64)
+        return statistics
+
+    def add_statistics(self, statistics: np.ndarray) -> None:
+        """
+        :param statistics: sums over segments from elsewhere
+        """
+        self._statistics += statistics
 
     def log(self, logger: Logger) -> None:
         """
@@ -74,10 +82,10 @@ class SegmentTracker:
 
         :param logger: where to
         """
-        if self._n_ended > 0:
-            logger.record("rollout/subgoal_success_rate", self._n_reached / self._n_ended)
-            logger.record("rollout/segment_length", self._n_steps / self._n_ended)
-        if self._n_issued > 0:
-            logger.record("rollout/subgoal_reached_at_issue", self._n_issued_reached / self._n_issued)
-            logger.record("rollout/subgoal_replaced", self._n_replaced / self._n_issued)
-        self._clear()
+        sums = self.take_statistics()
+        if sums[_ENDED] > 0:
+            logger.record("rollout/subgoal_success_rate", sums[_REACHED] / sums[_ENDED])
+            logger.record("rollout/segment_length", sums[_STEPS] / sums[_ENDED])
+        if sums[_ISSUED] > 0:
+            logger.record("rollout/subgoal_reached_at_issue", sums[_ISSUED_REACHED] / sums[_ISSUED])
+            logger.record("rollout/subgoal_replaced", sums[_REPLACED] / sums[_ISSUED])

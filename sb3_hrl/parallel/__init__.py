@@ -1,0 +1,1 @@
+"""Parallel collection: knows a policy and a buffer, never the algorithm."""

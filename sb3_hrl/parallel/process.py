@@ -1,0 +1,224 @@
+"""The worker's process: serves SB3's commands for its environments, and between them collects by itself."""
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import gymnasium as gym
+import threadpoolctl
+import torch as th
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
+
+from sb3_hrl.common.shards import make_writers
+from sb3_hrl.common.shared_memory import SharedArrays
+from sb3_hrl.common.weight_sync import WeightSubscriber
+from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
+
+# A worker's row of the control block. ALLOWED is written by the learner, the others by the worker; all count rounds, which are
+# steps of each of its environments, but SENT, which counts messages
+ALLOWED, BEGUN, WRITTEN, SENT = 0, 8, 9, 10
+N_CONTROLS = 16
+
+# Seconds between looks at the pipes while collecting; waiting for leave to go on; between looks whether the learner lives
+_SERVE_INTERVAL, _NAP, _ALIVE_INTERVAL = 0.01, 0.0005, 0.5
+
+
+class WorkerProcess:
+    """
+    The loop of a worker's process.
+
+    :param remotes: for each environment, the pipe on which commands for it come
+    :param messages: where reports and failures go
+    :param env_fns: the environments
+    """
+
+    def __init__(self, remotes: Sequence[Connection], messages: Connection, env_fns: Sequence[Callable[[], gym.Env]]):
+        self._remotes, self._messages = remotes, messages
+        self._envs = [_patch_env(env_fn()) for env_fn in env_fns]
+        self._observations: list[dict[str, Any] | None] = [None] * len(self._envs)
+        self._reset_infos: list[dict[str, Any]] = [{} for _ in self._envs]
+        self._worker: Worker | None = None
+        self._closed = False
+        self._parent_id = os.getppid()
+        self._next_alive_check = 0.0
+
+    def run(self) -> None:
+        """Serve until told to close, or until the learner is gone."""
+        while not self._closed and self._learner_lives():
+            if self._worker is None:
+                self._serve(_ALIVE_INTERVAL)
+            else:
+                self._collect(self._worker)
+                self._serve(0.0)
+        for env in self._envs:
+            env.close()
+
+    def _learner_lives(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_alive_check:
+            return True
+        self._next_alive_check = now + _ALIVE_INTERVAL
+        # A forked process gets another parent when the learner dies; the others are told by a pipe
+        parent = parent_process()
+        return os.getppid() == self._parent_id and (parent is None or parent.is_alive())
+
+    # --------------------------------------------------------------- collecting
+
+    def _start(self, first_env: int, n_envs: int, task: CollectTask, config: WorkerConfig, index: int, trim: int) -> None:
+        """Begin to collect; four blocks of shared memory follow the command."""
+        control, counters, storage, weights = (SharedArrays.receive(self._remotes[0]) for _ in range(4))
+        self._control = control["control"][index]
+        self._worker = Worker(
+            self._envs,
+            self._observations,
+            first_env,
+            n_envs,
+            task,
+            config,
+            make_writers((counters, storage), range(first_env, first_env + len(self._envs)), trim),
+            WeightSubscriber(weights),
+            rounds=int(self._control[WRITTEN]),
+        )
+
+    def _collect(self, worker: Worker) -> None:
+        """Step for a little while, as far as it is allowed."""
+        control = self._control
+        until = time.perf_counter() + _SERVE_INTERVAL
+        while time.perf_counter() < until:
+            if worker.rounds < control[ALLOWED]:
+                control[BEGUN] = worker.rounds + 1
+                worker.round()
+                if worker.is_full:
+                    self._flush(worker)
+            elif worker.n_staged > 0:
+                self._flush(worker)
+            else:
+                time.sleep(_NAP)
+
+    def _flush(self, worker: Worker) -> None:
+        report: Report = worker.flush()
+        # The report is there before its steps are counted
+        self._send(("report", report))
+        self._control[WRITTEN] = worker.rounds
+
+    def _send(self, message: tuple[str, Any]) -> None:
+        self._messages.send(message)
+        self._control[SENT] += 1
+
+    def _stop(self) -> None:
+        worker = self._worker
+        assert worker is not None
+        if worker.n_staged > 0:
+            self._flush(worker)
+        self._observations = list(worker.observations)
+        self._send(("stopped", self._observations))
+        self._worker = None
+
+    # ----------------------------------------------------------------- commands
+
+    def _serve(self, timeout: float) -> None:
+        """Handle the commands that are there, or that come within the timeout (in seconds)."""
+        for remote in wait(self._remotes, timeout):
+            try:
+                command, data = remote.recv()  # type: ignore[union-attr]
+            except (EOFError, ConnectionResetError):
+                self._closed = True
+                return
+            i = self._remotes.index(remote)  # type: ignore[arg-type]
+            if command == "collect":
+                self._start(*data)
+            elif command == "stop":
+                self._stop()
+            elif command == "close":
+                self._closed = True
+            else:
+                self._remotes[i].send(self._answer(i, command, data))
+
+    def _answer(self, i: int, command: str, data: Any) -> Any:
+        """What SB3's worker does, for one environment."""
+        env = self._envs[i]
+        if command == "step":
+            return self._step(i, data)
+        if command == "reset":
+            seed, options = data
+            self._observations[i], self._reset_infos[i] = env.reset(seed=seed, **({"options": options} if options else {}))
+            return self._observations[i], self._reset_infos[i]
+        if command == "render":
+            return env.render()
+        if command == "get_spaces":
+            return env.observation_space, env.action_space
+        if command == "env_method":
+            name, args, kwargs = data
+            return env.get_wrapper_attr(name)(*args, **kwargs)
+        if command == "get_attr":
+            return env.get_wrapper_attr(data)
+        if command == "has_attr":
+            return env.has_wrapper_attr(data)
+        if command == "set_attr":
+            return setattr(env, *data)
+        if command == "is_wrapped":
+            return is_wrapped(env, data)
+        raise NotImplementedError(f"`{command}` is not implemented in the worker")
+
+    def _step(self, i: int, action: Any) -> tuple[Any, ...]:
+        env = self._envs[i]
+        observation, reward, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if done:
+            info["terminal_observation"] = observation
+            observation, self._reset_infos[i] = env.reset()
+        self._observations[i] = observation
+        return observation, reward, done, info, self._reset_infos[i]
+
+
+def main(
+    remotes: Sequence[Connection],
+    parent_remotes: Sequence[Connection],
+    messages: Connection,
+    env_fns: Sequence[CloudpickleWrapper],
+) -> None:
+    """
+    Target of a worker's process.
+
+    :param remotes: for each environment, the pipe on which commands for it come
+    :param parent_remotes: the other ends, which a forked process has inherited
+    :param messages: where reports and failures go
+    :param env_fns: the environments
+    """
+    # Ctrl-C goes to all processes of a terminal: it is the learner who says what is to be done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # There are as many workers as cores already
+    th.set_num_threads(1)
+    threadpoolctl.threadpool_limits(1)
+    for parent_remote in parent_remotes:
+        parent_remote.close()
+    try:
+        WorkerProcess(remotes, messages, [env_fn.var for env_fn in env_fns]).run()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the learner is gone
+    except Exception as error:
+        messages.send(("failed", (error_to_send(error), traceback.format_exc())))
+        raise SystemExit(1) from None
+
+
+def error_to_send(error: Exception) -> Exception | None:
+    """
+    :param error: what an environment raised
+    :return: the same if it survives pickling
+    """
+    from multiprocessing.reduction import ForkingPickler
+
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))  # type: ignore[attr-defined]
+    except Exception:
+        return None
+    return error
