@@ -61,7 +61,12 @@ class ActingPolicy:
 
     def is_reached(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """Whether subgoals are reached, see :func:`~sb3_hrl.common.subgoals.is_reached`."""
-        return is_reached(achieved_goal, subgoal, float(self._threshold))
+        return is_reached(achieved_goal, subgoal, self.threshold)
+
+    @property
+    def threshold(self) -> float:
+        """Distance at which a subgoal counts as reached, in the units of the goal."""
+        return self._threshold.item()
 
     def plan(
         self,
@@ -94,8 +99,8 @@ class ActingPolicy:
             if replaced.any():
                 # At the goal itself a subgoal at hand is right: it means to stay
                 replaced &= ~self.is_reached(achieved_goal, goal)
-            for i in np.flatnonzero(replaced):
-                subgoal[i] = self._best_candidate(inputs[i], achieved_goal[i], subgoal[i])
+            if replaced.any():
+                subgoal[replaced] = self._best_candidates(inputs[replaced], achieved_goal[replaced], subgoal[replaced])
         return Plan(subgoal, replaced)
 
     def act(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
@@ -121,16 +126,19 @@ class ActingPolicy:
         subgoal = decode_subgoal(action, achieved_goal, self._box, self.options.relative_subgoals)
         return subgoal.round() if self.options.binary_goals else subgoal
 
-    def _best_candidate(self, inputs: np.ndarray, achieved_goal: np.ndarray, proposed: np.ndarray) -> np.ndarray:
-        """Of the candidates that are not reached yet the one with the highest value; the proposed subgoal if there is none."""
-        subgoals = self._decode(self.options.candidates, achieved_goal)
-        subgoals = subgoals[~self.is_reached(achieved_goal, subgoals)]
-        if len(subgoals) == 0:
-            return proposed
+    def _best_candidates(self, inputs: np.ndarray, achieved_goal: np.ndarray, proposed: np.ndarray) -> np.ndarray:
+        """Of the candidates that are not reached yet those of the highest value; what was proposed where there is none."""
+        n, (n_candidates, goal_dim) = len(inputs), self.options.candidates.shape
+        achieved = achieved_goal[:, None]
+        subgoals = self._decode(np.broadcast_to(self.options.candidates, (n, n_candidates, goal_dim)), achieved)
         # The subgoal as it is commanded: bounds may have moved it
-        actions = encode_subgoal(subgoals, achieved_goal, self._box, self.options.relative_subgoals)
-        pairs = np.concatenate((np.broadcast_to(inputs, (len(subgoals), len(inputs))), actions), axis=1)
-        return subgoals[self._high_critic(pairs).argmax()]
+        actions = encode_subgoal(subgoals, achieved, self._box, self.options.relative_subgoals)
+        pairs = np.empty((n, n_candidates, inputs.shape[1] + goal_dim), dtype=np.float32)
+        pairs[:, :, :-goal_dim], pairs[:, :, -goal_dim:] = inputs[:, None], actions
+        values = self._high_critic(pairs.reshape(n * n_candidates, -1)).reshape(n, n_candidates)
+        values[self.is_reached(achieved, subgoals)] = -np.inf
+        rows, best = np.arange(n), values.argmax(axis=1)
+        return np.where(np.isinf(values[rows, best])[:, None], proposed, subgoals[rows, best])
 
 
 def explore(action: np.ndarray, noise_std: float | np.ndarray, random_prob: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,13 +1,17 @@
 """What an agent does in its training environments: segments, exploration, subgoal tests."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from stable_baselines3.common.noise import ActionNoise
 
-from sb3_hrl.hddpg.acting import ActingPolicy, PolicyCopy, explore
+from sb3_hrl.hddpg.acting import ActingPolicy, PolicyCopy
 from sb3_hrl.hddpg.segments import SegmentTracker
+
+# Noise is drawn for so many steps at once: drawing a few numbers costs as much as drawing hundreds
+_NOISE_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Explorer:
         self.config, self.rng, self._action_dim = config, rng, action_dim
         self.tracker = SegmentTracker(n_envs, goal_dim)
         scale = np.ones((n_envs, 1), dtype=np.float32) if noise_scale is None else np.reshape(noise_scale, (n_envs, 1))
+        self._noise_block: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._high_std, self._low_std = (np.float32(std) * scale.astype(np.float32) for std in config.noise_std)
 
     def act(
@@ -72,24 +77,36 @@ class Explorer:
         :return: actions scaled to [-1, 1], shape (n_envs, action_dim)
         """
         tracker, config = self.tracker, self.config
-        if not tracker.steps_left.all():
+        if tracker.over:
             self._start_segments(policy, observation, achieved_goal, goal, is_warm_up)
         if is_warm_up:
             uniform = self.rng.random((len(observation), self._action_dim), dtype=np.float32)
             return 2.0 * uniform - np.float32(1.0)
         greedy = policy.act(observation, achieved_goal, tracker.subgoals)
-        if action_noise is None:
-            noisy = explore(greedy, self._low_std, config.random_action_prob[1], self.rng)
-        else:
-            noisy = explore(greedy, 0.0, config.random_action_prob[1], self.rng)
-            noisy = np.clip(noisy + action_noise.astype(np.float32), -1.0, 1.0)
+        noise, random_envs, random_actions = self._next_noise()
+        if action_noise is not None:
+            noise = action_noise.astype(np.float32)
+        noisy = np.minimum(np.maximum(greedy + noise, np.float32(-1.0)), np.float32(1.0))
+        if len(random_envs) > 0:
+            noisy[random_envs] = random_actions[random_envs]
         # A subgoal test is run without noise (HAC)
         return np.where(tracker.tested[:, None], greedy, noisy) if config.subgoal_test_prob > 0.0 else noisy
+
+    def _next_noise(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """:return: Gaussian noise, the environments that are to act at random instead, random actions of all of them"""
+        if not self._noise_block:
+            shape = (_NOISE_BLOCK, *self._low_std.shape[:1], self._action_dim)
+            noise = self._low_std * self.rng.standard_normal(shape, dtype=np.float32)
+            is_random = self.rng.random(shape[:2]) < self.config.random_action_prob[1]
+            random_envs = [np.flatnonzero(envs) for envs in is_random]
+            random_actions = 2.0 * self.rng.random(shape, dtype=np.float32) - np.float32(1.0)
+            self._noise_block = list(zip(noise, random_envs, random_actions, strict=True))
+        return self._noise_block.pop()
 
     def _start_segments(
         self, policy: ActingPolicy, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, is_warm_up: bool
     ) -> None:
-        envs = np.flatnonzero(self.tracker.steps_left == 0)
+        envs = self.tracker.over
         achieved = achieved_goal[envs]
         random_prob = 1.0 if is_warm_up else self.config.random_action_prob[0]
         plan = policy.plan(observation[envs], achieved, goal[envs], self._high_std[envs], random_prob, self.rng)
@@ -97,7 +114,6 @@ class Explorer:
         if self.config.subgoal_test_prob > 0.0 and not is_warm_up:
             tested = self.rng.random(len(envs)) < self.config.subgoal_test_prob
         self.tracker.start(
-            envs,
             plan.subgoals,
             tested,
             policy.options.subgoal_steps,
@@ -105,7 +121,7 @@ class Explorer:
             replaced=int(plan.replaced.sum()),
         )
 
-    def step(self, policy: ActingPolicy, next_achieved_goal: np.ndarray, dones: np.ndarray) -> np.ndarray:
+    def step(self, policy: ActingPolicy, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """
         Take in what the actions led to.
 
@@ -114,7 +130,7 @@ class Explorer:
         :param dones: whether the episodes ended, shape (n_envs,)
         :return: whether the segments ended, shape (n_envs,)
         """
-        return self.tracker.step(policy.is_reached(next_achieved_goal, self.tracker.subgoals), dones)
+        return self.tracker.step(next_achieved_goal, policy.threshold, dones)
 
 
 class WorkerAgent:
@@ -163,12 +179,13 @@ class WorkerAgent:
         tracker = self._explorer.tracker
         return {"subgoal": tracker.subgoals, "tested": tracker.tested[:, None]}
 
-    def step(self, next_achieved_goal: np.ndarray, dones: np.ndarray) -> np.ndarray:
+    def step(self, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """See :meth:`Agent.step`."""
-        for i in np.flatnonzero(dones) if self._noises else ():
-            self._noises[i].reset()
+        for noise, done in zip(self._noises, dones, strict=False):
+            if done:
+                noise.reset()
         return self._explorer.step(self._policy, next_achieved_goal, dones)
 
-    def statistics(self) -> np.ndarray:
+    def statistics(self) -> list[int]:
         """See :meth:`Agent.statistics`."""
         return self._explorer.tracker.take_statistics()

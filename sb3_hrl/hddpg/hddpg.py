@@ -373,7 +373,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
                     next_obs[key][env] = value
         # In the precision that the buffer has
         achieved = np.asarray(next_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
-        segment_done = self._explorer.step(self.policy.acting(), achieved, dones)
+        segment_done = self._explorer.step(self.policy.acting(), achieved, dones.tolist())
         replay_buffer.add(
             self._last_obs,  # type: ignore[arg-type]
             next_obs,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sb3_hrl.hddpg.hddpg import HierarchicalDDPG
 
 # Seconds between looks for new steps when there are none
-_NAP = 0.0003
+_NAP = 0.001
 # Workers may be so many blocks ahead of the learner: one that is being used, and one that is being made
 _LEAD_BLOCKS = 2
 
@@ -64,17 +64,20 @@ class AsyncRollouts:
         steps = model.train_freq.frequency if model.train_freq.unit == TrainFrequencyUnit.STEP else 1
         # What is left to do, in whole rollouts as when collecting synchronously; steps that were not taken in last time count
         per_rollout = steps * self._n_envs
-        self._n_taken = -model._n_untaken
-        self._n_total = -(-(model._total_timesteps - model.num_timesteps) // per_rollout) * per_rollout - model._n_untaken
-        self._n_granted = 0
-        self._n_available = 0
-        self._published_at, self._published_updates = 0, model._n_updates
-        self._updates_of = {1: model._n_updates}  # gradient steps by version of the weights
+        self._n_taken: int = -model._n_untaken
+        self._n_total: int = -(-(model._total_timesteps - model.num_timesteps) // per_rollout) * per_rollout - model._n_untaken
+        self._n_granted: int = 0
+        self._n_available: int = 0
+        self._published_at: int = 0
+        self._published_updates: int = model._n_updates
+        self._updates_of: dict[int, int] = {1: model._n_updates}  # gradient steps by version of the weights
         self._lags: list[tuple[int, int]] = []  # steps and lag of the blocks since the last log
         self._episodes: list[deque[dict[str, Any]]] = [deque() for _ in range(self._n_envs)]
-        self._n_episodes = 0
+        self._n_episodes: int = 0
+        self._no_infos: list[dict[str, Any]] = [{} for _ in range(self._n_envs)]
+        self._no_dones: np.ndarray = np.zeros(self._n_envs, dtype=bool)
 
-        self._copy = PolicyCopy(model.policy)
+        self._copy: PolicyCopy = PolicyCopy(model.policy)
         self._collector.start_collecting(self._task(), model.replay_buffer.shards, self._write_weights)
         self._grant()
 
@@ -131,6 +134,7 @@ class AsyncRollouts:
             self._n_taken += n_envs
             model.num_timesteps += n_envs
             n_steps += 1
+            has_episodes = self._n_episodes > 0
             infos, dones = self._take_episodes()
             # Give access to local variables
             callback.update_locals(locals())
@@ -138,8 +142,8 @@ class AsyncRollouts:
                 return RolloutReturn(n_steps * n_envs, n_episodes, continue_training=False)
             model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
             model._on_step()
-            if dones.any():
-                model._update_info_buffer(infos, dones)  # type: ignore[arg-type]
+            if has_episodes:
+                model._update_info_buffer(infos, dones)
                 n_episodes += int(dones.sum())
                 for _ in range(int(dones.sum())):
                     model._episode_num += 1
@@ -150,8 +154,8 @@ class AsyncRollouts:
 
     def _wait(self) -> None:
         """Wait until there are steps for one more call of ``on_step``."""
-        self._grant()
         while self._n_available - self._n_taken < self._n_envs:
+            self._grant()
             self._n_available = self._collector.n_written()
             # Reports come before their steps are counted
             for report in self._collector.poll():
@@ -169,13 +173,14 @@ class AsyncRollouts:
 
     def _take_episodes(self) -> tuple[list[dict[str, Any]], np.ndarray]:
         """:return: infos and dones for one call of ``on_step``: of each environment at most one episode that has ended"""
+        if self._n_episodes == 0:
+            return self._no_infos, self._no_dones
         infos: list[dict[str, Any]] = [{} for _ in range(self._n_envs)]
         dones = np.zeros(self._n_envs, dtype=bool)
-        if self._n_episodes > 0:
-            for env, episodes in enumerate(self._episodes):
-                if episodes:
-                    infos[env], dones[env] = episodes.popleft(), True
-                    self._n_episodes -= 1
+        for env, episodes in enumerate(self._episodes):
+            if episodes:
+                infos[env], dones[env] = episodes.popleft(), True
+                self._n_episodes -= 1
         return infos, dones
 
     def log(self) -> None:

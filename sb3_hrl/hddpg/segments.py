@@ -1,5 +1,8 @@
 """Where each training environment stands in its segment, and what segments were like since the last log."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
@@ -19,62 +22,64 @@ class SegmentTracker:
     def __init__(self, n_envs: int, goal_dim: int):
         self.subgoals = np.zeros((n_envs, goal_dim), dtype=np.float32)
         self.tested = np.zeros(n_envs, dtype=bool)
-        self.steps_left = np.zeros(n_envs, dtype=np.int64)
-        self._length = np.zeros(n_envs, dtype=np.int64)
-        self._statistics = np.zeros(6, dtype=np.int64)
+        self.over = list(range(n_envs))  # environments that are without a segment
+        # Plain numbers: for a few environments they are faster than arrays
+        self._targets: list[list[float]] = self.subgoals.tolist()
+        self._steps_left = [0] * n_envs
+        self._subgoal_steps = 0
+        self._statistics = [0] * 6
 
-    def start(
-        self,
-        envs: np.ndarray,
-        subgoals: np.ndarray,
-        tested: np.ndarray,
-        subgoal_steps: int,
-        already_reached: int,
-        replaced: int,
-    ) -> None:
+    def start(self, subgoals: np.ndarray, tested: np.ndarray, subgoal_steps: int, already_reached: int, replaced: int) -> None:
         """
-        Begin segments.
+        Begin a segment in the environments that are without one.
 
-        :param envs: numbers of the environments, shape (n,)
         :param subgoals: their subgoals, shape (n, goal_dim)
         :param tested: which of them are subgoal tests, shape (n,)
         :param subgoal_steps: environment steps at most
         :param already_reached: how many of the subgoals are reached from the outset
         :param replaced: how many of the actor's proposals were replaced since they were
         """
-        self.subgoals[envs] = subgoals
-        self.tested[envs] = tested
-        self.steps_left[envs] = subgoal_steps
-        self._length[envs] = 0
-        self._statistics[[_ISSUED, _ISSUED_REACHED, _REPLACED]] += (len(envs), already_reached, replaced)
+        self._subgoal_steps = subgoal_steps
+        self.subgoals[self.over] = subgoals
+        self.tested[self.over] = tested
+        for env, subgoal in zip(self.over, subgoals.tolist(), strict=True):
+            self._targets[env], self._steps_left[env] = subgoal, subgoal_steps
+        self._statistics[_ISSUED] += len(self.over)
+        self._statistics[_ISSUED_REACHED] += already_reached
+        self._statistics[_REPLACED] += replaced
+        self.over = []
 
-    def step(self, reached: np.ndarray, dones: np.ndarray) -> np.ndarray:
+    def step(self, achieved_goals: np.ndarray, threshold: float, dones: Sequence[bool]) -> np.ndarray:
         """
         Take in one environment step.
 
-        :param reached: whether the subgoals are reached now, shape (n_envs,)
+        :param achieved_goals: goals achieved now, shape (n_envs, goal_dim)
+        :param threshold: distance at which a subgoal counts as reached
         :param dones: whether the episodes ended, shape (n_envs,)
         :return: whether the segments end here, shape (n_envs,)
         """
-        self.steps_left -= 1
-        self._length += 1
-        ended = reached | dones | (self.steps_left <= 0)
-        if ended.any():
-            self.steps_left[ended] = 0
-            sums = (int(ended.sum()), int((ended & reached).sum()), int(self._length[ended].sum()))
-            self._statistics[[_ENDED, _REACHED, _STEPS]] += sums
+        ended = np.zeros(len(self._targets), dtype=bool)
+        for env, (achieved, target, done) in enumerate(zip(achieved_goals.tolist(), self._targets, dones, strict=True)):
+            self._steps_left[env] -= 1
+            reached = math.dist(achieved, target) <= threshold
+            if reached or done or self._steps_left[env] <= 0:
+                ended[env] = True
+                self.over.append(env)
+                self._statistics[_ENDED] += 1
+                self._statistics[_REACHED] += reached
+                self._statistics[_STEPS] += self._subgoal_steps - self._steps_left[env]
         return ended
 
-    def take_statistics(self) -> np.ndarray:
+    def take_statistics(self) -> list[int]:
         """:return: sums over the segments since the last call or log, for :meth:`add_statistics` of another tracker"""
-        statistics, self._statistics = self._statistics, np.zeros(6, dtype=np.int64)
+        statistics, self._statistics = self._statistics, [0] * 6
         return statistics
 
-    def add_statistics(self, statistics: np.ndarray) -> None:
+    def add_statistics(self, statistics: Sequence[int]) -> None:
         """
         :param statistics: sums over segments from elsewhere
         """
-        self._statistics += statistics
+        self._statistics = [a + b for a, b in zip(self._statistics, statistics, strict=True)]
 
     def log(self, logger: Logger) -> None:
         """

@@ -130,7 +130,7 @@ class ParallelCollector(SubprocVecEnv):
         n_workers = len(env_fns) // envs_per_worker
         self._control_block = SharedArrays({"control": ((n_workers, N_CONTROLS), "int64")})
         self._control = self._control_block["control"]
-        self.remotes: list[Connection] = [None] * len(env_fns)  # type: ignore[list-item,assignment]
+        self.remotes: list[Connection] = [None] * len(env_fns)  # type: ignore[list-item]
         self._handles = [self._spawn(worker) for worker in range(n_workers)]
         self.remotes[0].send(("get_spaces", None))
         try:
@@ -146,11 +146,13 @@ class ParallelCollector(SubprocVecEnv):
         reader, sender = self._context.Pipe(duplex=False)
         ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         env_fns = [CloudpickleWrapper(self._env_fns[env]) for env in envs]
-        process = self._context.Process(target=main, args=(theirs, ours, sender, env_fns), daemon=True)  # type: ignore[attr-defined]
+        process = self._context.Process(  # type: ignore[attr-defined]
+            target=main, args=(theirs, ours, sender, env_fns), daemon=True
+        )
         process.start()
         for connection in (*theirs, sender):
             connection.close()
-        self.remotes[envs.start : envs.stop] = ours  # type: ignore[index]
+        self.remotes[envs.start : envs.stop] = ours
         self._control[worker, SENT] = 0
         return _Handle(process, reader)
 
@@ -292,7 +294,7 @@ class ParallelCollector(SubprocVecEnv):
         self.is_collecting = False
         if self.closed:
             return None, reports
-        observations = [observation for handle in self._handles for observation in handle.observations or []]
+        observations: list[Any] = [observation for handle in self._handles for observation in handle.observations or []]
         return _stack_obs(observations, self.observation_space), reports
 
     def _reset_envs(self, worker: int) -> None:

@@ -125,13 +125,13 @@ class WorkerProcess:
 
     def _serve(self, timeout: float) -> None:
         """Handle the commands that are there, or that come within the timeout (in seconds)."""
-        for remote in wait(self._remotes, timeout):
+        ready = wait(self._remotes, timeout)
+        for i in [i for i, remote in enumerate(self._remotes) if remote in ready]:
             try:
-                command, data = remote.recv()  # type: ignore[union-attr]
+                command, data = self._remotes[i].recv()
             except (EOFError, ConnectionResetError):
                 self._closed = True
                 return
-            i = self._remotes.index(remote)  # type: ignore[arg-type]
             if command == "collect":
                 self._start(*data)
             elif command == "stop":
@@ -218,7 +218,7 @@ def error_to_send(error: Exception) -> Exception | None:
     from multiprocessing.reduction import ForkingPickler
 
     try:
-        ForkingPickler.loads(ForkingPickler.dumps(error))  # type: ignore[attr-defined]
+        ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:
         return None
     return error

@@ -43,14 +43,14 @@ class Agent(Protocol):
     def fields(self) -> dict[str, np.ndarray]:
         """:return: what else belongs into the buffer's rows of this step, by field, shapes (n_envs, dim)"""
 
-    def step(self, next_achieved_goal: np.ndarray, dones: np.ndarray) -> np.ndarray:
+    def step(self, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """
         :param next_achieved_goal: shape (n_envs, goal_dim)
         :param dones: whether the episodes ended, shape (n_envs,)
         :return: whether the segments ended, shape (n_envs,)
         """
 
-    def statistics(self) -> np.ndarray:
+    def statistics(self) -> list[int]:
         """:return: sums over the segments since the last call, for the learner's log"""
 
 
@@ -126,7 +126,7 @@ class Report(NamedTuple):
     n_steps: int  # over its environments
     version: int  # of the weights that it acted with
     episodes: list[tuple[int, dict[str, Any]]]  # environment and info of each episode that ended
-    statistics: np.ndarray  # sums over segments, see Agent.statistics
+    statistics: list[int]  # sums over segments, see Agent.statistics
 
 
 class Worker:
@@ -190,7 +190,7 @@ class Worker:
 
     def _set_current(self, i: int, observation: dict[str, np.ndarray]) -> None:
         for key, part in zip(("observation", "achieved_goal", "desired_goal"), self._inputs, strict=True):
-            part[i] = np.ravel(observation[key])
+            part[i] = observation[key].reshape(-1)
 
     @property
     def is_full(self) -> bool:
@@ -206,15 +206,15 @@ class Worker:
                 self._agent.refresh()
         agent, columns = self._agent, self._task.columns
         rows = self._staging[:, self.n_staged]
-        scaled = agent.act(*self._inputs, self.rounds < self._task.warm_up_rounds)
+        observation, achieved_goal, goal = self._inputs
+        scaled = agent.act(observation, achieved_goal, goal, self.rounds < self._task.warm_up_rounds)
         rows[:, : self._current.shape[1]] = self._current
         rows[:, columns["action"]] = scaled
         for field, value in agent.fields().items():
             rows[:, columns[field]] = value
         actions = self._low + self._half_range * (scaled + 1.0)
-        dones = self._episode_ends[:, self.n_staged]
-        for i, env in enumerate(self._envs):
-            dones[i] = self._step_env(i, env, actions[i], rows[i])
+        dones = [self._step_env(i, env, actions[i], rows[i]) for i, env in enumerate(self._envs)]
+        self._episode_ends[:, self.n_staged] = dones
         self._segment_ends[:, self.n_staged] = agent.step(rows[:, columns["next_achieved_goal"]], dones)
         self.n_staged += 1
         self.rounds += 1
@@ -223,8 +223,8 @@ class Worker:
     def _step_env(self, i: int, env: gym.Env, action: np.ndarray, row: np.ndarray) -> bool:
         columns = self._task.columns
         observation, reward, terminated, truncated, info = env.step(action)
-        row[columns["next_observation"]] = np.ravel(observation["observation"])
-        row[columns["next_achieved_goal"]] = np.ravel(observation["achieved_goal"])
+        row[columns["next_observation"]] = observation["observation"].reshape(-1)
+        row[columns["next_achieved_goal"]] = observation["achieved_goal"].reshape(-1)
         row[columns["reward"]] = reward
         done = bool(terminated or truncated)
         row[columns["terminated"]] = terminated if self._task.handle_timeout_termination else done
