@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 from sb3_hrl.common.networks import AutogradNetwork, FlatMLP
 from sb3_hrl.common.type_aliases import LevelSamples
-from sb3_hrl.hddpg.levels import LevelConfig, LevelPolicy, ddpg_update
+from sb3_hrl.hddpg.levels import LevelConfig, LevelPolicy, ddpg_update, with_targets
 
 
 def make_level(network_class: type[FlatMLP] | type[AutogradNetwork]) -> LevelPolicy:
@@ -43,7 +43,7 @@ def main() -> None:
         for name, level in levels.items():
             start = time.perf_counter()
             for _ in range(args.updates):
-                ddpg_update(level, batch, config)
+                ddpg_update(level, with_targets(level, batch, config), config)
             times[name].append((time.perf_counter() - start) / args.updates * 1e3)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, median in medians.items():

@@ -1,5 +1,6 @@
 """Replay storage for both levels, in shared memory: packed rows of environment steps, and a ring of segments."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -320,6 +321,16 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
             columns["episode"] = spans(rows)[:, 0]
             shards.append(columns)
         return shards
+
+    def reader(self, seed: int) -> "SharedMemoryReplayBuffer":
+        """
+        :param seed: of what it draws
+        :return: a buffer that samples what this one has, but in another process, where its ``shards`` are to be set
+        """
+        reader = copy.copy(self)
+        reader.shards = None  # type: ignore[assignment]
+        reader.device, reader.rng = th.device("cpu"), np.random.default_rng(seed)
+        return reader
 
     def __getstate__(self) -> dict[str, Any]:
         """The reward function belongs to an environment."""

@@ -227,8 +227,7 @@ class NumpyModule:
     """
 
     def __init__(self, network: TracedNetwork, flat: np.ndarray | None = None):
-        self._network = network if flat is None else copy.deepcopy(network).cpu()
-        self._flat = flat
+        self._network, self._flat = network, flat
 
     @th.no_grad()
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -246,15 +245,37 @@ class NumpyModule:
 NumpyNetwork = NumpyMLP | NumpyModule
 
 
-def numpy_network(network: TracedNetwork, flat: np.ndarray | None = None) -> NumpyNetwork:
+def live_network(network: TracedNetwork) -> NumpyNetwork:
     """
     :param network: a network
-    :param flat: a vector with its weights, as ``network.weights()``; ``None`` for the weights of the network itself
-    :return: the network as a function on arrays; after the vector changed it wants a ``refresh``
+    :return: the same as a function on arrays, with the network's weights as they are at each time
     """
-    if isinstance(network, FlatMLP) and (flat is not None or network.flat.device.type == "cpu"):
-        return NumpyMLP(network.sizes, network.squash, network.weights().numpy() if flat is None else flat)
-    return NumpyModule(network, flat)
+    if isinstance(network, FlatMLP) and network.flat.device.type == "cpu":
+        return NumpyMLP(network.sizes, network.squash, network.weights().numpy())
+    return NumpyModule(network)
+
+
+class NetworkCopy:
+    """
+    A network as it is sent to a worker: without its weights, which come as a vector.
+
+    :param network: the network
+    """
+
+    def __init__(self, network: TracedNetwork):
+        self.n_weights = len(network.weights())
+        self._mlp = (network.sizes, network.squash) if isinstance(network, FlatMLP) else None
+        self._other = None if isinstance(network, FlatMLP) else copy.deepcopy(network).cpu()
+
+    def with_weights(self, flat: np.ndarray) -> NumpyNetwork:
+        """
+        :param flat: weights, as ``network.weights()``; looked at, not copied
+        :return: the network as a function on arrays; after the vector changed it wants a ``refresh``
+        """
+        if self._mlp is not None:
+            return NumpyMLP(*self._mlp, flat)
+        assert self._other is not None
+        return NumpyModule(self._other, flat)
 
 
 def traced(network: nn.Module) -> TracedNetwork:

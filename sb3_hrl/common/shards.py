@@ -168,6 +168,19 @@ class Shards:
         self.head, self.tail = counters[:, HEAD], counters[:, TAIL]
         self.segment_head, self.segment_tail = counters[:, SEGMENT_HEAD], counters[:, SEGMENT_TAIL]
 
+    @classmethod
+    def attached(cls, blocks: tuple[SharedArrays, SharedArrays]) -> "Shards":
+        """
+        :param blocks: what :meth:`blocks` gave in another process
+        :return: the same shards, for reading
+        """
+        counters, storage = blocks
+        n_shards, capacity, row_dim = storage["rows"].shape
+        shards = cls(n_shards, capacity, row_dim, trim_interval=1)
+        shards._set_counters(counters)
+        shards._set_storage(storage)
+        return shards
+
     @property
     def is_allocated(self) -> bool:
         """Whether the memory was taken."""
@@ -180,8 +193,12 @@ class Shards:
         :raises MemoryError: if there is no room
         """
         shape = (self.n_shards, self.capacity)
-        self._storage = SharedArrays({"rows": ((*shape, self.row_dim), "float32"), "segments": ((*shape, 2), "int64")})
-        self.rows, self.segments = self._storage["rows"], self._storage["segments"]
+        layout = {"rows": ((*shape, self.row_dim), "float32"), "segments": ((*shape, 2), "int64")}
+        self._set_storage(SharedArrays(layout))
+
+    def _set_storage(self, block: SharedArrays) -> None:
+        self._storage = block
+        self.rows, self.segments = block["rows"], block["segments"]
         # The same as one table each, for gathering
         self._flat_rows, self._flat_segments = self.rows.reshape(-1, self.row_dim), self.segments.reshape(-1, 2)
 

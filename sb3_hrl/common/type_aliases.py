@@ -42,3 +42,12 @@ class LevelSamples(NamedTuple):
     next_inputs: th.Tensor  # (batch, input_dim)
     rewards: th.Tensor  # (batch, 1)
     dones: th.Tensor  # (batch, 1), 1 where nothing follows
+
+
+class TargetedSamples(NamedTuple):
+    """The same with what the critics are to say about it, which is all that an update needs."""
+
+    inputs: th.Tensor  # (batch, input_dim)
+    actions: th.Tensor  # (batch, action_dim), in [-1, 1]
+    rewards: th.Tensor  # (batch, 1)
+    target_q_values: th.Tensor  # (batch, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch as th
 
-from sb3_hrl.common.networks import NumpyNetwork, TracedNetwork, numpy_network
+from sb3_hrl.common.networks import NetworkCopy, NumpyNetwork, TracedNetwork, live_network
 from sb3_hrl.common.subgoals import SubgoalBox, decode_subgoal, encode_subgoal, is_reached
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def live_acting_policy(policy: "HierarchicalPolicy") -> ActingPolicy:
     :param policy: a policy
     :return: the same in NumPy, with its weights as they are at each time (on a GPU: its settings as they are now)
     """
-    networks = {name: numpy_network(network) for name, network in acting_networks(policy).items()}
+    networks = {name: live_network(network) for name, network in acting_networks(policy).items()}
     arrays = {name: tensor.cpu().numpy() for name, tensor in acting_tensors(policy).items()}
     return ActingPolicy(networks, arrays, acting_options(policy))
 
@@ -217,10 +217,10 @@ class PolicyCopy:
     """
 
     def __init__(self, policy: "HierarchicalPolicy"):
-        self._networks = acting_networks(policy)
+        self._networks = {name: NetworkCopy(network) for name, network in acting_networks(policy).items()}
         self._shapes = {name: tuple(tensor.shape) for name, tensor in acting_tensors(policy).items()}
         self._options = acting_options(policy)
-        self._sizes = {name: len(network.weights()) for name, network in self._networks.items()}
+        self._sizes = {name: network.n_weights for name, network in self._networks.items()}
         self._sizes |= {name: int(np.prod(shape)) for name, shape in self._shapes.items()}
         self.n_weights = sum(self._sizes.values())
 
@@ -243,6 +243,6 @@ class PolicyCopy:
         :return: the policy; it wants a ``refresh`` when the vector has changed
         """
         parts = self._split(vector)
-        networks = {name: numpy_network(network, parts[name]) for name, network in self._networks.items()}
+        networks = {name: network.with_weights(parts[name]) for name, network in self._networks.items()}
         arrays = {name: parts[name].reshape(shape) for name, shape in self._shapes.items()}
         return ActingPolicy(networks, arrays, self._options)

@@ -17,12 +17,12 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, goal_strategy
 from sb3_hrl.common.goals import GoalTask, goal_task_from_env
-from sb3_hrl.hddpg.batches import high_batch, low_batch
 from sb3_hrl.hddpg.calibration import calibrated_box, first_box
 from sb3_hrl.hddpg.exploration import ExplorationConfig, Explorer
 from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
 from sb3_hrl.hddpg.rollouts import AsyncRollouts, collector_of
+from sb3_hrl.hddpg.samplers import Samplers
 from sb3_hrl.hddpg.validation import check_options, check_spaces, check_vec_normalize, per_dimension
 
 SelfHierarchicalDDPG = TypeVar("SelfHierarchicalDDPG", bound="HierarchicalDDPG")
@@ -88,6 +88,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
     :param low_kwargs: settings of the low level that differ
     :param async_collection: whether the environments, a :class:`~sb3_hrl.ParallelCollector`, step by themselves while the
         agent learns; the ratio of updates to steps stays what ``train_freq`` and ``gradient_steps`` ask for
+    :param prefetch_depth: batches that a process prepares ahead, with their targets, if ``async_collection``; 0 for none
     :param stats_window_size: window size for the rollout logging, in episodes
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see
@@ -139,6 +140,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         high_kwargs: dict[str, Any] | None = None,
         low_kwargs: dict[str, Any] | None = None,
         async_collection: bool = False,
+        prefetch_depth: int = 2,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -193,12 +195,14 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self.high_kwargs = high_kwargs
         self.low_kwargs = low_kwargs
         self.async_collection = async_collection
+        self.prefetch_depth = prefetch_depth
 
         self._goal_task: GoalTask | None = None
         self._has_box = False
         self._n_normalized = 0  # steps of the buffer that the normalisers have seen
         self._n_calibrated = 0  # steps of the buffer at the last calibration of the box
         self._rollouts: AsyncRollouts | None = None  # while workers collect
+        self._samplers: Samplers | None = None  # while the agent learns
         self._n_untaken = 0  # steps that workers have written, and that were not taken in before learn() ended
         if _init_setup_model:
             self._setup_model()
@@ -436,6 +440,10 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         assert self._goal_task is not None, "train() needs what learn() asks the environment about goals"
+        if self._samplers is None or self._samplers.batch_size != batch_size:
+            self._close_samplers()
+            self._samplers = Samplers(self, batch_size, depth=self._prefetch_depth())
+        samplers = self._samplers
         self._update_learning_rates()
         self._update_statistics()
 
@@ -443,23 +451,23 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         high_infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            batch = low_batch(self.policy, self.replay_buffer, self._low, self._low.batch_size or batch_size)
-            low_infos.append(ddpg_update(self.policy.low, batch, self._low))
+            low_infos.append(ddpg_update(self.policy.low, samplers.low(), self._low))
 
             if self._n_updates % self._high_interval == 0 and self.replay_buffer.n_segments() > 0:
-                batch = high_batch(
-                    self.policy,
-                    self.replay_buffer,
-                    self._high,
-                    self._high.batch_size or batch_size,
-                    task=self._goal_task,
-                    hindsight_action_prob=self.hindsight_action_prob,
-                )
-                high_infos.append(ddpg_update(self.policy.high, batch, self._high))
+                high_infos.append(ddpg_update(self.policy.high, samplers.high(), self._high))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._log_level("low", low_infos)
         self._log_level("high", high_infos)
+
+    def _prefetch_depth(self) -> int:
+        """Batches are prepared ahead where there is no order to keep."""
+        return self.prefetch_depth if self._rollouts is not None and not self._rollouts.is_serial else 0
+
+    def _close_samplers(self) -> None:
+        if self._samplers is not None:
+            samplers, self._samplers = self._samplers, None
+            samplers.close()
 
     def _update_learning_rates(self) -> None:
         progress = self._current_progress_remaining
@@ -524,6 +532,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
                 progress_bar=progress_bar,
             )
         finally:
+            self._close_samplers()
             if self._rollouts is not None:
                 rollouts, self._rollouts = self._rollouts, None
                 rollouts.stop()
@@ -547,7 +556,16 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         saved.end_episodes()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_goal_task", "_explorer", "_rollouts", "_high", "_low", "lr_schedule"]
+        return [
+            *super()._excluded_save_params(),
+            "_goal_task",
+            "_explorer",
+            "_rollouts",
+            "_samplers",
+            "_high",
+            "_low",
+            "lr_schedule",
+        ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = [f"policy.{level}.{network}.optimizer" for level in ("high", "low") for network in ("actor", "critic")]

@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, polyak
 from stable_baselines3.td3.policies import Actor, TD3Policy
 
 from sb3_hrl.common.networks import FlatMLP, TracedNetwork, traced
-from sb3_hrl.common.type_aliases import LevelSamples
+from sb3_hrl.common.type_aliases import LevelSamples, TargetedSamples
 
 
 @dataclass(frozen=True)
@@ -160,21 +160,17 @@ class UpdateInfo(NamedTuple):
 
 
 @th.no_grad()
-def ddpg_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) -> UpdateInfo:
+def with_targets(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) -> TargetedSamples:
     """
-    One gradient step of DDPG (https://arxiv.org/abs/1509.02971), with the minimum of the critics and target smoothing of TD3
-    (https://arxiv.org/abs/1802.09477) if the settings ask for them, and HER's target clipping. Gradients are written out,
-    see :mod:`sb3_hrl.common.networks`.
+    DDPG's targets (https://arxiv.org/abs/1509.02971), with the minimum of the critics and target smoothing of TD3
+    (https://arxiv.org/abs/1802.09477) if the settings ask for them, and HER's target clipping.
 
-    :param level: networks and optimizers
+    :param level: has the target networks
     :param batch: transitions
     :param config: settings of the level
-    :return: losses and means
+    :return: what an update needs
     """
-    actor, critics = level.networks
     actor_target, critic_targets = level.target_networks
-    batch_size = len(batch.inputs)
-
     # y = clip(r + gamma (1 - d) min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0)
     next_actions = actor_target(batch.next_inputs)
     if config.target_policy_noise > 0.0:
@@ -185,13 +181,30 @@ def ddpg_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) ->
     next_q_values = th.cat([critic(next_pairs) for critic in critic_targets], dim=1).amin(dim=1, keepdim=True)
     target_q_values = batch.rewards + (1.0 - batch.dones) * config.gamma * next_q_values
     target_q_values.clamp_(config.min_value, 0.0)
+    return TargetedSamples(batch.inputs, batch.actions, batch.rewards, target_q_values)
+
+
+@th.no_grad()
+def ddpg_update(level: LevelPolicy, batch: TargetedSamples, config: LevelConfig) -> UpdateInfo:
+    """
+    One gradient step of DDPG (https://arxiv.org/abs/1509.02971). Gradients are written out, see
+    :mod:`sb3_hrl.common.networks`.
+
+    :param level: networks and optimizers
+    :param batch: transitions with their targets
+    :param config: settings of the level
+    :return: losses and means
+    """
+    actor, critics = level.networks
+    actor_target, critic_targets = level.target_networks
+    batch_size = len(batch.inputs)
 
     # L_Q = sum_i mean (Q_i(s, a) - y)^2, so that dL_Q / dQ_i = 2 (Q_i - y) / n
     pairs = th.cat([batch.inputs, batch.actions], dim=1)
     critic_loss = th.zeros((), device=pairs.device)
     for critic in critics:
         q_values, tape = critic.trace(pairs)
-        error = q_values - target_q_values
+        error = q_values - batch.target_q_values
         critic_loss += error.square().mean()
         critic.backward(tape, error.mul_(2.0 / batch_size))
         _clip_gradients(critic, config.max_grad_value)

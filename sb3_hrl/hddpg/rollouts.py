@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from sb3_hrl.hddpg.acting import PolicyCopy
 from sb3_hrl.hddpg.exploration import WorkerAgent
 from sb3_hrl.parallel.collector import Collector
+from sb3_hrl.parallel.serial import SerialCollector
 from sb3_hrl.parallel.worker import CollectTask, Report
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class AsyncRollouts:
         assert model.env is not None
         self._model = model
         self._collector = collector_of(model.env)
+        self.is_serial = isinstance(self._collector, SerialCollector)
         self._n_envs = model.n_envs
         self._block = self._collector.config.flush_size * self._n_envs
         assert isinstance(model.train_freq, TrainFreq)

@@ -61,6 +61,7 @@ def check_options(model: Any) -> None:
         "subgoal_test_prob": (0.0 <= model.subgoal_test_prob <= 1.0, "in [0, 1]"),
         "high_update_interval": (model.high_update_interval is None or model.high_update_interval >= 1, "at least 1, or None"),
         "n_steps": (model.n_steps == 1, "1: n-step returns do not go with hindsight goals"),
+        "prefetch_depth": (model.prefetch_depth >= 0, "at least 0 (batches prepared ahead)"),
         "optimize_memory_usage": (not model.optimize_memory_usage, "False: the buffer's rows are packed already"),
     }
     for name, (valid, rule) in rules.items():

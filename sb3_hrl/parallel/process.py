@@ -30,6 +30,24 @@ N_CONTROLS = 16
 _SERVE_INTERVAL, _NAP, _ALIVE_INTERVAL = 0.01, 0.0005, 0.5
 
 
+class ParentWatch:
+    """Tells a process whether the learner, which has started it, still lives: one that is killed cannot say that it goes."""
+
+    def __init__(self) -> None:
+        self._parent_id = os.getppid()
+        self._next_check = 0.0
+
+    def learner_lives(self) -> bool:
+        """:return: whether it lives, as of half a second ago"""
+        now = time.monotonic()
+        if now < self._next_check:
+            return True
+        self._next_check = now + _ALIVE_INTERVAL
+        # A forked process gets another parent when the learner dies; the others are told by a pipe
+        parent = parent_process()
+        return os.getppid() == self._parent_id and (parent is None or parent.is_alive())
+
+
 class WorkerProcess:
     """
     The loop of a worker's process.
@@ -46,12 +64,11 @@ class WorkerProcess:
         self._reset_infos: list[dict[str, Any]] = [{} for _ in self._envs]
         self._worker: Worker | None = None
         self._closed = False
-        self._parent_id = os.getppid()
-        self._next_alive_check = 0.0
+        self._watch = ParentWatch()
 
     def run(self) -> None:
         """Serve until told to close, or until the learner is gone."""
-        while not self._closed and self._learner_lives():
+        while not self._closed and self._watch.learner_lives():
             if self._worker is None:
                 self._serve(_ALIVE_INTERVAL)
             else:
@@ -59,15 +76,6 @@ class WorkerProcess:
                 self._serve(0.0)
         for env in self._envs:
             env.close()
-
-    def _learner_lives(self) -> bool:
-        now = time.monotonic()
-        if now < self._next_alive_check:
-            return True
-        self._next_alive_check = now + _ALIVE_INTERVAL
-        # A forked process gets another parent when the learner dies; the others are told by a pipe
-        parent = parent_process()
-        return os.getppid() == self._parent_id and (parent is None or parent.is_alive())
 
     # --------------------------------------------------------------- collecting
 
@@ -195,6 +203,7 @@ def main(
     """
     # Ctrl-C goes to all processes of a terminal: it is the learner who says what is to be done
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # There are as many workers as cores already
     th.set_num_threads(1)

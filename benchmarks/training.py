@@ -1,0 +1,81 @@
+"""
+Environment steps per second while learning, two workers, networks [256, 256], batch 256: interleaved rounds of
+
+- ``sb3``: SB3's DDPG + HerReplayBuffer on ``SubprocVecEnv``
+- ``sync``: HierarchicalDDPG, stepping synchronously
+- ``async``: HierarchicalDDPG with ``async_collection=True`` on a ``ParallelCollector``
+
+at the same ratio of low-level updates to environment steps; the high level is trained on top of that in ours.
+
+    OMP_NUM_THREADS=1 python benchmarks/training.py --ratio 0.25 1
+"""
+
+import argparse
+import os
+import statistics
+
+import numpy as np
+import torch as th
+from collection import learner_rate, make_env
+from stable_baselines3 import DDPG, HerReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from sb3_hrl import HierarchicalDDPG, ParallelCollector
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="FetchReach-v4")
+    parser.add_argument("--ratio", type=float, nargs="+", default=[0.25, 1.0], help="updates per environment step")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="per round and contestant")
+    parser.add_argument("--params", default="dict()", help="arguments of HierarchicalDDPG that differ, as Python")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    th.set_num_threads(1)
+
+    for ratio in args.ratio:
+        train_freq = max(round(1 / (ratio * args.workers)), 1)
+        gradient_steps = round(ratio * train_freq * args.workers)
+        print(f"{args.env}, {ratio} updates per step: train_freq={train_freq}, gradient_steps={gradient_steps}")
+        envs = {
+            "sb3": make_vec_env(make_env(args.env), args.workers, seed=0, vec_env_cls=SubprocVecEnv),
+            "sync": make_vec_env(make_env(args.env), args.workers, seed=0, vec_env_cls=ParallelCollector),
+            "async": make_vec_env(make_env(args.env), args.workers, seed=0, vec_env_cls=ParallelCollector),
+        }
+        shared = dict(train_freq=train_freq, gradient_steps=gradient_steps, learning_starts=500, buffer_size=100_000, seed=0)
+        shared |= dict(batch_size=256, policy_kwargs=dict(net_arch=[256, 256]))
+        ours = shared | eval(args.params)
+        action_dim = envs["sb3"].action_space.shape[0]
+        noise = NormalActionNoise(np.zeros(action_dim), 0.1 * np.ones(action_dim))
+        models = {
+            "sb3": DDPG("MultiInputPolicy", envs["sb3"], replay_buffer_class=HerReplayBuffer, action_noise=noise, **shared),
+            "sync": HierarchicalDDPG("MultiInputPolicy", envs["sync"], **ours),
+            "async": HierarchicalDDPG("MultiInputPolicy", envs["async"], async_collection=True, **ours),
+        }
+        guesses, rates = {}, {name: [] for name in models}
+        for name, model in models.items():
+            model.learn(800, log_interval=None)
+            guesses[name] = learner_rate(model, 1.0, 200.0)
+        for _ in range(args.rounds):
+            for name, model in models.items():
+                n_updates, n_steps = model._n_updates, model.num_timesteps
+                rates[name].append(learner_rate(model, args.seconds, guesses[name]))
+                guesses[name] = rates[name][-1]
+                achieved = (model._n_updates - n_updates) / (model.num_timesteps - n_steps)
+                assert abs(achieved / ratio - 1) < 0.05, f"{name} made {achieved:.3f} updates per step"
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        for name, values in rates.items():
+            print(f"  {name:6s} {medians[name]:8.1f} steps/s   rounds: {' '.join(f'{value:.0f}' for value in values)}")
+        print(
+            f"  async / sb3: {medians['async'] / medians['sb3']:.2f}   async / sync: {medians['async'] / medians['sync']:.2f}"
+        )
+        for env in envs.values():
+            env.close()
+
+
+if __name__ == "__main__":
+    main()
