@@ -1,11 +1,18 @@
 """Small goal-conditioned environments, and nothing left behind."""
 
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 
@@ -67,4 +74,68 @@ def small() -> dict[str, Any]:
     )
 
 
+class FaultyEnv(PointEnv):
+    """
+    A PointEnv that goes wrong at a step of its life: ``raise``, ``hang``, or ``die`` (by SIGKILL).
+
+    :param fault: what goes wrong
+    :param at: at which step
+    :param once: a file that is made when it goes wrong, after which it does not any more; ``None``: every time
+    """
+
+    def __init__(self, fault: str, at: int, once: str | None = None):
+        super().__init__()
+        self.fault, self.at, self.once, self.n_steps = fault, at, once, 0
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        self.n_steps += 1
+        if self.n_steps == self.at and (self.once is None or not Path(self.once).exists()):
+            if self.once is not None:
+                Path(self.once).touch()
+            if self.fault == "raise":
+                raise ArithmeticError("the robot fell over")
+            if self.fault == "hang":
+                time.sleep(1000)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
 gym.register("PointEnv-v0", entry_point=PointEnv)
+gym.register("FaultyEnv-v0", entry_point=FaultyEnv)
+
+
+def point_env_fn(env_id: str = "PointEnv-v0", **kwargs: Any) -> Callable[[], gym.Env]:
+    """:return: a function that makes the environment in whatever process"""
+    return lambda: Monitor(gym.make(f"conftest:{env_id}", **kwargs), info_keywords=("is_success",))
+
+
+def shared_memory_files() -> set[str]:
+    """:return: what lies in /dev/shm"""
+    return set(os.listdir("/dev/shm"))
+
+
+def running_workers() -> list[psutil.Process]:
+    """:return: processes of this one's that work; multiprocessing's own helpers stay"""
+    processes = psutil.Process().children(recursive=True)
+    helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+    own = psutil.Process().pid
+    return [
+        process
+        for process in processes
+        if process.is_running()
+        and process.status() != psutil.STATUS_ZOMBIE
+        and not (process.ppid() == own and any(helper in " ".join(process.cmdline()) for helper in helpers))
+    ]
+
+
+@pytest.fixture
+def leaves_nothing() -> Iterator[None]:
+    """After the test there are no more processes and shared-memory files than before."""
+    files, workers = shared_memory_files(), {process.pid for process in running_workers()}
+    yield
+    deadline = time.monotonic() + 10.0
+    while (left := {process.pid for process in running_workers()} - workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, "processes are left"
+    # Other tests run beside this one: only multiprocessing's and ours are looked at
+    assert not {name for name in shared_memory_files() - files if name.startswith(("psm_", "sb3", "torch_"))}

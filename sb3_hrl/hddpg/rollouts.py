@@ -61,6 +61,11 @@ class AsyncRollouts:
         self._collector = collector_of(model.env)
         self.is_serial = isinstance(self._collector, SerialCollector)
         self._n_envs = model.n_envs
+        if self._collector.config.flush_size > model.replay_buffer.buffer_size:
+            raise ValueError(
+                f"`flush_size` ({self._collector.config.flush_size}) must not exceed the steps that the buffer holds of each "
+                f"environment ({model.replay_buffer.buffer_size}): raise `buffer_size`."
+            )
         self._block = self._collector.config.flush_size * self._n_envs
         assert isinstance(model.train_freq, TrainFreq)
         steps = model.train_freq.frequency if model.train_freq.unit == TrainFrequencyUnit.STEP else 1

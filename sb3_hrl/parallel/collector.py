@@ -132,12 +132,13 @@ class ParallelCollector(SubprocVecEnv):
         self._control = self._control_block["control"]
         self.remotes: list[Connection] = [None] * len(env_fns)  # type: ignore[list-item]
         self._handles = [self._spawn(worker) for worker in range(n_workers)]
-        self.remotes[0].send(("get_spaces", None))
         try:
-            observation_space, action_space = self.remotes[0].recv()
-        except EOFError:
-            raise self._failure(0, "could not make its environment") from None
-        VecEnv.__init__(self, len(env_fns), observation_space, action_space)
+            self.remotes[0].send(("get_spaces", None))
+            VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
+        except (EOFError, ConnectionError):
+            failure = self._failure_at_start()
+            self.close()
+            raise failure from failure.__cause__
 
     def _spawn(self, worker: int) -> _Handle:
         """Start the process of a worker; its pipes replace those of its predecessor."""
@@ -273,6 +274,14 @@ class ParallelCollector(SubprocVecEnv):
             self._send_task(worker)
         else:
             self._reset_envs(worker)
+
+    def _failure_at_start(self) -> RuntimeError:
+        for worker, handle in enumerate(self._handles):
+            with contextlib.suppress(EOFError, OSError):
+                if handle.messages.poll(_CLOSE_TIMEOUT):
+                    _, content = handle.messages.recv()
+                    return self._failure(worker, "could not make its environments", *content)
+        return self._failure(0, "ended before it could make its environments, see above")
 
     def _failure(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> RuntimeError:
         envs = self._envs_of(worker)

@@ -1,0 +1,284 @@
+"""Whatever dies, raises or hangs: the run goes on or ends with a reason, and nothing is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import point_env_fn
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_hrl import HierarchicalDDPG, ParallelCollector
+from sb3_hrl.hddpg.samplers import Samplers
+
+pytestmark = [pytest.mark.timeout(100), pytest.mark.usefixtures("leaves_nothing")]
+
+
+@pytest.fixture
+def make_model(small):
+    envs = []
+
+    def make(env_fns=None, env_kwargs=None, **kwargs) -> HierarchicalDDPG:
+        options = dict(flush_size=7, sync_interval=20, start_method="fork") | (env_kwargs or {})
+        envs.append(ParallelCollector(env_fns or [point_env_fn()] * 2, **options))
+        return HierarchicalDDPG("MultiInputPolicy", envs[-1], async_collection=True, **dict(prefetch_depth=0) | small | kwargs)
+
+    yield make
+    for env in envs:
+        env.close()
+
+
+def faulty(fault: str, at: int, once: Path | None = None):
+    return point_env_fn("FaultyEnv-v0", fault=fault, at=at, once=None if once is None else str(once))
+
+
+class KillWorkers(BaseCallback):
+    """Kills a worker every so many calls."""
+
+    def __init__(self, every: int):
+        super().__init__()
+        self.every = every
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.every == 0:
+            processes = self.training_env.processes
+            os.kill(processes[self.n_calls // self.every % len(processes)].pid, signal.SIGKILL)
+        return True
+
+
+def assert_consistent(model: HierarchicalDDPG, n_steps: int) -> None:
+    """Every step counts once, lies in an episode of at most 20 steps, and follows the one before it in that."""
+    assert model.num_timesteps == model.replay_buffer.n_added == n_steps
+    shards, columns = model.replay_buffer.shards, model.replay_buffer.columns
+    for shard in range(model.n_envs):
+        rows = shards.rows[shard, shards.tail[shard] : shards.head[shard]]
+        clock = (20 * rows[:, columns["next_observation"]][:, 2]).round().astype(int)
+        assert set(clock) <= set(range(1, 21))
+        ends = (clock[1:] != clock[:-1] + 1).nonzero()[0]
+        assert (clock[ends + 1] == 1).all()
+
+
+@pytest.mark.parametrize("envs_per_worker", [1, 2])
+def test_a_killed_worker_is_replaced_and_every_step_counts(make_model, envs_per_worker):
+    model = make_model([point_env_fn()] * 4, dict(envs_per_worker=envs_per_worker), buffer_size=40_000)
+    with pytest.warns(RuntimeWarning, match="died"):
+        model.learn(8_000, callback=KillWorkers(every=400))
+    assert_consistent(model, 8_000)
+    assert model.env.n_restarts >= 3
+    model.learn(100, reset_num_timesteps=False)
+    assert_consistent(model, 8_100)
+
+
+def test_a_worker_that_kills_itself_in_its_environment_is_replaced(make_model, tmp_path):
+    model = make_model([faulty("die", 30, tmp_path / "once"), point_env_fn()])
+    with pytest.warns(RuntimeWarning, match=r"Worker 0 died \(exit code -9\)"):
+        model.learn(600)
+    assert_consistent(model, 600)
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_run(make_model):
+    model = make_model([faulty("die", 3)] * 2, dict(max_restarts=2))
+    with pytest.raises(RuntimeError, match=r"died.*after 2 restarts"), pytest.warns(RuntimeWarning):
+        model.learn(600)
+
+
+def test_an_exception_is_survived_once(make_model, tmp_path):
+    model = make_model([faulty("raise", 30, tmp_path / "once"), point_env_fn()])
+    with pytest.warns(RuntimeWarning, match="the robot fell over"):
+        model.learn(600)
+    assert_consistent(model, 600)
+
+
+def test_an_environment_that_keeps_raising_ends_the_run_with_its_traceback(make_model):
+    model = make_model([point_env_fn(), faulty("raise", 30)])
+    with pytest.raises(RuntimeError, match="after 3 restarts") as info, pytest.warns(RuntimeWarning):
+        model.learn(100_000)
+    assert "the robot fell over" in str(info.value)
+    assert "conftest.py" in str(info.value), "the traceback is that of the environment"
+    assert isinstance(info.value.__cause__, ArithmeticError)
+    assert model.env.closed
+
+
+def test_a_worker_that_hangs_is_replaced(make_model, tmp_path):
+    model = make_model([faulty("hang", 30, tmp_path / "once"), point_env_fn()], dict(step_timeout=1.5))
+    with pytest.warns(RuntimeWarning, match=r"made no progress for 1.5 seconds"):
+        model.learn(600)
+    assert_consistent(model, 600)
+
+
+def test_a_learner_that_takes_its_time_is_no_reason_to_replace_workers(make_model):
+    class Slow(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 50:
+                time.sleep(3)
+            return True
+
+    model = make_model(env_kwargs=dict(step_timeout=1.0)).learn(400, callback=Slow())
+    assert model.env.n_restarts == 0
+    assert_consistent(model, 400)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_exception_in_a_callback_stops_the_workers(make_model, error):
+    class Fail(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 40:
+                raise error
+            return True
+
+    model = make_model()
+    with pytest.raises(error):
+        model.learn(10_000, callback=Fail())
+    assert not model.env.is_collecting
+    n_added = model.replay_buffer.n_added
+    time.sleep(0.1)
+    assert model.replay_buffer.n_added == n_added, "workers go on"
+    model.learn(100, reset_num_timesteps=False)
+    assert_consistent(model, 180)
+
+
+def test_values_that_are_not_finite_end_the_run(make_model):
+    model = make_model()
+    model.learn(100)
+    model.policy.low.networks[0].flat.data.fill_(float("nan"))
+    model.gradient_steps = 0
+    with pytest.raises(RuntimeError, match="not finite"), pytest.warns(RuntimeWarning):
+        model.learn(200, reset_num_timesteps=False)
+
+
+# ---------------------------------------------------------------- the learner dies
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from conftest import point_env_fn
+from sb3_hrl import HierarchicalDDPG, ParallelCollector
+from stable_baselines3.common.callbacks import BaseCallback
+
+class Say(BaseCallback):
+    def _on_step(self):
+        if self.n_calls == 50 or self.n_calls % 500 == 0:
+            print("learning", flush=True)
+        return True
+
+if __name__ == "__main__":
+    env = ParallelCollector([point_env_fn()] * 2, start_method={method!r})
+    model = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, learning_starts=20, batch_size=16,
+                             policy_kwargs=dict(net_arch=[16]), prefetch_depth={depth})
+    model.learn(10_000_000, callback=Say())
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_outlives_a_learner_that_is_killed(method, kill):
+    script = SCRIPT.format(tests=str(Path(__file__).parent), method=method, depth=2)
+    learner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "learning" in learner.stdout.readline()
+    time.sleep(0.5)
+    family = psutil.Process(learner.pid).children(recursive=True)
+    assert len(family) >= 2
+    learner.send_signal(kill)
+    learner.wait(timeout=20)
+    # Ctrl-C reaches the workers of a terminal as well, but they leave it to the learner
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, f"{[process.cmdline() for process in alive]} outlive the learner"
+    if kill == signal.SIGINT:
+        assert "KeyboardInterrupt" in learner.stderr.read()
+    learner.stdout.close()
+    learner.stderr.close()
+
+
+# -------------------------------------------------------------------- prefetching
+
+
+def wait_until_ready(samplers: Samplers) -> None:
+    deadline = time.monotonic() + 30
+    while not samplers._prefetch.is_ready:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def samplers(make_model):
+    model = make_model().learn(300)
+    samplers = Samplers(model, batch_size=32, depth=2)
+    wait_until_ready(samplers)
+    yield samplers
+    samplers.close()
+
+
+def test_prefetched_batches_are_as_good_as_serial_ones(samplers):
+    model, process = samplers._model, samplers._prefetch._process
+    serial = Samplers(model, batch_size=32, depth=0)
+    rewards, batches = {0.0, -1.0}, []
+    for _ in range(10):
+        batch, expected = samplers.low(), serial.low()
+        for array, twin in zip(batch, expected, strict=True):
+            assert array.shape == twin.shape
+            assert array.dtype == twin.dtype
+            assert array.isfinite().all()
+        assert set(batch.rewards.ravel().tolist()) <= rewards
+        # What the critics are to say follows from the target networks, which have not changed
+        assert (batch.target_q_values <= 0).all()
+        batches.append(batch.inputs.clone())
+    assert (batches[0] != batches[1]).any()
+    samplers.close()
+    samplers.close()
+    assert not process.is_alive()
+
+
+def test_prefetching_uses_the_newest_targets(samplers):
+    model = samplers._model
+    for network in samplers._model.policy.low.target_networks[1]:
+        network.flat.data.zero_()
+        network.flat.data[-1] = -3.0  # the bias of the last layer: every value is -3
+    for _ in range(10):
+        batch = samplers.low()
+    expected = (batch.rewards + (batch.rewards < 0) * model._low.gamma * -3.0).clamp(model._low.min_value, 0.0)
+    assert (batch.target_q_values - expected).abs().max() < 1e-5
+
+
+def test_without_the_prefetching_process_it_goes_on(samplers):
+    samplers._prefetch._process.kill()
+    # Some batches are ready still
+    with pytest.warns(RuntimeWarning, match="prepares batches died"):
+        samplers.low(), samplers.low(), samplers.low(), samplers.low()
+    assert samplers._prefetch is None
+    assert samplers.low().inputs.shape == (32, 9)
+
+
+def test_learning_with_prefetched_batches(make_model):
+    class Ready(BaseCallback):
+        n_prefetched = 0
+
+        def _on_step(self) -> bool:
+            samplers = self.model._samplers
+            self.n_prefetched += samplers is not None and samplers._prefetch is not None and samplers._prefetch.is_ready
+            return self.n_prefetched < 200
+
+    callback = Ready()
+    model = make_model(prefetch_depth=2)
+    model.learn(1_000_000, callback=callback)
+    assert callback.n_prefetched == 200
+    assert model._samplers is None
+
+
+def test_an_error_while_preparing_is_raised(samplers, monkeypatch):
+    samplers.close()
+    maker = type("Maker", (), {"n_weights": 1})()
+    maker.layout = dict
+    from sb3_hrl.parallel.prefetch import PrefetchSampler
+
+    prefetch = PrefetchSampler(maker, samplers._model.replay_buffer.shards.blocks(), lambda vector: None)
+    deadline = time.monotonic() + 30
+    while not prefetch.is_ready and prefetch._process.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match="no attribute 'start'"):
+        prefetch.get()
+    prefetch.close()
