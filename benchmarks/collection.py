@@ -11,6 +11,7 @@ Pure collection, two workers and a [256, 256] policy, environment steps per seco
 """
 
 import argparse
+import itertools
 import multiprocessing as mp
 import os
 import statistics
@@ -49,7 +50,7 @@ def bare_worker(env_id: str, seconds: mp.Queue, rates: mp.Queue) -> None:
     env = make_env(env_id)()
     obs, _ = env.reset(seed=0)
     sizes = [sum(np.size(part) for part in obs.values()) + np.size(obs["achieved_goal"]), 256, 256, env.action_space.shape[0]]
-    n_weights = sum(a * b + b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    n_weights = sum(a * b + b for a, b in itertools.pairwise(sizes))
     rng = np.random.default_rng(0)
     policy = NumpyMLP(sizes, True, (0.05 * rng.standard_normal(n_weights)).astype(np.float32))
     n_obs, n_goal = np.size(obs["observation"]), np.size(obs["achieved_goal"])
@@ -150,8 +151,9 @@ def main() -> None:
         for name, values in rates.items():
             print(f"  {name:6s} {medians[name]:9.0f} steps/s   rounds: {' '.join(f'{value:.0f}' for value in values)}")
         print(
-            f"  async / sb3: {medians['async'] / medians['sb3']:.2f}   async / sync: {medians['async'] / medians['sync']:.2f}   "
-            f"async / bare: {medians['async'] / medians['bare']:.2f}",
+            f"  async / sb3: {medians['async'] / medians['sb3']:.2f}"
+            f"   async / sync: {medians['async'] / medians['sync']:.2f}"
+            f"   async / bare: {medians['async'] / medians['bare']:.2f}",
             flush=True,
         )
         for env in envs.values():

@@ -4,6 +4,8 @@ evaluation episodes, by environment and seed, into benchmarks/results/<algo>-<en
 
     python benchmarks/learning.py --env FetchReach-v2 FetchReach-v4 --eval-freq 500
     python benchmarks/learning.py --env PointMaze_UMaze-v3 --eval-freq 5000
+    python benchmarks/learning.py --env FetchReach-v4 --eval-freq 500 --jobs 1 --name hddpg-async --vec-env subproc \\
+        --params n_envs:2 gradient_steps:2
 """
 
 import argparse
@@ -12,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +28,10 @@ def run(env_id: str, seed: int, args: argparse.Namespace) -> list[tuple[int, int
         command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "hddpg", "--env", env_id, "--seed", str(seed)]
         command += ["--eval-freq", str(args.eval_freq), "--eval-episodes", str(args.eval_episodes), "-f", folder]
         command += ["--num-threads", "1", "--verbose", "0", "--log-interval", "-2"]
-        command += ["-params", *args.params] if args.params else []
+        command += ["--vec-env", args.vec_env, *(["-params", *args.params] if args.params else [])]
+        start = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        print(f"{env_id} seed {seed}: {time.monotonic() - start:.0f} s with start and evaluations", flush=True)
         evaluations = np.load(Path(folder) / "hddpg" / f"{env_id}_1" / "evaluations.npz")
         rates = evaluations["successes"].mean(axis=1)
         return [(seed, int(steps), float(rate)) for steps, rate in zip(evaluations["timesteps"], rates, strict=True)]
@@ -47,6 +52,7 @@ def main() -> None:
     parser.add_argument("--eval-freq", type=int, default=500)
     parser.add_argument("--eval-episodes", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--vec-env", default="dummy", choices=["dummy", "subproc"], help="subproc collects asynchronously")
     parser.add_argument("--params", nargs="*", help="hyperparameters that differ, as for the zoo's -params")
     parser.add_argument("--name", default="hddpg", help="beginning of the files' names")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the csv files")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
 import sb3_hrl
 
 ALGO = "hddpg"
@@ -48,6 +50,8 @@ def patch_exp_manager(module: ModuleType) -> None:
     """
     Let the zoo find our hyperparameters, which it looks for in its own folder only, and evaluate on the environment that they
     describe: rl_zoo3 2.9.2 gives the ``env_kwargs`` of the file to the training environment, but not to that of evaluation.
+    With ``--vec-env subproc`` environments step by themselves (``async_collection``), unless the hyperparameters say
+    otherwise; ``collector_kwargs`` among these are arguments of :class:`~sb3_hrl.ParallelCollector`.
 
     :param module: ``rl_zoo3.exp_manager``
     """
@@ -66,10 +70,15 @@ def patch_exp_manager(module: ModuleType) -> None:
 
     @functools.wraps(preprocess)
     def _preprocess_hyperparams(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        result = preprocess(self, *args, **kwargs)
-        if self.algo == ALGO and not self.eval_env_kwargs:
-            self.eval_env_kwargs = self.env_kwargs
-        return result
+        hyperparams, *others = preprocess(self, *args, **kwargs)
+        if self.algo == ALGO:
+            self.eval_env_kwargs = self.eval_env_kwargs or self.env_kwargs
+            collector_kwargs = hyperparams.pop("collector_kwargs", {})
+            is_parallel = self.vec_env_class is SubprocVecEnv
+            if is_parallel:
+                self.vec_env_class, self.vec_env_kwargs = sb3_hrl.ParallelCollector, collector_kwargs
+            hyperparams.setdefault("async_collection", is_parallel)
+        return hyperparams, *others
 
     manager.__init__, manager._preprocess_hyperparams = __init__, _preprocess_hyperparams
 
