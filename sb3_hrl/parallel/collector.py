@@ -78,7 +78,68 @@ class _Handle:
     observations: list[dict[str, np.ndarray]] | None = None  # where it stopped
 
 
-class ParallelCollector(SubprocVecEnv):
+class CollectingVecEnv(SubprocVecEnv):
+    """
+    What collectors with workers have in common: groups of environments, and that nobody else steps them meanwhile.
+
+    :param env_fns: environments
+    :param config: how workers go about it
+    :param envs_per_worker: environments that a worker steps in turns
+    :param step_timeout: seconds without progress after which a worker counts as hanging
+    :param max_restarts: how often a worker may fail
+    """
+
+    def __init__(
+        self,
+        env_fns: list[Callable[[], gym.Env]],
+        config: WorkerConfig,
+        envs_per_worker: int,
+        step_timeout: float,
+        max_restarts: int,
+    ):
+        # Not SubprocVecEnv's constructor: it would start a process per environment
+        rules = {
+            "envs_per_worker": (
+                envs_per_worker >= 1 and len(env_fns) % envs_per_worker == 0,
+                f"a divisor of the number of environments ({len(env_fns)})",
+            ),
+            "step_timeout": (step_timeout > 0, "positive (seconds)"),
+            "max_restarts": (max_restarts >= 0, "at least 0"),
+        }
+        for name, (valid, rule) in rules.items():
+            if not valid:
+                raise ValueError(f"`{name}` must be {rule}, not {locals()[name]}.")
+        self.config = config
+        self.envs_per_worker, self.step_timeout, self.max_restarts = envs_per_worker, step_timeout, max_restarts
+        self.n_restarts = 0
+        self.waiting, self.closed, self.is_collecting = False, False, False
+        self._env_fns = list(env_fns)
+        self._n_workers = len(env_fns) // envs_per_worker
+
+    def _envs_of(self, worker: int) -> range:
+        return range(worker * self.envs_per_worker, (worker + 1) * self.envs_per_worker)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        :param actions: one per environment
+        """
+        self._check_not_collecting("step")
+        super().step_async(actions)
+
+    def reset(self) -> VecEnvObs:
+        """:return: first observations of all environments"""
+        self._check_not_collecting("reset")
+        return super().reset()
+
+    def _check_not_collecting(self, what: str) -> None:
+        if self.is_collecting:
+            raise RuntimeError(
+                f"The environments step by themselves while the agent learns (`async_collection=True`): do not {what} the "
+                "training environment from a callback, evaluate on environments of their own."
+            )
+
+
+class ParallelCollector(CollectingVecEnv):
     """
     Environments in worker processes. As a VecEnv it is SB3's ``SubprocVecEnv``. With
     ``HierarchicalDDPG(..., async_collection=True)`` the workers step by themselves while the learner trains: each one acts
@@ -110,28 +171,16 @@ class ParallelCollector(SubprocVecEnv):
         step_timeout: float = 60.0,
         max_restarts: int = 3,
     ):
-        self.config = WorkerConfig(flush_size, sync_interval, noise_spread)
-        if envs_per_worker < 1 or len(env_fns) % envs_per_worker != 0:
-            raise ValueError(
-                f"`envs_per_worker` must divide the number of environments ({len(env_fns)}), which {envs_per_worker} does not."
-            )
-        if step_timeout <= 0:
-            raise ValueError(f"`step_timeout` must be positive (seconds), not {step_timeout}.")
-        if max_restarts < 0:
-            raise ValueError(f"`max_restarts` must be at least 0, not {max_restarts}.")
-        self.envs_per_worker, self.step_timeout, self.max_restarts = envs_per_worker, step_timeout, max_restarts
-        self.n_restarts = 0
-        self.waiting, self.closed, self.is_collecting = False, False, False
-        self._env_fns = list(env_fns)
+        config = WorkerConfig(flush_size, sync_interval, noise_spread)
+        super().__init__(env_fns, config, envs_per_worker, step_timeout, max_restarts)
         if start_method is None:
             start_method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
         self._context = mp.get_context(start_method)
 
-        n_workers = len(env_fns) // envs_per_worker
-        self._control_block = SharedArrays({"control": ((n_workers, N_CONTROLS), "int64")})
+        self._control_block = SharedArrays({"control": ((self._n_workers, N_CONTROLS), "int64")})
         self._control = self._control_block["control"]
         self.remotes: list[Connection] = [None] * len(env_fns)  # type: ignore[list-item]
-        self._handles = [self._spawn(worker) for worker in range(n_workers)]
+        self._handles = [self._spawn(worker) for worker in range(self._n_workers)]
         try:
             self.remotes[0].send(("get_spaces", None))
             VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
@@ -156,9 +205,6 @@ class ParallelCollector(SubprocVecEnv):
         self.remotes[envs.start : envs.stop] = ours
         self._control[worker, SENT] = 0
         return _Handle(process, reader)
-
-    def _envs_of(self, worker: int) -> range:
-        return range(worker * self.envs_per_worker, (worker + 1) * self.envs_per_worker)
 
     @property
     def processes(self) -> list[BaseProcess]:  # type: ignore[override]
@@ -317,27 +363,6 @@ class ParallelCollector(SubprocVecEnv):
         except (EOFError, OSError):
             return  # it has died as well, that is noticed where workers are looked after
         self._handles[worker].observations = observations
-
-    # --------------------------------------------------------------- as a VecEnv
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """
-        :param actions: one per environment
-        """
-        self._check_not_collecting("step")
-        super().step_async(actions)
-
-    def reset(self) -> VecEnvObs:
-        """:return: first observations of all environments"""
-        self._check_not_collecting("reset")
-        return super().reset()
-
-    def _check_not_collecting(self, what: str) -> None:
-        if self.is_collecting:
-            raise RuntimeError(
-                f"The environments step by themselves while the agent learns (`async_collection=True`): do not {what} the "
-                "training environment from a callback, evaluate on environments of their own."
-            )
 
     def close(self) -> None:
         """End the workers' processes; twice is fine."""

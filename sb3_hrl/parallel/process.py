@@ -48,6 +48,61 @@ class ParentWatch:
         return os.getppid() == self._parent_id and (parent is None or parent.is_alive())
 
 
+class EnvServer:
+    """
+    A few environments that answer the commands of SB3's ``SubprocVecEnv``.
+
+    :param env_fns: the environments
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]):
+        self.envs = [_patch_env(env_fn()) for env_fn in env_fns]
+        self.observations: list[dict[str, Any] | None] = [None] * len(self.envs)
+        self._reset_infos: list[dict[str, Any]] = [{} for _ in self.envs]
+
+    def answer(self, i: int, command: str, data: Any) -> Any:
+        """
+        :param i: number of the environment, among these
+        :param command: what to do, as SB3's worker knows it
+        :param data: its arguments
+        :return: what SB3's worker would send back
+        """
+        env = self.envs[i]
+        if command == "step":
+            return self._step(i, data)
+        if command == "reset":
+            seed, options = data
+            self.observations[i], self._reset_infos[i] = env.reset(seed=seed, **({"options": options} if options else {}))
+            return self.observations[i], self._reset_infos[i]
+        if command == "render":
+            return env.render()
+        if command == "get_spaces":
+            return env.observation_space, env.action_space
+        if command == "env_method":
+            name, args, kwargs = data
+            return env.get_wrapper_attr(name)(*args, **kwargs)
+        if command == "get_attr":
+            return env.get_wrapper_attr(data)
+        if command == "has_attr":
+            return env.has_wrapper_attr(data)
+        if command == "set_attr":
+            return setattr(env, *data)
+        if command == "is_wrapped":
+            return is_wrapped(env, data)
+        raise NotImplementedError(f"`{command}` is not implemented in the worker")
+
+    def _step(self, i: int, action: Any) -> tuple[Any, ...]:
+        env = self.envs[i]
+        observation, reward, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if done:
+            info["terminal_observation"] = observation
+            observation, self._reset_infos[i] = env.reset()
+        self.observations[i] = observation
+        return observation, reward, done, info, self._reset_infos[i]
+
+
 class WorkerProcess:
     """
     The loop of a worker's process.
@@ -59,9 +114,7 @@ class WorkerProcess:
 
     def __init__(self, remotes: Sequence[Connection], messages: Connection, env_fns: Sequence[Callable[[], gym.Env]]):
         self._remotes, self._messages = remotes, messages
-        self._envs = [_patch_env(env_fn()) for env_fn in env_fns]
-        self._observations: list[dict[str, Any] | None] = [None] * len(self._envs)
-        self._reset_infos: list[dict[str, Any]] = [{} for _ in self._envs]
+        self._server = EnvServer(env_fns)
         self._worker: Worker | None = None
         self._closed = False
         self._watch = ParentWatch()
@@ -74,7 +127,7 @@ class WorkerProcess:
             else:
                 self._collect(self._worker)
                 self._serve(0.0)
-        for env in self._envs:
+        for env in self._server.envs:
             env.close()
 
     # --------------------------------------------------------------- collecting
@@ -84,13 +137,13 @@ class WorkerProcess:
         control, counters, storage, weights = (SharedArrays.receive(self._remotes[0]) for _ in range(4))
         self._control = control["control"][index]
         self._worker = Worker(
-            self._envs,
-            self._observations,
+            self._server.envs,
+            self._server.observations,
             first_env,
             n_envs,
             task,
             config,
-            make_writers((counters, storage), range(first_env, first_env + len(self._envs)), trim),
+            make_writers((counters, storage), range(first_env, first_env + len(self._server.envs)), trim),
             WeightSubscriber(weights),
             rounds=int(self._control[WRITTEN]),
         )
@@ -125,8 +178,8 @@ class WorkerProcess:
         assert worker is not None
         if worker.n_staged > 0:
             self._flush(worker)
-        self._observations = list(worker.observations)
-        self._send(("stopped", self._observations))
+        self._server.observations = list(worker.observations)
+        self._send(("stopped", worker.observations))
         self._worker = None
 
     # ----------------------------------------------------------------- commands
@@ -147,44 +200,7 @@ class WorkerProcess:
             elif command == "close":
                 self._closed = True
             else:
-                self._remotes[i].send(self._answer(i, command, data))
-
-    def _answer(self, i: int, command: str, data: Any) -> Any:
-        """What SB3's worker does, for one environment."""
-        env = self._envs[i]
-        if command == "step":
-            return self._step(i, data)
-        if command == "reset":
-            seed, options = data
-            self._observations[i], self._reset_infos[i] = env.reset(seed=seed, **({"options": options} if options else {}))
-            return self._observations[i], self._reset_infos[i]
-        if command == "render":
-            return env.render()
-        if command == "get_spaces":
-            return env.observation_space, env.action_space
-        if command == "env_method":
-            name, args, kwargs = data
-            return env.get_wrapper_attr(name)(*args, **kwargs)
-        if command == "get_attr":
-            return env.get_wrapper_attr(data)
-        if command == "has_attr":
-            return env.has_wrapper_attr(data)
-        if command == "set_attr":
-            return setattr(env, *data)
-        if command == "is_wrapped":
-            return is_wrapped(env, data)
-        raise NotImplementedError(f"`{command}` is not implemented in the worker")
-
-    def _step(self, i: int, action: Any) -> tuple[Any, ...]:
-        env = self._envs[i]
-        observation, reward, terminated, truncated, info = env.step(action)
-        done = terminated or truncated
-        info["TimeLimit.truncated"] = truncated and not terminated
-        if done:
-            info["terminal_observation"] = observation
-            observation, self._reset_infos[i] = env.reset()
-        self._observations[i] = observation
-        return observation, reward, done, info, self._reset_infos[i]
+                self._remotes[i].send(self._server.answer(i, command, data))
 
 
 def main(

@@ -1,0 +1,309 @@
+"""
+The collector on several machines, by Ray (``pip install sb3-hrl[ray]``): actors on any node step their environments with their
+own copies of the policy, blocks of steps come back through Ray's object store into the learner's buffer, and weights go out as
+one object per version. Everything between machines is Ray's.
+"""
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
+
+from sb3_hrl.common.shards import Shards
+from sb3_hrl.common.weight_sync import LocalWeights
+from sb3_hrl.parallel.collector import CollectingVecEnv, shares
+from sb3_hrl.parallel.process import EnvServer
+from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
+
+# Blocks that an actor is asked for at once: the next one is under way while one travels
+_IN_FLIGHT = 2
+
+
+@dataclass
+class Block:
+    """Steps of one environment."""
+
+    rows: np.ndarray
+    episode_ends: np.ndarray
+    segment_ends: np.ndarray
+
+
+class _BlockWriter:
+    """Keeps what a worker writes, for the journey."""
+
+    def __init__(self) -> None:
+        self.block: Block | None = None
+
+    def write(self, rows: np.ndarray, episode_ends: np.ndarray, segment_ends: np.ndarray | None = None) -> None:
+        assert segment_ends is not None
+        self.block = Block(rows.copy(), episode_ends.copy(), segment_ends.copy())
+
+
+class RayWorker:
+    """
+    The actor: environments on some node.
+
+    :param env_fns: the environments
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]):
+        self._server = EnvServer(env_fns)
+        self._worker: Worker | None = None
+
+    def answer(self, i: int, command: str, data: Any) -> Any:
+        """See :meth:`EnvServer.answer`."""
+        return self._server.answer(i, command, data)
+
+    def start(
+        self,
+        first_env: int,
+        n_envs: int,
+        task: CollectTask,
+        config: WorkerConfig,
+        weights: tuple[int, np.ndarray],
+        rounds: int,
+    ) -> None:
+        """
+        Begin to collect.
+
+        :param first_env: number of the first of these environments among all
+        :param n_envs: number of all environments
+        :param task: what to do
+        :param config: how to go about it
+        :param weights: version and weights
+        :param rounds: steps of each environment that were written before
+        """
+        self._weights = LocalWeights(task.agent.n_weights)
+        self._weights.put(*weights)
+        self._writers = [_BlockWriter() for _ in self._server.envs]
+        self._worker = Worker(
+            self._server.envs,
+            self._server.observations,
+            first_env,
+            n_envs,
+            task,
+            config,
+            self._writers,
+            self._weights,
+            rounds,
+        )
+
+    def collect(self, rounds: int, weights: tuple[int, np.ndarray] | None) -> tuple[list[Block | None], Report]:
+        """
+        :param rounds: steps of each environment to take, at most ``flush_size``
+        :param weights: newer weights, if there are any
+        :return: the steps of each environment, and the report on them
+        """
+        assert self._worker is not None
+        if weights is not None:
+            self._weights.put(*weights)
+        for _ in range(rounds):
+            self._worker.round()
+        report = self._worker.flush()
+        return [writer.block for writer in self._writers], report
+
+    def stop(self) -> list[dict[str, np.ndarray]]:
+        """:return: where the environments stand"""
+        assert self._worker is not None
+        self._server.observations = list(self._worker.observations)
+        return self._worker.observations
+
+
+class _Remote:
+    """What SubprocVecEnv takes for the pipe to an environment: it sends commands and receives answers."""
+
+    def __init__(self, handle: "_Handle", env: int):
+        self._handle, self._env = handle, env
+
+    def send(self, message: tuple[str, Any]) -> None:
+        self._answer = self._handle.actor.answer.remote(self._env, *message)
+
+    def recv(self) -> Any:
+        return ray.get(self._answer)
+
+
+@dataclass
+class _Handle:
+    """The learner's view of an actor."""
+
+    actor: Any
+    asked: int = 0  # rounds that it was asked for since the start, in vain or not
+    version: int = 0  # of the weights that it was sent last
+    pending: deque[tuple[Any, int]] = field(default_factory=deque)  # blocks under way, and their rounds
+    last_seen: float = 0.0
+    n_failures: int = 0
+    n_errors: int = 0
+
+
+class RayCollector(CollectingVecEnv):
+    """
+    A :class:`~sb3_hrl.ParallelCollector` whose workers are Ray actors, on this machine or on others. Connect with ``ray.init``
+    before, or let it start Ray on this machine. A lost node costs what its actors had not sent; they are started again where
+    there is room.
+
+    :param env_fns: environments, made where the actors are
+    :param envs_per_worker: see ParallelCollector
+    :param flush_size: see ParallelCollector
+    :param sync_interval: see ParallelCollector (weights travel with the demand for a block)
+    :param noise_spread: see ParallelCollector
+    :param step_timeout: seconds without a block after which an actor counts as hanging; that it waits for a place counts, too
+    :param max_restarts: see ParallelCollector
+    :param actor_options: options of the actors, such as ``{"num_cpus": 1, "resources": {"simulator": 1}}``
+    """
+
+    def __init__(
+        self,
+        env_fns: list[Callable[[], gym.Env]],
+        envs_per_worker: int = 1,
+        flush_size: int = 50,
+        sync_interval: int = 400,
+        noise_spread: float = 1.0,
+        step_timeout: float = 60.0,
+        max_restarts: int = 3,
+        actor_options: dict[str, Any] | None = None,
+    ):
+        config = WorkerConfig(flush_size, sync_interval, noise_spread)
+        super().__init__(env_fns, config, envs_per_worker, step_timeout, max_restarts)
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)
+        # Ray limits the threads of what it runs by OMP_NUM_THREADS itself
+        self._actor_class = ray.remote(RayWorker).options(**({"num_cpus": 1} | (actor_options or {})))
+        self._handles = [self._spawn(worker) for worker in range(self._n_workers)]
+        self.processes = []
+        self.remotes = tuple(_Remote(handle, env) for handle in self._handles for env in range(envs_per_worker))
+        self.remotes[0].send(("get_spaces", None))
+        VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
+
+    def _spawn(self, worker: int) -> _Handle:
+        return _Handle(self._actor_class.remote([self._env_fns[env] for env in self._envs_of(worker)]))
+
+    # --------------------------------------------------------------- collecting
+
+    def start_collecting(self, task: CollectTask, shards: Shards, publish: Callable[[np.ndarray], None]) -> None:
+        """See :meth:`Collector.start_collecting`."""
+        self._task, self._shards = task, shards
+        self._vector = LocalWeights(task.agent.n_weights)
+        self.publish(publish)
+        shards.release()
+        self._writers = shards.writers()
+        n_workers = len(self._handles)
+        self._allowed, self._written = np.zeros(n_workers, dtype=np.int64), np.zeros(n_workers, dtype=np.int64)
+        self.is_collecting = True
+        for worker in range(n_workers):
+            self._start(worker)
+
+    def _start(self, worker: int) -> None:
+        handle, rounds = self._handles[worker], int(self._written[worker])
+        handle.pending.clear()
+        handle.asked, handle.version, handle.last_seen = rounds, self._vector.version, time.monotonic()
+        handle.actor.start.remote(self._envs_of(worker).start, self.num_envs, self._task, self.config, self._weights, rounds)
+
+    def publish(self, write: Callable[[np.ndarray], None]) -> int:
+        """See :meth:`Collector.publish`."""
+        version = self._vector.publish(write)
+        self._weights = ray.put((version, self._vector.vector))
+        return version
+
+    def grant(self, n_steps: int) -> None:
+        """See :meth:`Collector.grant`."""
+        self._allowed = shares(self._allowed, self._written, n_steps // self.envs_per_worker)
+
+    def n_written(self) -> int:
+        """See :meth:`Collector.n_written`."""
+        return int(self._written.sum()) * self.envs_per_worker
+
+    def poll(self) -> list[Report]:
+        """See :meth:`Collector.poll`."""
+        reports: list[Report] = []
+        for worker in range(len(self._handles)):
+            self._take_blocks(worker, reports)
+            if self.is_collecting:
+                self._ask_for_blocks(worker)
+        return reports
+
+    def _ask_for_blocks(self, worker: int) -> None:
+        handle = self._handles[worker]
+        while len(handle.pending) < _IN_FLIGHT and handle.asked < self._allowed[worker]:
+            rounds = min(int(self._allowed[worker]) - handle.asked, self.config.flush_size)
+            newer = None
+            if handle.version != self._vector.version:
+                newer, handle.version = self._weights, self._vector.version
+            if not handle.pending:
+                handle.last_seen = time.monotonic()
+            handle.pending.append((handle.actor.collect.remote(rounds, newer), rounds))
+            handle.asked += rounds
+
+    def _take_blocks(self, worker: int, reports: list[Report]) -> None:
+        """Write the blocks that have arrived, in their order."""
+        handle = self._handles[worker]
+        while handle.pending and ray.wait([handle.pending[0][0]], timeout=0)[0]:
+            result, rounds = handle.pending.popleft()
+            try:
+                blocks, report = ray.get(result)
+            except RayTaskError as error:
+                return self._replace(worker, "raised an exception", error)
+            except RayError as error:
+                return self._replace(worker, f"was lost ({type(error).__name__})")
+            for env, block in zip(self._envs_of(worker), blocks, strict=True):
+                self._writers[env].write(block.rows.copy(), block.episode_ends, block.segment_ends)
+            self._written[worker] += rounds
+            handle.last_seen, handle.n_failures = time.monotonic(), 0
+            reports.append(report)
+        if handle.pending and time.monotonic() - handle.last_seen > self.step_timeout:
+            self._replace(worker, f"sent nothing for {self.step_timeout:g} seconds (`step_timeout`)")
+        return None
+
+    def _replace(self, worker: int, what: str, error: RayTaskError | None = None) -> None:
+        """Start another actor in the place of one that failed, or give up."""
+        handle = self._handles[worker]
+        ray.kill(handle.actor)
+        n_failures, n_errors = handle.n_failures + 1, handle.n_errors + (error is not None)
+        n_restarts = max(n_failures, n_errors) - 1
+        if n_restarts == self.max_restarts:
+            self.close()
+            raise RuntimeError(f"Worker {worker} {what}, after {n_restarts} restarts.\n{error or ''}") from error
+        warnings.warn(f"Worker {worker} {what}: it is replaced.\n{error or ''}", RuntimeWarning, stacklevel=2)
+        self.n_restarts += 1
+        # The environments' episodes are over; what was on its way is collected anew
+        for env in self._envs_of(worker):
+            self._writers[env].end_episode()
+        new = self._spawn(worker)
+        handle.actor, handle.n_failures, handle.n_errors = new.actor, n_failures, n_errors
+        self._start(worker)
+
+    def stop_collecting(self) -> tuple[VecEnvObs | None, list[Report]]:
+        """See :meth:`Collector.stop_collecting`."""
+        reports: list[Report] = []
+        self.is_collecting = False
+        while not self.closed and any(handle.pending for handle in self._handles):
+            reports += self.poll()
+            time.sleep(0.001)
+        if self.closed:
+            return None, reports
+        observations: list[Any] = []
+        for worker, handle in enumerate(self._handles):
+            try:
+                observations += ray.get(handle.actor.stop.remote(), timeout=self.step_timeout)
+            except RayActorError:
+                self._replace(worker, "was lost")
+                observations += ray.get(self._handles[worker].actor.stop.remote(), timeout=self.step_timeout)
+        return _stack_obs(observations, self.observation_space), reports
+
+    def close(self) -> None:
+        """End the actors; twice is fine. Ray goes on."""
+        if self.closed:
+            return
+        self.closed, self.is_collecting = True, False
+        for handle in self._handles:
+            handle.pending.clear()
+            ray.kill(handle.actor)
