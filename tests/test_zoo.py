@@ -101,10 +101,26 @@ def test_continue(trained, tmp_path):
     assert saved._n_updates == 200 + 100
 
 
-def test_subprocess_environments(tmp_path):
-    arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-n", "300", "--vec-env", "subproc", *TINY, "n_envs:2"]
-    run("-m", "rl_zoo3.train", *arguments, cwd=tmp_path)
-    assert len(list((tmp_path / "logs/hddpg/FetchReach-v4_1").glob("*.monitor.csv"))) == 2
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_subprocess_environments(tmp_path, asynchronous):
+    arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-n", "300", "--vec-env", "subproc", "--log-interval", "1"]
+    arguments += ["--save-replay-buffer", *TINY, "n_envs:2"]
+    output = run("-m", "rl_zoo3.train", *arguments, *([] if asynchronous else ["async_collection:False"]), cwd=tmp_path)
+    assert ("policy_lag" in output) == asynchronous
+    folder = tmp_path / "logs/hddpg/FetchReach-v4_1"
+    assert len(list(folder.glob("*.monitor.csv"))) == 2
+    if asynchronous:
+        # Goes on in one process
+        arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-n", "100", "-i", str(folder / "FetchReach-v4.zip")]
+        output = run("-m", "rl_zoo3.train", *arguments, "--log-interval", "1", *TINY, "n_envs:2", cwd=tmp_path)
+        assert "Loading replay buffer" in output
+        assert "policy_lag" not in output
+
+
+def test_arguments_of_the_collector_come_from_the_hyperparameters(tmp_path):
+    arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-n", "300", "--vec-env", "subproc", *TINY]
+    output = run("-m", "rl_zoo3.train", *arguments, "collector_kwargs:dict(flush_size=0)", cwd=tmp_path, check=False)
+    assert "`flush_size` must be at least 1" in output
 
 
 def test_maze_logs_success(tmp_path):
