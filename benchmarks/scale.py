@@ -1,0 +1,133 @@
+"""
+What each part of a run costs per environment step, by environment and network size, and from it the number of workers at which
+the learner becomes the limit. One process, one thread; medians.
+
+    OMP_NUM_THREADS=1 python benchmarks/scale.py
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch as th
+from collection import make_env
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_hrl import HierarchicalDDPG, SerialCollector
+from sb3_hrl.common.weight_sync import WeightPublisher, WeightSubscriber
+from sb3_hrl.hddpg.levels import ddpg_update
+from sb3_hrl.hddpg.rollouts import AsyncRollouts
+from sb3_hrl.hddpg.samplers import Samplers
+from sb3_hrl.parallel.worker import Worker
+
+
+def median_us(function: Callable[[], object], repeats: int) -> float:
+    """:return: median time of a call, in microseconds"""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e6
+
+
+def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, float]:
+    """:return: microseconds by part"""
+    env = make_vec_env(make_env(env_id), 1, seed=0, vec_env_cls=SerialCollector)
+    model = HierarchicalDDPG(
+        "MultiInputPolicy",
+        env,
+        async_collection=True,
+        learning_starts=300,
+        train_freq=4,
+        subgoal_steps=subgoal_steps,
+        buffer_size=100_000,
+        policy_kwargs=dict(net_arch=net_arch),
+        seed=0,
+    )
+    model.learn(1_500, log_interval=None)
+    # A worker as it is in its process
+    model._total_timesteps = 10**9
+    rollouts = AsyncRollouts(model)
+    task = rollouts._task()
+    rollouts.stop()
+    publisher = WeightPublisher(task.agent.n_weights)
+    publisher.publish(rollouts._write_weights)
+    single = make_env(env_id)()
+    writer = model.replay_buffer.shards.writers()[0]
+    worker = Worker([single], [None], 0, 1, task, env.config, [writer], WeightSubscriber(publisher.block))
+    env_time = [0.0]
+    step = single.step
+
+    def timed_step(action):
+        start = time.perf_counter()
+        result = step(action)
+        env_time[0] += time.perf_counter() - start
+        return result
+
+    single.step = timed_step
+
+    def block() -> None:
+        for _ in range(50):
+            worker.round()
+
+    for _ in range(3):
+        block()
+        worker.flush()
+    rounds, envs, flushes = [], [], []
+    for _ in range(30):
+        env_time[0] = 0.0
+        start = time.perf_counter()
+        block()
+        rounds.append((time.perf_counter() - start) / 50 * 1e6)
+        envs.append(env_time[0] / 50 * 1e6)
+        start = time.perf_counter()
+        worker.flush()
+        flushes.append((time.perf_counter() - start) / 50 * 1e6)
+
+    # The learner's parts
+    samplers = Samplers(model, 256, depth=0)
+    low, high = samplers.low(), samplers.high()
+    vector = np.empty(task.agent.n_weights, np.float32)
+    subscriber = WeightSubscriber(publisher.block)
+    result = {
+        "environment": statistics.median(envs),
+        "policy and rest": statistics.median(rounds) - statistics.median(envs),
+        "write": statistics.median(flushes),
+        "low batch": median_us(samplers.low, 40),
+        "low update": median_us(lambda: ddpg_update(model.policy.low, low, model._low), 40),
+        "high batch": median_us(samplers.high, 40),
+        "high update": median_us(lambda: ddpg_update(model.policy.high, high, model._high), 40),
+        "publish": median_us(lambda: publisher.publish(rollouts._write_weights), 100),
+        "fetch": median_us(lambda: subscriber.fetch(vector), 100),
+    }
+    env.close()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", nargs="+", default=["FetchReach-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v4"])
+    parser.add_argument("--ratio", type=float, nargs="+", default=[1.0, 0.25, 0.0625], help="updates per environment step")
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    for env_id in args.env:
+        subgoal_steps = 10 if env_id.startswith("Fetch") else 20
+        for net_arch in ([64, 64], [128, 128], [256, 256], [256, 256, 256]):
+            cost = measure(env_id, net_arch, subgoal_steps)
+            print(f"{env_id} {net_arch}: " + ", ".join(f"{name} {value:.1f}" for name, value in cost.items()))
+            worker = cost["environment"] + cost["policy and rest"] + cost["write"]
+            # The low level's batches come from a process of their own; the high level learns once per segment's steps
+            learner = cost["low update"] + (cost["high batch"] + cost["high update"]) / subgoal_steps
+            for ratio in args.ratio:
+                rate = 1e6 / (ratio * learner)
+                print(
+                    f"    {ratio} updates per step: {rate:6.0f} steps/s at most, with {rate * worker / 1e6:5.1f} workers",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
