@@ -118,6 +118,11 @@ def test_examples(example, folder):
         "buffer.py --sizes 500 1000 --rounds 1 --repeats 2",
         "update.py --rounds 1 --updates 2",
         "startup.py --rounds 1",
+        "collection.py --env FetchReach-v4 --rounds 1 --seconds 0.1",
+        "training.py --rounds 1 --seconds 1 --ratio 0.25",
+        "sharing.py --steps 40000",
+        "scale.py --env PointMaze_UMaze-v3",
+        "soak.py --minutes 0.2 --every 5",
     ],
 )
 def test_benchmarks(command, folder):

@@ -1,0 +1,47 @@
+"""Two workers step their environments by themselves while the agent learns."""
+
+import argparse
+import time
+
+import gymnasium as gym
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_hrl import HierarchicalDDPG, ParallelCollector
+
+
+def make_env(**kwargs) -> gym.Env:
+    """Runs in the workers, where gymnasium-robotics has to be registered, too."""
+    import gymnasium_robotics
+
+    gym.register_envs(gymnasium_robotics)
+    return gym.make("FetchReach-v4", **kwargs)
+
+
+# Processes that are spawned import this file
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--timesteps", type=int, default=3_000)
+    args = parser.parse_args()
+
+    collector_kwargs = dict(flush_size=10, sync_interval=20)
+    env = make_vec_env(make_env, n_envs=2, seed=0, vec_env_cls=ParallelCollector, vec_env_kwargs=collector_kwargs)
+    model = HierarchicalDDPG(
+        "MultiInputPolicy",
+        env,
+        async_collection=True,
+        gradient_steps=2,  # one update per environment step: a step of both environments counts as one
+        learning_starts=500,
+        gamma=0.95,
+        tau=0.05,
+        high_update_interval=1,
+        policy_kwargs=dict(net_arch=[128, 128]),
+        verbose=1,
+        seed=0,
+    )
+    start = time.perf_counter()
+    model.learn(args.timesteps)
+    print(f"{model.num_timesteps / (time.perf_counter() - start):.0f} environment steps per second")
+    mean_reward, std_reward = evaluate_policy(model, make_vec_env(make_env, n_envs=1, seed=1), n_eval_episodes=20)
+    print(f"mean reward {mean_reward:.1f} +/- {std_reward:.1f} (0 is the best, -50 the worst)")
+    env.close()
