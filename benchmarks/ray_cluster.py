@@ -38,11 +38,11 @@ class LoseNode(BaseCallback):
         return True
 
 
-def compare(env_id: str, rounds: int, seconds: float) -> None:
+def compare(env_id: str, flush_size: int, rounds: int, seconds: float) -> None:
     """Print rates of collection."""
     models = {}
     for name, env_class in (("local", ParallelCollector), ("ray", RayCollector)):
-        env = make_vec_env(make_env(env_id), 2, seed=0, vec_env_cls=env_class)
+        env = make_vec_env(make_env(env_id), 2, seed=0, vec_env_cls=env_class, vec_env_kwargs=dict(flush_size=flush_size))
         arguments = dict(gradient_steps=0, learning_starts=0, buffer_size=100_000, policy_kwargs=dict(net_arch=[256, 256]))
         models[name] = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, seed=0, **arguments)
         models[name].learn(2_000, log_interval=None)
@@ -59,7 +59,7 @@ def compare(env_id: str, rounds: int, seconds: float) -> None:
         model.env.close()
 
 
-def train(cluster: Cluster, seed: int, lose_node: bool) -> None:
+def train(cluster: Cluster, seed: int, n_steps: int, lose_node: bool) -> None:
     """FetchReach with the settings of hddpg.yml; the actors share two nodes, of which one is lost half-way if asked."""
     node = cluster.add_node(num_cpus=1) if lose_node else None
     env = make_vec_env(
@@ -85,9 +85,9 @@ def train(cluster: Cluster, seed: int, lose_node: bool) -> None:
         seed=seed,
     )
     start = time.perf_counter()
-    model.learn(3_000, callback=LoseNode(cluster, node, at=1_500), log_interval=None)
+    model.learn(n_steps, callback=LoseNode(cluster, node, at=n_steps // 2), log_interval=None)
     seconds = time.perf_counter() - start
-    assert model.num_timesteps == model.replay_buffer.n_added == 3_000
+    assert model.num_timesteps == model.replay_buffer.n_added == n_steps
     evaluation = make_vec_env(make_env("FetchReach-v4"), 1, seed=1000 + seed)
     successes: list[bool] = []
     evaluate_policy(
@@ -98,7 +98,7 @@ def train(cluster: Cluster, seed: int, lose_node: bool) -> None:
     )
     print(
         f"FetchReach-v4 on Ray, seed {seed}, node lost: {lose_node}: success {sum(successes) / len(successes):.2f} "
-        f"after 3,000 steps in {seconds:.0f} s, {env.n_restarts} actors replaced",
+        f"after {n_steps} steps in {seconds:.0f} s, {env.n_restarts} actors replaced",
         flush=True,
     )
     env.close()
@@ -108,6 +108,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=3_000, help="of FetchReach")
+    parser.add_argument("--env", nargs="+", default=["FetchReach-v4", "PointMaze_UMaze-v3"], help="to collect from")
+    parser.add_argument("--flush-size", type=int, default=50)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     th.set_num_threads(1)
@@ -116,11 +119,11 @@ def main() -> None:
     cluster.add_node(num_cpus=1)
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": environment})
-    for env_id in ("FetchReach-v4", "PointMaze_UMaze-v3"):
-        compare(env_id, args.rounds, args.seconds)
+    for env_id in args.env:
+        compare(env_id, args.flush_size, args.rounds, args.seconds)
     for seed in args.seeds:
-        train(cluster, seed, lose_node=False)
-    train(cluster, args.seeds[0], lose_node=True)
+        train(cluster, seed, args.steps, lose_node=False)
+    train(cluster, args.seeds[0], args.steps, lose_node=True)
     ray.shutdown()
     cluster.shutdown()
 

@@ -18,8 +18,8 @@ import time
 import numpy as np
 import torch as th
 from collection import make_env
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3 import DDPG, HerReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import SubprocVecEnv

@@ -1,12 +1,14 @@
 """The replay buffer: what goes in comes out, once, and from the right episode."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from conftest import PointEnv, point_vec_env
 from gymnasium import spaces
-from stable_baselines3 import DDPG
+from stable_baselines3 import DDPG, SAC, TD3
 
 from sb3_hrl import SharedMemoryReplayBuffer
 
@@ -183,6 +185,17 @@ def test_pickle_of_a_wrapped_ring():
     np.testing.assert_array_equal(buffer.sample_low(100, 4, 5).subgoals, copy.sample_low(100, 4, 5).subgoals)
 
 
+def test_a_saved_buffer_is_loaded_in_another_process(tmp_path):
+    buffer = make_buffer(1_000_000)
+    fill(buffer, [8] * 5)
+    path = tmp_path / "buffer.pkl"
+    path.write_bytes(pickle.dumps(buffer))
+    assert path.stat().st_size < 20_000
+    script = f"import pickle; print(pickle.load(open({str(path)!r}, 'rb')).sample_low(50, 4, 5).subgoals.sum().item())"
+    output = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert float(output) == pytest.approx(buffer.sample_low(50, 4, 5).subgoals.sum().item())
+
+
 def test_ending_episodes_from_outside():
     buffer = make_buffer()
     next_step = fill(buffer, [5])
@@ -223,10 +236,11 @@ def test_values_that_are_not_finite_are_refused(field):
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("hindsight", [True, False])
-def test_plain_ddpg_takes_it(n_envs, hindsight):
+@pytest.mark.parametrize("algorithm", [DDPG, TD3, SAC])
+def test_plain_sb3_takes_it(n_envs, hindsight, algorithm):
     env = PointEnv()
     kwargs = dict(compute_reward=env.compute_reward) if hindsight else {}
-    model = DDPG(
+    model = algorithm(
         "MultiInputPolicy",
         point_vec_env(n_envs),
         replay_buffer_class=SharedMemoryReplayBuffer,

@@ -185,9 +185,9 @@ class ParallelCollector(CollectingVecEnv):
             self.remotes[0].send(("get_spaces", None))
             VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
         except (EOFError, ConnectionError):
-            failure = self._failure_at_start()
+            error = self._failure_at_start()
             self.close()
-            raise failure from failure.__cause__
+            raise error from error.__cause__
 
     def _spawn(self, worker: int) -> _Handle:
         """Start the process of a worker; its pipes replace those of its predecessor."""
@@ -303,6 +303,7 @@ class ParallelCollector(CollectingVecEnv):
         """Start another process in the place of one that failed, or give up."""
         handle = self._handles[worker]
         _kill(handle.process)
+        handle.messages.close()
         n_failures, n_errors = handle.n_failures + 1, handle.n_errors + (trace is not None)
         n_restarts = max(n_failures, n_errors) - 1
         if n_restarts == self.max_restarts:
@@ -321,7 +322,7 @@ class ParallelCollector(CollectingVecEnv):
         else:
             self._reset_envs(worker)
 
-    def _failure_at_start(self) -> RuntimeError:
+    def _failure_at_start(self) -> Exception:
         for worker, handle in enumerate(self._handles):
             with contextlib.suppress(EOFError, OSError):
                 if handle.messages.poll(_CLOSE_TIMEOUT):
@@ -329,11 +330,9 @@ class ParallelCollector(CollectingVecEnv):
                     return self._failure(worker, "could not make its environments", *content)
         return self._failure(0, "ended before it could make its environments, see above")
 
-    def _failure(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> RuntimeError:
+    def _failure(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> Exception:
         envs = self._envs_of(worker)
-        failure = RuntimeError(f"Worker {worker} (environments {envs.start} to {envs.stop - 1}) {what}.\n{trace or ''}")
-        failure.__cause__ = error
-        return failure
+        return failure(f"Worker {worker} (environments {envs.start} to {envs.stop - 1}) {what}.\n{trace or ''}", error)
 
     def stop_collecting(self) -> tuple[VecEnvObs | None, list[Report]]:
         """See :meth:`Collector.stop_collecting`."""
@@ -379,6 +378,17 @@ class ParallelCollector(CollectingVecEnv):
         for remote in self.remotes:
             remote.close()
         self._control_block.close()
+
+
+def failure(message: str, cause: Exception | None) -> Exception:
+    """
+    :param message: what has failed
+    :param cause: what an environment raised
+    :return: what ends the run: a ValueError, for which the zoo prunes a trial, if the environment raised one
+    """
+    error = ValueError(message) if isinstance(cause, ValueError) else RuntimeError(message)
+    error.__cause__ = cause
+    return error
 
 
 def shares(allowed: np.ndarray, written: np.ndarray, total: int) -> np.ndarray:

@@ -185,4 +185,5 @@ def _main(connection: Connection, n_slots: int) -> None:
     except (BrokenPipeError, ConnectionResetError, EOFError):
         pass  # the learner is gone
     except Exception:
-        connection.send(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            connection.send(traceback.format_exc())

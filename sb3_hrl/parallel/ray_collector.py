@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.weight_sync import LocalWeights
-from sb3_hrl.parallel.collector import CollectingVecEnv, shares
+from sb3_hrl.parallel.collector import CollectingVecEnv, failure, shares
 from sb3_hrl.parallel.process import EnvServer
 from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
 
@@ -271,7 +271,7 @@ class RayCollector(CollectingVecEnv):
         n_restarts = max(n_failures, n_errors) - 1
         if n_restarts == self.max_restarts:
             self.close()
-            raise RuntimeError(f"Worker {worker} {what}, after {n_restarts} restarts.\n{error or ''}") from error
+            raise failure(f"Worker {worker} {what}, after {n_restarts} restarts.\n{error or ''}", error)
         warnings.warn(f"Worker {worker} {what}: it is replaced.\n{error or ''}", RuntimeWarning, stacklevel=2)
         self.n_restarts += 1
         # The environments' episodes are over; what was on its way is collected anew
