@@ -244,10 +244,12 @@ def test_prefetching_uses_the_newest_targets(samplers):
     assert (batch.target_q_values - expected).abs().max() < 1e-5
 
 
-def test_without_the_prefetching_process_it_goes_on(samplers):
-    samplers._prefetch._process.kill()
+@pytest.mark.parametrize(("signal_", "what"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "hangs")])
+def test_without_the_prefetching_process_it_goes_on(samplers, signal_, what, monkeypatch):
+    monkeypatch.setattr("sb3_hrl.parallel.prefetch._PATIENCE", 1.0)
+    os.kill(samplers._prefetch._process.pid, signal_)
     # Some batches are ready still
-    with pytest.warns(RuntimeWarning, match="prepares batches died"):
+    with pytest.warns(RuntimeWarning, match=f"prepares batches {what}"):
         samplers.low(), samplers.low(), samplers.low(), samplers.low()
     assert samplers._prefetch is None
     assert samplers.low().inputs.shape == (32, 9)

@@ -25,6 +25,8 @@ Batch = Mapping[str, np.ndarray]
 _MADE, _USED = 0, 8
 # Seconds between looks for a free place or for a batch; between looks whether the other side lives
 _NAP, _ALIVE_INTERVAL = 0.0002, 0.2
+# Seconds without a batch after which the process counts as hanging
+_PATIENCE = 60.0
 
 
 class BatchMaker(Protocol):
@@ -56,7 +58,7 @@ class PrefetchSampler:
     be simpler, slows the learner down by as much as it takes off it: the two pass the interpreter's lock to and fro at every
     small operation; see benchmarks.)
 
-    If the process dies, :meth:`get` says so by ``None``.
+    If the process dies or hangs, :meth:`get` says so by ``None``.
 
     :param maker: makes batches
     :param blocks: the replay buffer's shared memory, see ``Shards.blocks``
@@ -116,17 +118,21 @@ class PrefetchSampler:
         """
         Wait for the next batch; the one before it is given up.
 
-        :return: views of a slot, valid until the next call; ``None`` if the process has died
+        :return: views of a slot, valid until the next call; ``None`` if the process has died or hangs
         :raises RuntimeError: with the traceback of what the maker raised
         """
         self._control[_USED] = self._n_taken
-        next_check = time.monotonic() + _ALIVE_INTERVAL
+        start = time.monotonic()
+        next_check = start + _ALIVE_INTERVAL
         while self._control[_MADE] <= self._n_taken:
             time.sleep(_NAP)
             if time.monotonic() > next_check:
                 next_check = time.monotonic() + _ALIVE_INTERVAL
                 if self._connection.poll():
                     self._read_failure()
+                    return None
+                if next_check - start > _PATIENCE:
+                    self._warn("hangs")
                     return None
         memory_fence()
         slot = self._n_taken % self._n_slots
@@ -137,13 +143,14 @@ class PrefetchSampler:
         try:
             trace = self._connection.recv()
         except (EOFError, OSError):
-            warnings.warn(
-                "The process that prepares batches died: from now on they are made when they are needed.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            self._warn("died")
             return
         raise RuntimeError(f"A batch could not be prepared.\n{trace}")
+
+    @staticmethod
+    def _warn(what: str) -> None:
+        message = f"The process that prepares batches {what}: from now on they are made when they are needed."
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     def close(self) -> None:
         """End the process; twice is fine."""
