@@ -8,11 +8,11 @@ the learner becomes the limit. One process, one thread; medians.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch as th
 from collection import make_env
+from sharing import median_us
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_hrl import HierarchicalDDPG, SerialCollector
@@ -21,16 +21,6 @@ from sb3_hrl.hddpg.levels import ddpg_update
 from sb3_hrl.hddpg.rollouts import AsyncRollouts
 from sb3_hrl.hddpg.samplers import Samplers
 from sb3_hrl.parallel.worker import Worker
-
-
-def median_us(function: Callable[[], object], repeats: int) -> float:
-    """:return: median time of a call, in microseconds"""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
 
 
 def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, float]:

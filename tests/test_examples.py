@@ -122,7 +122,6 @@ def test_examples(example, folder):
         "training.py --rounds 1 --seconds 1 --ratio 0.25",
         "sharing.py --steps 40000",
         "scale.py --env PointMaze_UMaze-v3",
-        "ray_cluster.py --env FetchReach-v4 --rounds 1 --seconds 0.5 --seeds 0 --steps 600",
         "soak.py --minutes 0.2 --every 5",
     ],
 )

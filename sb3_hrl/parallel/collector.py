@@ -358,6 +358,8 @@ class ParallelCollector(CollectingVecEnv):
             _try_send(self.remotes[env], ("reset", (None, {})))
         try:
             for env in self._envs_of(worker):
+                if not self.remotes[env].poll(self.step_timeout):
+                    return  # it hangs: likewise
                 observations.append(self.remotes[env].recv()[0])
         except (EOFError, OSError):
             return  # it has died as well, that is noticed where workers are looked after

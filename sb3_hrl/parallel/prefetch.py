@@ -56,7 +56,7 @@ class PrefetchSampler:
     """
     Prepares batches in a process, from the replay buffer in shared memory into slots of shared memory. (A thread, which would
     be simpler, slows the learner down by as much as it takes off it: the two pass the interpreter's lock to and fro at every
-    small operation; see benchmarks.)
+    small operation; see docs/scale.md.)
 
     If the process dies or hangs, :meth:`get` says so by ``None``.
 
