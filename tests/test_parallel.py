@@ -158,6 +158,16 @@ def test_learning_goes_on_where_it_stopped(make_model):
     assert model.replay_buffer.n_added == 300
 
 
+def test_any_number_of_steps_may_be_left_over(make_model):
+    """With two environments and one step left over the last step was waited for in vain."""
+    model = make_model(serial(2, flush_size=7))
+    model.learn(40)
+    # As if a callback had stopped the run when one worker had been a step ahead
+    model.num_timesteps, model._n_untaken = 39, 1
+    model.learn(20, reset_num_timesteps=False)
+    assert model.num_timesteps == model.replay_buffer.n_added == 59
+
+
 def test_with_episodes_as_the_unit_of_rollouts(make_model):
     model, callback = make_model(collector(1, flush_size=7), train_freq=(1, "episode"), gradient_steps=-1), Counter()
     model.learn(200, callback=callback)

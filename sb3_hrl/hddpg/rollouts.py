@@ -107,7 +107,6 @@ class AsyncRollouts:
     def _grant(self) -> None:
         """Let workers go on, up to their lead or to the end of the run; rather seldom and more at once."""
         limit = min(self._n_taken + _LEAD_BLOCKS * self._block, self._n_total)
-        limit -= limit % self._n_envs
         if limit - self._n_granted >= max(self._block // 2, 1) or limit == self._n_total != self._n_granted:
             self._n_granted = limit
             self._collector.grant(limit)
