@@ -5,7 +5,7 @@ import multiprocessing as mp
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -64,15 +64,21 @@ class Collector(Protocol):
 
 
 @dataclass
+class FailureCounts:
+    """How often a worker has failed."""
+
+    n_failures: int = 0  # in a row, without a written block between them
+    n_errors: int = 0  # exceptions over all
+
+
+@dataclass
 class _Handle:
     """The learner's view of a worker."""
 
     process: BaseProcess
     messages: Connection
+    counts: FailureCounts = field(default_factory=FailureCounts)
     n_received: int = 0
-    # Failures in a row without a written block between them, and exceptions over all
-    n_failures: int = 0
-    n_errors: int = 0
     progress: tuple[int, int] = (0, 0)
     stalled: float = 0.0
     observations: list[dict[str, np.ndarray]] | None = None  # where it stopped
@@ -130,6 +136,27 @@ class CollectingVecEnv(SubprocVecEnv):
         """:return: first observations of all environments"""
         self._check_not_collecting("reset")
         return super().reset()
+
+    def _account_for_failure(
+        self, worker: int, counts: FailureCounts, what: str, error: Exception | None = None, trace: str | None = None
+    ) -> None:
+        """Say that a worker is replaced, or give up: close everything and raise what ends the run."""
+        counts.n_failures += 1
+        counts.n_errors += trace is not None
+        n_restarts = max(counts.n_failures, counts.n_errors) - 1
+        if n_restarts == self.max_restarts:
+            self.close()
+            raise self._failure(worker, f"{what}, after {n_restarts} restarts", error, trace)
+        warnings.warn(f"Worker {worker} {what}: it is replaced.\n{trace or ''}", RuntimeWarning, stacklevel=3)
+        self.n_restarts += 1
+
+    def _failure(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> Exception:
+        """:return: what ends the run: a ValueError, for which the zoo prunes a trial, if an environment raised one"""
+        envs = self._envs_of(worker)
+        message = f"Worker {worker} (environments {envs.start} to {envs.stop - 1}) {what}.\n{trace or ''}"
+        failure = ValueError(message) if isinstance(error, ValueError) else RuntimeError(message)
+        failure.__cause__ = error
+        return failure
 
     def _check_not_collecting(self, what: str) -> None:
         if self.is_collecting:
@@ -224,7 +251,7 @@ class ParallelCollector(CollectingVecEnv):
         self._last_check = time.monotonic()
         self.is_collecting = True
         for worker, handle in enumerate(self._handles):
-            handle.n_received = handle.n_failures = 0
+            handle.n_received = handle.counts.n_failures = 0
             handle.observations, handle.stalled = None, 0.0
             self._send_task(worker)
 
@@ -276,7 +303,7 @@ class ParallelCollector(CollectingVecEnv):
                 return  # it died while it was sending
             handle.n_received += 1
             if kind == "report":
-                handle.n_failures = 0
+                handle.counts.n_failures = 0
                 reports.append(content)
             elif kind == "stopped":
                 handle.observations = content
@@ -304,19 +331,13 @@ class ParallelCollector(CollectingVecEnv):
         handle = self._handles[worker]
         _kill(handle.process)
         handle.messages.close()
-        n_failures, n_errors = handle.n_failures + 1, handle.n_errors + (trace is not None)
-        n_restarts = max(n_failures, n_errors) - 1
-        if n_restarts == self.max_restarts:
-            self.close()
-            raise self._failure(worker, f"{what}, after {n_restarts} restarts", error, trace)
-        warnings.warn(f"Worker {worker} {what}: it is replaced.\n{trace or ''}", RuntimeWarning, stacklevel=2)
+        self._account_for_failure(worker, handle.counts, what, error, trace)
         # What it had not counted is not there, and what its environments were in the middle of is over
         for env in self._envs_of(worker):
             self.remotes[env].close()
             self._shards.roll_back(env, int(self._base[env] + self._control[worker, WRITTEN]))
-        self.n_restarts += 1
         self._handles[worker] = self._spawn(worker)
-        self._handles[worker].n_failures, self._handles[worker].n_errors = n_failures, n_errors
+        self._handles[worker].counts = handle.counts
         if self.is_collecting:
             self._send_task(worker)
         else:
@@ -329,10 +350,6 @@ class ParallelCollector(CollectingVecEnv):
                     _, content = handle.messages.recv()
                     return self._failure(worker, "could not make its environments", *content)
         return self._failure(0, "ended before it could make its environments, see above")
-
-    def _failure(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> Exception:
-        envs = self._envs_of(worker)
-        return failure(f"Worker {worker} (environments {envs.start} to {envs.stop - 1}) {what}.\n{trace or ''}", error)
 
     def stop_collecting(self) -> tuple[VecEnvObs | None, list[Report]]:
         """See :meth:`Collector.stop_collecting`."""
@@ -380,17 +397,6 @@ class ParallelCollector(CollectingVecEnv):
         for remote in self.remotes:
             remote.close()
         self._control_block.close()
-
-
-def failure(message: str, cause: Exception | None) -> Exception:
-    """
-    :param message: what has failed
-    :param cause: what an environment raised
-    :return: what ends the run: a ValueError, for which the zoo prunes a trial, if the environment raised one
-    """
-    error = ValueError(message) if isinstance(cause, ValueError) else RuntimeError(message)
-    error.__cause__ = cause
-    return error
 
 
 def shares(allowed: np.ndarray, written: np.ndarray, total: int) -> np.ndarray:

@@ -5,7 +5,6 @@ one object per version. Everything between machines is Ray's.
 """
 
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.weight_sync import LocalWeights
-from sb3_hrl.parallel.collector import CollectingVecEnv, failure, shares
+from sb3_hrl.parallel.collector import CollectingVecEnv, FailureCounts, shares
 from sb3_hrl.parallel.process import EnvServer
 from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
 
@@ -141,8 +140,7 @@ class _Handle:
     version: int = 0  # of the weights that it was sent last
     pending: deque[tuple[Any, int]] = field(default_factory=deque)  # blocks under way, and their rounds
     last_seen: float = 0.0
-    n_failures: int = 0
-    n_errors: int = 0
+    counts: FailureCounts = field(default_factory=FailureCounts)
 
 
 class RayCollector(CollectingVecEnv):
@@ -257,7 +255,7 @@ class RayCollector(CollectingVecEnv):
             for env, block in zip(self._envs_of(worker), blocks, strict=True):
                 self._writers[env].write(block.rows.copy(), block.episode_ends, block.segment_ends)
             self._written[worker] += rounds
-            handle.last_seen, handle.n_failures = time.monotonic(), 0
+            handle.last_seen, handle.counts.n_failures = time.monotonic(), 0
             reports.append(report)
         if handle.pending and time.monotonic() - handle.last_seen > self.step_timeout:
             self._replace(worker, f"sent nothing for {self.step_timeout:g} seconds (`step_timeout`)")
@@ -267,18 +265,11 @@ class RayCollector(CollectingVecEnv):
         """Start another actor in the place of one that failed, or give up."""
         handle = self._handles[worker]
         ray.kill(handle.actor)
-        n_failures, n_errors = handle.n_failures + 1, handle.n_errors + (error is not None)
-        n_restarts = max(n_failures, n_errors) - 1
-        if n_restarts == self.max_restarts:
-            self.close()
-            raise failure(f"Worker {worker} {what}, after {n_restarts} restarts.\n{error or ''}", error)
-        warnings.warn(f"Worker {worker} {what}: it is replaced.\n{error or ''}", RuntimeWarning, stacklevel=2)
-        self.n_restarts += 1
+        self._account_for_failure(worker, handle.counts, what, error, None if error is None else str(error))
         # The environments' episodes are over; what was on its way is collected anew
         for env in self._envs_of(worker):
             self._writers[env].end_episode()
-        new = self._spawn(worker)
-        handle.actor, handle.n_failures, handle.n_errors = new.actor, n_failures, n_errors
+        handle.actor = self._spawn(worker).actor
         self._start(worker)
 
     def stop_collecting(self) -> tuple[VecEnvObs | None, list[Report]]:
