@@ -181,6 +181,28 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
 
     # ----------------------------------------------------------------- sampling
 
+    def _relabel(
+        self,
+        rows: np.ndarray,
+        field: str,
+        shards: np.ndarray | int,
+        steps: np.ndarray,
+        strategy: GoalSelectionStrategy,
+        view: View,
+        window: int | None = None,
+    ) -> np.ndarray:
+        """
+        Put goals in hindsight into a field of rows.
+
+        :return: the steps that achieved them
+        """
+        first, last = self.shards.episode_span(rows, shards, view)
+        if window is not None:
+            last = np.minimum(last, steps + window)
+        goal_steps = sample_goal_steps(steps, first, last, strategy, self.rng)
+        rows[:, self._columns[field]] = self._goals_after(shards, goal_steps)
+        return goal_steps
+
     def _goals_after(self, shards: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
         """Goals achieved by steps of any shape: only these columns are read."""
         return self.shards.gather_columns(shards, steps, self._columns["next_achieved_goal"])
@@ -203,10 +225,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
             rows = self.shards.gather(shards, steps)
             if n_hindsight > 0:
                 shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
-                first, last = self.shards.episode_span(rows[:n_hindsight], shards_, view)
-                last = np.minimum(last, steps_ + window)
-                goal_steps = sample_goal_steps(steps_, first, last, GoalSelectionStrategy.FUTURE, self.rng)
-                rows[:n_hindsight, columns["subgoal"]] = self._goals_after(shards_, goal_steps)
+                self._relabel(rows[:n_hindsight], "subgoal", shards_, steps_, GoalSelectionStrategy.FUTURE, view, window)
             return rows, Read(shards, steps)
 
         rows = self.shards.read(read)
@@ -233,9 +252,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
             oldest = start
             if n_hindsight > 0:
                 shards_, start_ = _first(shards, n_hindsight), start[:n_hindsight]
-                first, last = self.shards.episode_span(first_rows[:n_hindsight], shards_, view)
-                goal_steps = sample_goal_steps(start_, first, last, self.goal_selection_strategy, self.rng)
-                first_rows[:n_hindsight, columns["desired_goal"]] = self._goals_after(shards_, goal_steps)
+                strategy = self.goal_selection_strategy
+                goal_steps = self._relabel(first_rows[:n_hindsight], "desired_goal", shards_, start_, strategy, view)
                 oldest = np.append(np.minimum(start_, goal_steps), start[n_hindsight:])
             if max_steps == 1:
                 visited = last_rows[:, None, columns["next_achieved_goal"]]
@@ -271,9 +289,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
             rows, oldest = self.shards.gather(shards, steps), steps
             if n_hindsight > 0:
                 shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
-                first, last = self.shards.episode_span(rows[:n_hindsight], shards_, view)
-                goal_steps = sample_goal_steps(steps_, first, last, self.goal_selection_strategy, self.rng)
-                rows[:n_hindsight, columns["desired_goal"]] = self._goals_after(shards_, goal_steps)
+                strategy = self.goal_selection_strategy
+                goal_steps = self._relabel(rows[:n_hindsight], "desired_goal", shards_, steps_, strategy, view)
                 oldest = np.append(np.minimum(steps_, goal_steps), steps[n_hindsight:])
             return rows, Read(shards, oldest)
 

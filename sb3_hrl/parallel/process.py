@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import gymnasium as gym
@@ -219,8 +220,9 @@ def main(
     """
     # Ctrl-C goes to all processes of a terminal: it is the learner who says what is to be done
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(10)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The learner is not to be kept waiting: workers that are too slow for it run when it sleeps
+    os.nice(10)
     # There are as many workers as cores already
     th.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
@@ -240,8 +242,6 @@ def error_to_send(error: Exception) -> Exception | None:
     :param error: what an environment raised
     :return: the same if it survives pickling
     """
-    from multiprocessing.reduction import ForkingPickler
-
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:
