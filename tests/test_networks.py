@@ -93,14 +93,14 @@ def make_config(**kwargs) -> LevelConfig:
 
 def make_batch(n: int = 64) -> LevelSamples:
     dones = (th.rand(n, 1) < 0.3).float()
-    return LevelSamples(th.randn(n, 6), 2 * th.rand(n, 2) - 1, th.randn(n, 6), dones - 1, dones)
+    return LevelSamples(th.randn(n, 6), 2 * th.rand(n, 2) - 1, th.randn(n, 6), dones - 1, 0.9 * (1 - dones))
 
 
 def autograd_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) -> None:
     """SB3's TD3 update (td3.py) with target clipping: what ``ddpg_update`` has to equal."""
     with th.no_grad():
         next_q = th.cat(level.critic_target(batch.next_inputs, level.actor_target(batch.next_inputs)), dim=1)
-        target = batch.rewards + (1 - batch.dones) * config.gamma * next_q.min(dim=1, keepdim=True).values
+        target = batch.rewards + batch.discounts * next_q.min(dim=1, keepdim=True).values
         target = target.clamp(-1 / (1 - config.gamma), 0)
     loss = sum(F.mse_loss(q, target) for q in level.critic(batch.inputs, batch.actions))
     level.critic.optimizer.zero_grad()
@@ -159,7 +159,7 @@ def test_targets_are_clipped():
     with th.no_grad():
         level.critic_target.q_networks[0].flat[-1] = 1000.0
     batch = make_batch()
-    endless = batch._replace(dones=th.zeros(64, 1), rewards=-th.ones(64, 1))
+    endless = batch._replace(discounts=0.9 * th.ones(64, 1), rewards=-th.ones(64, 1))
     info = ddpg_update(level, with_targets(level, endless, make_config()), make_config())
     # Q is about 0 and so is the clipped target
     assert info.critic_loss < 5.0

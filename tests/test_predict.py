@@ -17,17 +17,17 @@ def model(small):
 
 def far_apart(model, obs):
     """Move subgoals out of reach, so that a segment lasts for all of its steps."""
-    subgoals, steps_left = model.predict(obs, deterministic=True)[1]
-    return subgoals + 100.0, steps_left
+    state = model.predict(obs, deterministic=True)[1]
+    return state._replace(subgoals=state.subgoals + 100.0)
 
 
 @pytest.mark.parametrize("n_envs", [1, 4])
 def test_shapes(model, n_envs):
     obs = point_vec_env(n_envs).reset()
-    action, (subgoals, steps_left) = model.predict(obs, deterministic=True)
+    action, state = model.predict(obs, deterministic=True)
     assert action.shape == (n_envs, 2)
-    assert subgoals.shape == (n_envs, 2)
-    assert steps_left.tolist() == [4] * n_envs
+    assert state.subgoals.shape == (n_envs, 2)
+    assert state.steps_left.tolist() == [4] * n_envs
     assert (action >= -2).all()
     assert (action <= 2).all()
 
@@ -55,19 +55,19 @@ def test_the_subgoal_stays_until_its_steps_are_over(model):
 
 def test_a_reached_subgoal_is_replaced(model):
     obs = point_vec_env(2).reset()
-    subgoals, steps_left = far_apart(model, obs)
-    subgoals[1] = obs["achieved_goal"][1]
-    _, (_, new_left) = model.predict(obs, state=(subgoals, steps_left), deterministic=True)
-    assert new_left.tolist() == [3, 4]
+    state = far_apart(model, obs)
+    state.subgoals[1] = obs["achieved_goal"][1]
+    _, state = model.predict(obs, state=state, deterministic=True)
+    assert state.steps_left.tolist() == [3, 4]
 
 
 def test_the_start_of_an_episode_plans_anew(model):
     obs = point_vec_env(3).reset()
     state = far_apart(model, obs)
     starts = np.array([False, True, False])
-    _, (subgoals, left) = model.predict(obs, state=state, episode_start=starts, deterministic=True)
-    assert left.tolist() == [3, 4, 3]
-    np.testing.assert_array_equal(subgoals[[0, 2]], state[0][[0, 2]])
+    _, new = model.predict(obs, state=state, episode_start=starts, deterministic=True)
+    assert new.steps_left.tolist() == [3, 4, 3]
+    np.testing.assert_array_equal(new.subgoals[[0, 2]], state.subgoals[[0, 2]])
 
 
 def test_the_callers_arrays_stay_as_they_are(model):
@@ -98,8 +98,8 @@ def test_deterministic_drives_both_levels(model):
 def test_without_a_state_it_plans_at_every_step(model):
     obs = point_vec_env(2).reset()
     for _ in range(3):
-        _, (_, left) = model.predict(obs, deterministic=True)
-        assert left.tolist() == [4, 4]
+        _, state = model.predict(obs, deterministic=True)
+        assert state.steps_left.tolist() == [4, 4]
 
 
 def test_state_of_other_environments_is_refused(model):

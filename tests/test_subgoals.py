@@ -107,8 +107,8 @@ def test_future_reaches_every_later_step():
 
 
 def test_only_missed_tests_are_punished():
-    rewards, dones = th.tensor([-1.0, -1.0, -1.0, 0.0]), th.tensor([0.0, 0.0, 0.0, 1.0])
+    rewards, discounts = th.tensor([-1.0, -1.0, -1.0, 0.0]), th.tensor([0.5, 0.5, 0.5, 0.0])
     tested, reached = th.tensor([True, True, False, True]), th.tensor([False, True, False, True])
-    rewards, dones = apply_subgoal_tests(rewards, dones, tested, reached, penalty=-50.0)
+    rewards, discounts = apply_subgoal_tests(rewards, discounts, tested, reached, penalty=-50.0)
     assert rewards.tolist() == [-50.0, -1.0, -1.0, 0.0]
-    assert dones.tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert discounts.tolist() == [0.0, 0.5, 0.5, 0.0]

@@ -15,7 +15,7 @@ from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, 
 from sb3_hrl.common.goals import ComputeReward
 from sb3_hrl.common.relabeling import hindsight_count, sample_goal_steps
 from sb3_hrl.common.shards import SPAN_COLUMNS, Read, Shards, View, spans
-from sb3_hrl.common.type_aliases import HighSamples, LowSamples
+from sb3_hrl.common.type_aliases import HighSamples, LowSamples, SegmentSteps
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
@@ -207,7 +207,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         """Goals achieved by steps of any shape: only these columns are read."""
         return self.shards.gather_columns(shards, steps, self._columns["next_achieved_goal"])
 
-    def sample_low(self, batch_size: int, n_sampled_goal: int, window: int) -> LowSamples:
+    def sample_low(self, batch_size: int, n_sampled_goal: int, window: int, history: int = 1) -> LowSamples:
         """
         Environment steps for the low level. The first entries get subgoals in hindsight: what was achieved within the next
         ``window`` steps; the others keep the subgoal that was in force.
@@ -215,24 +215,40 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param batch_size: number of steps
         :param n_sampled_goal: entries in hindsight per entry with the commanded subgoal
         :param window: how many steps ahead a subgoal in hindsight may lie
+        :param history: how many steps back ``recent_goals`` go
         :return: a batch of steps
         """
         columns = self._columns
         n_hindsight = hindsight_count(batch_size, n_sampled_goal)
 
-        def read(view: View) -> tuple[np.ndarray, Read]:
+        def read(view: View) -> tuple[tuple[np.ndarray, np.ndarray], Read]:
             shards, steps = self.shards.draw(view.head, view.tail, batch_size, self.rng)
             rows = self.shards.gather(shards, steps)
+            oldest, recent = steps, rows[:, None, columns["next_achieved_goal"]]
+            if history > 1:
+                first, _ = self.shards.episode_span(rows, shards, view)
+                back = steps[:, None] - np.arange(history - 1, -1, -1)
+                oldest = np.maximum(back[:, 0], first)
+                recent = self._goals_after(_column(shards), np.maximum(back, first[:, None]))
+                recent[back < first[:, None]] = np.inf
             if n_hindsight > 0:
                 shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
                 self._relabel(rows[:n_hindsight], "subgoal", shards_, steps_, GoalSelectionStrategy.FUTURE, view, window)
-            return rows, Read(shards, steps)
+            return (rows, recent), Read(shards, oldest)
 
-        rows = self.shards.read(read)
+        rows, recent = self.shards.read(read)
         fields = ("observation", "achieved_goal", "subgoal", "action", "next_observation", "next_achieved_goal")
-        return LowSamples(*(self._to_device(rows[:, columns[field]]) for field in fields))
+        arrays = [*(rows[:, columns[field]] for field in fields), recent]
+        return LowSamples(*(self._to_device(array) for array in arrays))
 
-    def sample_high(self, batch_size: int, n_sampled_goal: int, max_steps: int) -> HighSamples:
+    def sample_high(
+        self,
+        batch_size: int,
+        n_sampled_goal: int,
+        max_steps: int,
+        window: int | None = None,
+        n_steps: int = 0,
+    ) -> HighSamples:
         """
         Segments for the high level. The first entries get goals in hindsight, by ``goal_selection_strategy``, from the
         achieved goals of the episode; the others keep the desired goal.
@@ -240,12 +256,14 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param batch_size: number of segments
         :param n_sampled_goal: entries in hindsight per entry with the desired goal
         :param max_steps: length of ``visited_goals``: 1 for the segment's end only, ``subgoal_steps`` for every step
+        :param window: how many environment steps ahead a goal in hindsight may lie; ``None``: the rest of the episode
+        :param n_steps: also the first ``n_steps`` environment steps of each segment; 0 for none
         :return: a batch of segments
         """
         columns = self._columns
         n_hindsight = hindsight_count(batch_size, n_sampled_goal)
 
-        def read(view: View) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Read]:
+        def read(view: View) -> tuple[tuple[np.ndarray, ...], Read]:
             shards, numbers = self.shards.draw(view.segment_head, view.segment_tail, batch_size, self.rng)
             start, end = self.shards.gather_segments(shards, numbers)
             first_rows, last_rows = self.shards.gather(shards, start), self.shards.gather(shards, end - 1)
@@ -253,22 +271,43 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
             if n_hindsight > 0:
                 shards_, start_ = _first(shards, n_hindsight), start[:n_hindsight]
                 strategy = self.goal_selection_strategy
-                goal_steps = self._relabel(first_rows[:n_hindsight], "desired_goal", shards_, start_, strategy, view)
+                rows_ = first_rows[:n_hindsight]
+                goal_steps = self._relabel(rows_, "desired_goal", shards_, start_, strategy, view, window)
                 oldest = np.append(np.minimum(start_, goal_steps), start[n_hindsight:])
             if max_steps == 1:
                 visited = last_rows[:, None, columns["next_achieved_goal"]]
             else:
                 steps = np.minimum(start[:, None] + np.arange(max_steps), end[:, None] - 1)
-                visited = self._goals_after(shards if isinstance(shards, int) else shards[:, None], steps)
-            return (first_rows, last_rows, visited), Read(shards, oldest, numbers)
+                visited = self._goals_after(_column(shards), steps)
+            arrays = [first_rows, last_rows, visited, end - start]
+            if n_steps > 0:
+                steps = np.minimum(start[:, None] + np.arange(n_steps), end[:, None] - 1)
+                fields = ("observation", "achieved_goal", "action")
+                arrays += [self.shards.gather_columns(_column(shards), steps, columns[field]) for field in fields]
+            return tuple(arrays), Read(shards, oldest, numbers)
 
-        first_rows, last_rows, visited = self.shards.read(read)
+        first_rows, last_rows, visited, lengths, *segment_steps = self.shards.read(read)
         first_fields = ("observation", "achieved_goal", "desired_goal", "subgoal")
         last_fields = ("next_observation", "next_achieved_goal")
         arrays = [first_rows[:, columns[field]] for field in first_fields]
         arrays += [last_rows[:, columns[field]] for field in last_fields]
         tested = first_rows[:, columns["tested"]].ravel() > 0
-        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested)))
+        tensors = [self._to_device(array) for array in (*arrays, tested, lengths.astype(np.float32))]
+        steps = SegmentSteps(*(self._to_device(array) for array in segment_steps)) if n_steps > 0 else None
+        return HighSamples._make([visited, *tensors, steps])
+
+    def sample_states(self, n: int) -> dict[str, np.ndarray]:
+        """
+        :param n: number of states
+        :return: visited states, ``observation`` of shape (n, obs_dim) and ``achieved_goal`` of shape (n, goal_dim)
+        """
+
+        def read(view: View) -> tuple[np.ndarray, Read]:
+            shards, steps = self.shards.draw(view.head, view.tail, n, self.rng)
+            return self.shards.gather(shards, steps), Read(shards, steps)
+
+        rows = self.shards.read(read)
+        return {field: rows[:, self._columns[field]] for field in ("observation", "achieved_goal")}
 
     def _to_device(self, array: np.ndarray) -> th.Tensor:
         return th.from_numpy(array).to(self.device)
@@ -379,6 +418,11 @@ def goal_strategy(strategy: GoalSelectionStrategy | str) -> GoalSelectionStrateg
     if strategy.lower() not in KEY_TO_GOAL_STRATEGY:
         raise ValueError(f"`goal_selection_strategy` must be one of {sorted(KEY_TO_GOAL_STRATEGY)}, not {strategy!r}.")
     return KEY_TO_GOAL_STRATEGY[strategy.lower()]
+
+
+def _column(shards: np.ndarray | int) -> np.ndarray | int:
+    """Shards as a column, to go with several steps of each; a single shard is just its number."""
+    return shards if isinstance(shards, int) else shards[:, None]
 
 
 def _first(shards: np.ndarray | int, n: int) -> np.ndarray | int:

@@ -41,18 +41,18 @@ def sample_goal_steps(
 
 
 def apply_subgoal_tests(
-    rewards: th.Tensor, dones: th.Tensor, tested: th.Tensor, reached: th.Tensor, penalty: float
+    rewards: th.Tensor, discounts: th.Tensor, tested: th.Tensor, reached: th.Tensor, penalty: float
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     HAC's subgoal test (section 4.3, https://arxiv.org/abs/1712.00948): a subgoal that the low level missed without
     exploration noise gets ``penalty`` and no bootstrap; one missed with noise is never punished.
 
     :param rewards: shape (n,)
-    :param dones: 1 where nothing follows, shape (n,)
+    :param discounts: of what follows, shape (n,)
     :param tested: whether the segment ran without noise, shape (n,)
     :param reached: whether the subgoal was reached, shape (n,)
     :param penalty: reward of a missed test, negative
-    :return: rewards and dones, shapes (n,)
+    :return: rewards and discounts, shapes (n,)
     """
     missed = tested & ~reached
-    return rewards.masked_fill(missed, penalty), dones.masked_fill(missed, 1.0)
+    return rewards.masked_fill(missed, penalty), discounts.masked_fill(missed, 0.0)

@@ -111,3 +111,15 @@ def displacements(achieved: np.ndarray, next_achieved: np.ndarray, episodes: np.
     n_starts = max(len(achieved) - n_steps + 1, 0)
     in_episode = episodes[:n_starts] == episodes[n_steps - 1 :][:n_starts]
     return (next_achieved[n_steps - 1 :][:n_starts] - achieved[:n_starts])[in_episode]
+
+
+def shrinking_scale(scale: float, fraction: float, progress: float) -> float:
+    """
+    Factor of a threshold that shrinks to its own size while an agent learns.
+
+    :param scale: factor at the beginning
+    :param fraction: share of the training after which it is 1
+    :param progress: share of the training that is over
+    :return: factor now, between 1 and ``scale``
+    """
+    return 1.0 + (scale - 1.0) * max(1.0 - progress / fraction, 0.0) if fraction > 0.0 else 1.0

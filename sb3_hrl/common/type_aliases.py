@@ -1,13 +1,19 @@
 """Named tuples shared by the buffer, the policy and the algorithm."""
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
 
-# What ``predict`` carries between calls: the subgoals in force, shape (n_envs, goal_dim),
-# and the environment steps that each has left, shape (n_envs,).
-SubgoalState: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+class SubgoalState(NamedTuple):
+    """What ``predict`` carries between calls, one row per environment."""
+
+    subgoals: np.ndarray  # (n, goal_dim), in force
+    steps_left: np.ndarray  # (n,), environment steps
+    held: np.ndarray  # (n,), for how many steps in a row the subgoal has been at hand
+    start_distances: np.ndarray  # (n,), to the subgoal when it was issued
+    missed: np.ndarray  # (n, n_missed, goal_dim), subgoals missed of late in this episode, infinite where there are fewer
 
 
 class LowSamples(NamedTuple):
@@ -19,6 +25,15 @@ class LowSamples(NamedTuple):
     actions: th.Tensor  # (batch, action_dim), scaled to [-1, 1]
     next_observations: th.Tensor  # (batch, obs_dim)
     next_achieved_goals: th.Tensor  # (batch, goal_dim)
+    recent_goals: th.Tensor  # (batch, history, goal_dim), achieved after the last steps, infinite before the episode
+
+
+class SegmentSteps(NamedTuple):
+    """The environment steps of a batch of segments (float32; the last one repeats)."""
+
+    observations: th.Tensor  # (batch, steps, obs_dim)
+    achieved_goals: th.Tensor  # (batch, steps, goal_dim)
+    actions: th.Tensor  # (batch, steps, action_dim), scaled to [-1, 1]
 
 
 class HighSamples(NamedTuple):
@@ -32,6 +47,8 @@ class HighSamples(NamedTuple):
     next_observations: th.Tensor  # (batch, obs_dim), at the segment's end
     next_achieved_goals: th.Tensor  # (batch, goal_dim), at the segment's end
     tested: th.Tensor  # (batch,) booleans, whether the low level ran without exploration (HAC's subgoal test)
+    lengths: th.Tensor  # (batch,), environment steps
+    steps: SegmentSteps | None  # if asked for
 
 
 class LevelSamples(NamedTuple):
@@ -41,7 +58,7 @@ class LevelSamples(NamedTuple):
     actions: th.Tensor  # (batch, action_dim), in [-1, 1]
     next_inputs: th.Tensor  # (batch, input_dim)
     rewards: th.Tensor  # (batch, 1)
-    dones: th.Tensor  # (batch, 1), 1 where nothing follows
+    discounts: th.Tensor  # (batch, 1), of what follows: 0 where nothing does
 
 
 class TargetedSamples(NamedTuple):

@@ -3,6 +3,8 @@
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
 
@@ -36,3 +38,69 @@ def add_success_info(env: gym.Env) -> gym.Env:
         env.env = SuccessInfoWrapper(env.env)
         return env
     return SuccessInfoWrapper(env)
+
+
+class ActionLimitWrapper(gym.Wrapper):
+    """
+    Leave an agent a share of each action's range, where the rest does harm: MuJoCo's ant throws itself on its back with
+    torques of full size, and cannot get up again.
+
+    :param env: environment with a Box action space
+    :param share: of the range around its middle, in (0, 1]
+    """
+
+    def __init__(self, env: gym.Env, share: float = 0.5):
+        super().__init__(env)
+        if not isinstance(env.action_space, spaces.Box):
+            raise ValueError(f"ActionLimitWrapper limits Box actions, not {env.action_space}: leave it out.")
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"`share` of the actions' range must be in (0, 1], not {share}.")
+        low, high = env.action_space.low, env.action_space.high
+        middle, half = 0.5 * (low + high), 0.5 * share * (high - low)
+        self.action_space = spaces.Box(middle - half, middle + half, dtype=env.action_space.dtype.type)
+
+
+class ReducedWorkspaceWrapper(gym.Wrapper):
+    """
+    Keep desired goals (and, if asked, the goals achieved at the start) within a box, as a first step of a curriculum: episodes
+    are drawn until they fit.
+
+    :param env: goal-conditioned environment
+    :param low: lower bounds of the box, a number or one per dimension of the goal, in its units
+    :param high: upper bounds of the box
+    :param limit_start: whether episodes are to start in the box as well
+    :param max_tries: resets before giving up
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        low: float | list[float],
+        high: float | list[float],
+        limit_start: bool = False,
+        max_tries: int = 1_000,
+    ):
+        super().__init__(env)
+        self._low, self._high = np.asarray(low), np.asarray(high)
+        if not np.all(self._low < self._high):
+            raise ValueError(f"`low` must be below `high` in every dimension, not {low} and {high}.")
+        self._limit_start, self._max_tries = limit_start, max_tries
+
+    def _is_inside(self, goal: np.ndarray) -> bool:
+        return bool(np.all((goal >= self._low) & (goal <= self._high)))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """
+        :param seed: of the environment, for the first try
+        :param options: of the environment
+        :return: the first observation of an episode in the box, and its info
+        """
+        for _ in range(self._max_tries):
+            obs, info = self.env.reset(seed=seed, options=options)
+            if self._is_inside(obs["desired_goal"]) and (not self._limit_start or self._is_inside(obs["achieved_goal"])):
+                return obs, info
+            seed = None
+        raise ValueError(
+            f"None of {self._max_tries} episodes had its goal between {self._low} and {self._high}: widen the box, or check "
+            "that it is given in the units of the desired goal."
+        )

@@ -3,7 +3,7 @@ How a hierarchy acts, in NumPy: on the few observations of a step that is three 
 process looks at the weights where they are, workers have a copy of them in a flat vector.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch as th
 
 from sb3_hrl.common.networks import NetworkCopy, NumpyNetwork, TracedNetwork, live_network
 from sb3_hrl.common.subgoals import SubgoalBox, decode_subgoal, encode_subgoal, is_reached
+from sb3_hrl.hddpg.landmarks import value_to_steps
 
 if TYPE_CHECKING:
     from sb3_hrl.hddpg.policies import HierarchicalPolicy
@@ -19,21 +20,61 @@ if TYPE_CHECKING:
 INPUT_CLIP = 5.0
 
 
+LANDMARK_ARRAYS = ("landmark_count", "landmark_observations", "landmark_goals", "landmark_paths")
+
+
+# For so many segments a missed subgoal is remembered; a segment misses its subgoal if more than this share of the way is left
+N_MISSED = 4
+MISSED_SHARE = 0.5
+
+
+class SegmentRules(NamedTuple):
+    """When a segment ends."""
+
+    max_steps: int  # environment steps at most
+    min_steps: int = 1  # before that it does not end because its subgoal is reached
+    hold_steps: int = 1  # a subgoal is reached when it has been at hand for so many steps in a row
+
+
+# A low level that is not learnt: observations, achieved goals and subgoals, each of shape (n, dim), to actions in [-1, 1]
+LowLevel = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+class Landmarks(NamedTuple):
+    """Visited states far from each other, and the ways between them; the first ``n_used`` entries are in use."""
+
+    n_used: np.ndarray  # ()
+    observations: np.ndarray  # (n_landmarks, obs_dim)
+    goals: np.ndarray  # (n_landmarks, goal_dim), achieved there
+    paths: np.ndarray  # (n_landmarks, n_landmarks), environment steps of the shortest path, infinite where there is none
+
+
 class Plan(NamedTuple):
     """A decision of the high level, one row per environment."""
 
     subgoals: np.ndarray  # (n, goal_dim)
-    replaced: np.ndarray  # (n,) whether the actor's own proposal was already reached, so that another was taken
+    distances: np.ndarray  # (n,) to them, in the units of the goal
+    replaced: (
+        np.ndarray
+    )  # (n,) whether the actor's own proposal was reached already or missed of late, so that another was taken
+    planned: np.ndarray  # (n,) whether it is a waypoint over landmarks
 
 
 class ActingOptions(NamedTuple):
     """What does not change while an agent learns."""
 
-    subgoal_steps: int
+    rules: SegmentRules
     relative_subgoals: bool
     avoid_reached_subgoals: bool
+    avoid_missed_subgoals: bool
     binary_goals: bool
     candidates: np.ndarray  # (n_candidates, goal_dim), high-level actions
+    subgoal_source: str | np.ndarray  # "policy", "goal", "random", or one subgoal, (goal_dim,)
+    select_by_value: bool
+    direct_goal_steps: float  # environment steps; 0: never
+    low_level: LowLevel | None
+    low_gamma: float
+    landmark_cutoff: float | None  # environment steps; None without landmarks
 
 
 class ActingPolicy:
@@ -49,6 +90,8 @@ class ActingPolicy:
         self._networks = networks
         self._low_actor, self._high_actor = networks["low_actor"], networks["high_actor"]
         self._high_critic = networks["high_critic"]
+        self._low_critics = [network for name, network in networks.items() if name.startswith("low_critic")]
+        self._landmarks = Landmarks(*(arrays[name] for name in LANDMARK_ARRAYS)) if LANDMARK_ARRAYS[0] in arrays else None
         self._shift, self._scale = arrays["input_shift"], arrays["input_scale"]
         self._box = SubgoalBox(arrays["low"], arrays["high"], arrays["radius"])
         self._threshold = arrays["threshold"]
@@ -73,35 +116,75 @@ class ActingPolicy:
         observation: np.ndarray,
         achieved_goal: np.ndarray,
         goal: np.ndarray,
+        missed: np.ndarray | None = None,
         noise_std: float | np.ndarray = 0.0,
         random_prob: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> Plan:
         """
-        Let the high level choose subgoals.
+        Choose subgoals.
 
         :param observation: shape (n, obs_dim)
         :param achieved_goal: shape (n, goal_dim)
         :param goal: desired goals, shape (n, goal_dim)
+        :param missed: subgoals missed of late, shape (n, n_missed, goal_dim)
         :param noise_std: Gaussian exploration noise, in units of the high level's action; a number or shape (n, 1)
         :param random_prob: probability of a uniformly random action instead
         :param rng: source of randomness; ``None`` for no exploration
         :return: the subgoals
         """
+        source, no = self.options.subgoal_source, np.zeros(len(goal), dtype=bool)
+        if isinstance(source, np.ndarray):
+            return self._as_plan(np.broadcast_to(source, goal.shape).copy(), achieved_goal, no, no)
+        if source == "goal" or (source == "random" and rng is None):
+            return self._as_plan(goal.copy(), achieved_goal, no, no)
+        if not self.options.avoid_missed_subgoals:
+            missed = None
         inputs = self._inputs(0, observation, achieved_goal, goal)
-        action = self._high_actor(inputs)
+        action, is_random, planned = self._high_actor(inputs), no, no.copy()
         if rng is not None:
-            action = explore(action, noise_std, random_prob, rng)
+            action, is_random = explore(action, noise_std, 1.0 if source == "random" else random_prob, rng)
         subgoal = self._decode(action, achieved_goal)
-        replaced = np.zeros(len(subgoal), dtype=bool)
+        if self.options.select_by_value:
+            best = self._best_candidates(inputs, achieved_goal, subgoal, missed)
+            subgoal = np.where(is_random[:, None], subgoal, best)
+        if self.options.direct_goal_steps > 0.0:
+            is_near = self.steps_between(observation, achieved_goal, goal) <= self.options.direct_goal_steps
+            subgoal = np.where((is_near & ~is_random)[:, None], goal, subgoal)
+        if self._landmarks is not None and self._landmarks.n_used.item() > 0:
+            for env in np.flatnonzero(~is_random):
+                avoid = None if missed is None else missed[env]
+                waypoint = self._waypoint(observation[env], achieved_goal[env], goal[env], avoid)
+                if waypoint is not None:
+                    subgoal[env], planned[env] = waypoint, True
+        replaced = self._is_futile(achieved_goal, goal, subgoal, missed) & ~planned
+        if replaced.any():
+            avoid = None if missed is None else missed[replaced]
+            subgoal[replaced] = self._best_candidates(inputs[replaced], achieved_goal[replaced], subgoal[replaced], avoid)
+        return self._as_plan(subgoal, achieved_goal, replaced, planned)
+
+    def _as_plan(self, subgoal: np.ndarray, achieved_goal: np.ndarray, replaced: np.ndarray, planned: np.ndarray) -> Plan:
+        return Plan(subgoal, np.sqrt(np.square(subgoal - achieved_goal).sum(axis=1)), replaced, planned)
+
+    def _is_futile(
+        self, achieved_goal: np.ndarray, goal: np.ndarray, subgoal: np.ndarray, missed: np.ndarray | None
+    ) -> np.ndarray:
+        """Which subgoals are not to be issued: those reached already, and those missed of late."""
+        futile = np.zeros(len(subgoal), dtype=bool)
         if self.options.avoid_reached_subgoals:
-            replaced = self.is_reached(achieved_goal, subgoal)
-            if replaced.any():
+            futile = self.is_reached(achieved_goal, subgoal)
+            if futile.any():
                 # At the goal itself a subgoal at hand is right: it means to stay
-                replaced &= ~self.is_reached(achieved_goal, goal)
-            if replaced.any():
-                subgoal[replaced] = self._best_candidates(inputs[replaced], achieved_goal[replaced], subgoal[replaced])
-        return Plan(subgoal, replaced)
+                futile &= ~self.is_reached(achieved_goal, goal)
+        return futile if missed is None else futile | self._is_missed(subgoal, missed)
+
+    def _is_missed(self, subgoal: np.ndarray, missed: np.ndarray) -> np.ndarray:
+        """
+        :param subgoal: shape (..., goal_dim)
+        :param missed: subgoals missed of late, shape (..., n_missed, goal_dim)
+        :return: whether a subgoal is near one of these, shape (...,)
+        """
+        return np.asarray(self.is_reached(subgoal[..., None, :], missed).any(axis=-1))
 
     def act(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """
@@ -112,7 +195,48 @@ class ActingPolicy:
         :param subgoal: shape (n, goal_dim)
         :return: actions scaled to [-1, 1], shape (n, action_dim)
         """
+        if self.options.low_level is not None:
+            actions = np.asarray(self.options.low_level(observation, achieved_goal, subgoal), dtype=np.float32)
+            return actions.reshape(len(observation), -1).clip(-1.0, 1.0)
         return self._low_actor(self._inputs(1, observation, achieved_goal, subgoal))
+
+    def steps_between(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
+        """
+        Environment steps that the low level takes to subgoals, by its own value (the most pessimistic critic's).
+
+        :param observation: shape (n, obs_dim)
+        :param achieved_goal: shape (n, goal_dim)
+        :param subgoal: shape (n, goal_dim)
+        :return: steps, infinite where it does not believe that it gets there, shape (n,)
+        """
+        inputs = self._inputs(1, observation, achieved_goal, subgoal)
+        pairs = np.concatenate((inputs, self._low_actor(inputs)), axis=1)
+        values = np.minimum.reduce([critic(pairs)[:, 0] for critic in self._low_critics])
+        return value_to_steps(values, self.options.low_gamma)
+
+    def _waypoint(
+        self, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
+    ) -> np.ndarray | None:
+        """:return: where to go first on the shortest way to the goal, shape (goal_dim,); ``None`` if no way is known"""
+        assert self._landmarks is not None
+        assert self.options.landmark_cutoff is not None
+        cutoff, n = self.options.landmark_cutoff, int(self._landmarks.n_used.item())
+        observations, goals, paths = self._landmarks.observations[:n], self._landmarks.goals[:n], self._landmarks.paths[:n, :n]
+        # From here to the landmarks and to the goal, and from the landmarks to the goal
+        starts = np.concatenate([np.broadcast_to(observation, (n + 1, len(observation))), observations])
+        achieved = np.concatenate([np.broadcast_to(achieved_goal, (n + 1, len(goal))), goals])
+        targets = np.concatenate([goals, np.broadcast_to(goal, (n + 1, len(goal)))])
+        steps = self.steps_between(starts, achieved, targets)
+        steps[steps > cutoff] = np.inf
+        to_landmarks, direct, to_goal = steps[:n], steps[n], steps[n + 1 :]
+        if np.isfinite(direct) and (missed is None or not self._is_missed(goal, missed)):
+            return goal
+        to_landmarks[self.is_reached(achieved_goal, goals)] = np.inf
+        if missed is not None:
+            to_landmarks[self._is_missed(goals, missed)] = np.inf
+        total = to_landmarks + (paths + to_goal).min(axis=1)
+        best = int(total.argmin())
+        return goals[best] if np.isfinite(total[best]) else None
 
     def _inputs(self, level: int, observation: np.ndarray, achieved_goal: np.ndarray, target: np.ndarray) -> np.ndarray:
         """The same as the inputs that the levels learn with, ``HierarchicalPolicy.high_inputs`` and ``low_inputs``."""
@@ -126,8 +250,10 @@ class ActingPolicy:
         subgoal = decode_subgoal(action, achieved_goal, self._box, self.options.relative_subgoals)
         return subgoal.round() if self.options.binary_goals else subgoal
 
-    def _best_candidates(self, inputs: np.ndarray, achieved_goal: np.ndarray, proposed: np.ndarray) -> np.ndarray:
-        """Of the candidates that are not reached yet those of the highest value; what was proposed where there is none."""
+    def _best_candidates(
+        self, inputs: np.ndarray, achieved_goal: np.ndarray, proposed: np.ndarray, missed: np.ndarray | None
+    ) -> np.ndarray:
+        """Of the candidates that are not futile those of the highest value; what was proposed where there is none."""
         n, (n_candidates, goal_dim) = len(inputs), self.options.candidates.shape
         achieved = achieved_goal[:, None]
         subgoals = self._decode(np.broadcast_to(self.options.candidates, (n, n_candidates, goal_dim)), achieved)
@@ -137,11 +263,15 @@ class ActingPolicy:
         pairs[:, :, :-goal_dim], pairs[:, :, -goal_dim:] = inputs[:, None], actions
         values = self._high_critic(pairs.reshape(n * n_candidates, -1)).reshape(n, n_candidates)
         values[self.is_reached(achieved, subgoals)] = -np.inf
+        if missed is not None:
+            values[self._is_missed(subgoals, missed[:, None])] = -np.inf
         rows, best = np.arange(n), values.argmax(axis=1)
         return np.where(np.isinf(values[rows, best])[:, None], proposed, subgoals[rows, best])
 
 
-def explore(action: np.ndarray, noise_std: float | np.ndarray, random_prob: float, rng: np.random.Generator) -> np.ndarray:
+def explore(
+    action: np.ndarray, noise_std: float | np.ndarray, random_prob: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Add Gaussian noise, or replace actions by uniformly random ones (HAC's and HER's exploration).
 
@@ -149,15 +279,16 @@ def explore(action: np.ndarray, noise_std: float | np.ndarray, random_prob: floa
     :param noise_std: standard deviation of the noise, a number or shape (n, 1)
     :param random_prob: probability of a random action, for each row
     :param rng: source of randomness
-    :return: actions in [-1, 1], shape (n, dim)
+    :return: actions in [-1, 1], shape (n, dim), and which rows are random, shape (n,)
     """
     noisy = action + noise_std * rng.standard_normal(action.shape, dtype=np.float32)
     noisy = np.minimum(np.maximum(noisy, -1.0), 1.0).astype(np.float32, copy=False)
+    is_random = np.zeros(len(action), dtype=bool)
     if random_prob > 0.0:
-        random = rng.random(len(action)) < random_prob
-        if random.any():
-            noisy[random] = 2.0 * rng.random((int(random.sum()), action.shape[1])) - 1.0
-    return noisy
+        is_random = rng.random(len(action)) < random_prob
+        if is_random.any():
+            noisy[is_random] = 2.0 * rng.random((int(is_random.sum()), action.shape[1])) - 1.0
+    return noisy, is_random
 
 
 def acting_networks(policy: "HierarchicalPolicy") -> dict[str, TracedNetwork]:
@@ -165,9 +296,12 @@ def acting_networks(policy: "HierarchicalPolicy") -> dict[str, TracedNetwork]:
     :param policy: a policy
     :return: the networks that it acts with, by the names of :class:`ActingPolicy`
     """
-    low_actor, _ = policy.low.networks
+    low_actor, low_critics = policy.low.networks
     high_actor, high_critics = policy.high.networks
-    return {"low_actor": low_actor, "high_actor": high_actor, "high_critic": high_critics[0]}
+    networks = {"low_actor": low_actor, "high_actor": high_actor, "high_critic": high_critics[0]}
+    if policy.n_landmarks > 0 or policy.direct_goal_steps > 0.0:
+        networks |= {f"low_critic_{i}": critic for i, critic in enumerate(low_critics)}
+    return networks
 
 
 def acting_tensors(policy: "HierarchicalPolicy") -> dict[str, th.Tensor]:
@@ -175,7 +309,7 @@ def acting_tensors(policy: "HierarchicalPolicy") -> dict[str, th.Tensor]:
     :param policy: a policy
     :return: all else that it acts with and that changes, by the names of :class:`ActingPolicy`
     """
-    return {
+    tensors = {
         "input_shift": policy.input_shift,
         "input_scale": policy.input_scale,
         "low": policy.subgoal_low,
@@ -183,6 +317,9 @@ def acting_tensors(policy: "HierarchicalPolicy") -> dict[str, th.Tensor]:
         "radius": policy.subgoal_radius,
         "threshold": policy.subgoal_threshold,
     }
+    if policy.n_landmarks > 0:
+        tensors |= {name: getattr(policy, name) for name in LANDMARK_ARRAYS}
+    return tensors
 
 
 def acting_options(policy: "HierarchicalPolicy") -> ActingOptions:
@@ -191,11 +328,18 @@ def acting_options(policy: "HierarchicalPolicy") -> ActingOptions:
     :return: its options
     """
     return ActingOptions(
-        subgoal_steps=policy.subgoal_steps,
+        rules=policy.rules,
         relative_subgoals=policy.relative_subgoals,
         avoid_reached_subgoals=policy.avoid_reached_subgoals,
+        avoid_missed_subgoals=policy.avoid_missed_subgoals,
         binary_goals=policy.binary_goals,
         candidates=policy.candidates.cpu().numpy(),
+        subgoal_source=policy.subgoal_source,
+        select_by_value=policy.select_by_value,
+        direct_goal_steps=policy.direct_goal_steps,
+        low_level=policy.low_level,
+        low_gamma=policy.low_gamma,
+        landmark_cutoff=policy.landmark_cutoff,
     )
 
 

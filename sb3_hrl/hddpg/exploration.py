@@ -22,11 +22,13 @@ class ExplorationConfig:
     :param noise_std: Gaussian noise of (high, low), in units of actions scaled to [-1, 1]
     :param random_action_prob: probability of a uniformly random action of (high, low)
     :param subgoal_test_prob: share of segments that run without low-level noise
+    :param noise_hold_steps: steps for which the low level's noise stays the same
     """
 
     noise_std: tuple[float, float]
     random_action_prob: tuple[float, float]
     subgoal_test_prob: float
+    noise_hold_steps: int = 1
 
 
 class Explorer:
@@ -100,7 +102,8 @@ class Explorer:
             is_random = self.rng.random(shape[:2]) < self.config.random_action_prob[1]
             random_envs = [np.flatnonzero(envs) for envs in is_random]
             random_actions = 2.0 * self.rng.random(shape, dtype=np.float32) - np.float32(1.0)
-            self._noise_block = list(zip(noise, random_envs, random_actions, strict=True))
+            steps = list(zip(noise, random_envs, random_actions, strict=True))
+            self._noise_block = [step for step in steps for _ in range(self.config.noise_hold_steps)]
         return self._noise_block.pop()
 
     def _start_segments(
@@ -109,28 +112,22 @@ class Explorer:
         envs = self.tracker.over
         achieved = achieved_goal[envs]
         random_prob = 1.0 if is_warm_up else self.config.random_action_prob[0]
-        plan = policy.plan(observation[envs], achieved, goal[envs], self._high_std[envs], random_prob, self.rng)
+        missed = self.tracker.missed[envs]
+        plan = policy.plan(observation[envs], achieved, goal[envs], missed, self._high_std[envs], random_prob, self.rng)
         tested = np.zeros(len(envs), dtype=bool)
         if self.config.subgoal_test_prob > 0.0 and not is_warm_up:
             tested = self.rng.random(len(envs)) < self.config.subgoal_test_prob
-        self.tracker.start(
-            plan.subgoals,
-            tested,
-            policy.options.subgoal_steps,
-            already_reached=int(policy.is_reached(achieved, plan.subgoals).sum()),
-            replaced=int(plan.replaced.sum()),
-        )
+        self.tracker.start(plan, tested, policy.options.rules, policy.threshold)
 
-    def step(self, policy: ActingPolicy, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
+    def step(self, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """
         Take in what the actions led to.
 
-        :param policy: the policy
         :param next_achieved_goal: float32, shape (n_envs, goal_dim)
         :param dones: whether the episodes ended, shape (n_envs,)
         :return: whether the segments ended, shape (n_envs,)
         """
-        return self.tracker.step(next_achieved_goal, policy.threshold, dones)
+        return self.tracker.step(next_achieved_goal, dones)
 
 
 class WorkerAgent:
@@ -184,7 +181,7 @@ class WorkerAgent:
         for noise, done in zip(self._noises, dones, strict=False):
             if done:
                 noise.reset()
-        return self._explorer.step(self._policy, next_achieved_goal, dones)
+        return self._explorer.step(next_achieved_goal, dones)
 
     def statistics(self) -> list[int]:
         """See :meth:`Agent.statistics`."""

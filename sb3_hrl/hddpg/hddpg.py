@@ -17,8 +17,11 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, goal_strategy
 from sb3_hrl.common.goals import GoalTask, goal_task_from_env
+from sb3_hrl.common.subgoals import shrinking_scale
+from sb3_hrl.hddpg.acting import LowLevel, SegmentRules
 from sb3_hrl.hddpg.calibration import calibrated_box, first_box
 from sb3_hrl.hddpg.exploration import ExplorationConfig, Explorer
+from sb3_hrl.hddpg.landmarks import LandmarkConfig, farthest_points, shortest_paths
 from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
 from sb3_hrl.hddpg.rollouts import AsyncRollouts, collector_of
@@ -70,9 +73,19 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         environment's own sparse reward
     :param avoid_reached_subgoals: replace a subgoal that is reached before its first step by the best of 64 fixed candidates
         (by the high level's critic), unless the goal itself is reached
+    :param avoid_missed_subgoals: do not issue a subgoal again that was missed of late in the same episode (of which more than
+        half of the way was left), where the low level would run against the same wall for ever
+    :param min_segment_steps: environment steps before which a segment does not end because its subgoal is reached
+    :param subgoal_hold_steps: a subgoal is reached when it has been at hand for so many environment steps in a row
     :param hindsight_action_prob: share of the high-level batch whose action is the subgoal that was achieved (HAC)
     :param subgoal_test_prob: share of segments that run without low-level noise; a subgoal missed in such a test gets the
         value of never reaching the goal, -1 / (1 - gamma) (HAC)
+    :param off_policy_correction: relabel commanded subgoals by those under which the low level of today would have acted most
+        as it did (HIRO); slow, as it looks at every step of each segment
+    :param smdp: a segment of k of the ``subgoal_steps`` c costs the high level k / c instead of 1, and what follows is
+        discounted by gamma^(k / c)
+    :param trivial_segment_prob: probability of learning from a segment that went less than half the threshold without reaching
+        the goal; below 1 others take its place in the batch
     :param n_sampled_goal: number of virtual transitions per real one, by sampling new goals, on both levels
     :param goal_selection_strategy: ``future``, ``final`` or ``episode``, for the high level's goals in hindsight; the low
         level's come from the next ``subgoal_steps`` steps
@@ -86,6 +99,20 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         both levels learn once per step of their own
     :param high_kwargs: settings of the high level that differ, see :class:`~sb3_hrl.hddpg.levels.LevelConfig`
     :param low_kwargs: settings of the low level that differ
+    :param subgoal_source: where subgoals come from: ``policy``, the high level; ``goal``, the goal itself (flat DDPG+HER);
+        ``random``, uniformly drawn in training and the goal in evaluation; or one point in the space of goals. But for
+        ``policy`` the high level does not learn
+    :param select_by_value: subgoals are the best of 64 fixed candidates by the high level's critic, not the actor's proposals
+    :param direct_goal: the goal itself is the subgoal when the low level's value says that it is no more than ``direct_goal``
+        times ``subgoal_steps`` environment steps away; 0: never
+    :param low_level: a function that acts in place of the low level, which does not learn then: from observations, achieved
+        goals and subgoals, each of shape (n, dim), to actions scaled to [-1, 1], shape (n, action_dim)
+    :param threshold_scale: the threshold of subgoals is so many times larger at the beginning
+    :param threshold_shrink_fraction: share of the training in which it shrinks linearly to its own size
+    :param noise_hold_steps: environment steps for which the low level's exploration noise stays the same
+    :param planner: ``landmarks``: subgoals are the first waypoints of shortest paths over visited states, where one is known,
+        see :mod:`sb3_hrl.hddpg.landmarks`; ``None``: the high level's actor chooses them
+    :param planner_kwargs: settings of the planner, see :class:`~sb3_hrl.hddpg.landmarks.LandmarkConfig`
     :param async_collection: whether the environments, a :class:`~sb3_hrl.ParallelCollector`, step by themselves while the
         agent learns; the ratio of updates to steps stays what ``train_freq`` and ``gradient_steps`` ask for
     :param prefetch_depth: batches that a process prepares ahead, with their targets, if ``async_collection``; 0 for none
@@ -126,8 +153,14 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         subgoal_bounds: tuple[list[float], list[float]] | None = None,
         subgoal_threshold: float | None = None,
         avoid_reached_subgoals: bool = True,
+        avoid_missed_subgoals: bool = False,
+        min_segment_steps: int = 1,
+        subgoal_hold_steps: int = 1,
         hindsight_action_prob: float = 0.5,
         subgoal_test_prob: float = 0.0,
+        off_policy_correction: bool = False,
+        smdp: bool = False,
+        trivial_segment_prob: float = 1.0,
         n_sampled_goal: int = 4,
         goal_selection_strategy: GoalSelectionStrategy | str = "future",
         max_grad_value: float | None = 1.0,
@@ -139,6 +172,15 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         high_update_interval: int | None = None,
         high_kwargs: dict[str, Any] | None = None,
         low_kwargs: dict[str, Any] | None = None,
+        subgoal_source: str | list[float] = "policy",
+        select_by_value: bool = False,
+        direct_goal: float = 0.0,
+        low_level: LowLevel | None = None,
+        threshold_scale: float = 1.0,
+        threshold_shrink_fraction: float = 0.5,
+        noise_hold_steps: int = 1,
+        planner: str | None = None,
+        planner_kwargs: dict[str, Any] | None = None,
         async_collection: bool = False,
         prefetch_depth: int = 2,
         stats_window_size: int = 100,
@@ -181,8 +223,14 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self.subgoal_bounds = subgoal_bounds
         self.subgoal_threshold = subgoal_threshold
         self.avoid_reached_subgoals = avoid_reached_subgoals
+        self.avoid_missed_subgoals = avoid_missed_subgoals
+        self.min_segment_steps = min_segment_steps
+        self.subgoal_hold_steps = subgoal_hold_steps
         self.hindsight_action_prob = hindsight_action_prob
         self.subgoal_test_prob = subgoal_test_prob
+        self.off_policy_correction = off_policy_correction
+        self.smdp = smdp
+        self.trivial_segment_prob = trivial_segment_prob
         self.n_sampled_goal = n_sampled_goal
         self.goal_selection_strategy = goal_selection_strategy
         self.max_grad_value = max_grad_value
@@ -194,6 +242,15 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self.high_update_interval = high_update_interval
         self.high_kwargs = high_kwargs
         self.low_kwargs = low_kwargs
+        self.subgoal_source = subgoal_source
+        self.select_by_value = select_by_value
+        self.direct_goal = direct_goal
+        self.low_level = low_level
+        self.threshold_scale = threshold_scale
+        self.threshold_shrink_fraction = threshold_shrink_fraction
+        self.noise_hold_steps = noise_hold_steps
+        self.planner = planner
+        self.planner_kwargs = planner_kwargs
         self.async_collection = async_collection
         self.prefetch_depth = prefetch_depth
 
@@ -201,6 +258,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self._has_box = False
         self._n_normalized = 0  # steps of the buffer that the normalisers have seen
         self._n_calibrated = 0  # steps of the buffer at the last calibration of the box
+        self._n_mapped = 0  # steps of the buffer at the last choice of landmarks
         self._rollouts: AsyncRollouts | None = None  # while workers collect
         self._samplers: Samplers | None = None  # while the agent learns
         self._n_untaken = 0  # steps that workers have written, and that were not taken in before learn() ended
@@ -226,6 +284,8 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         )
         self._high = shared.override("high", self.high_kwargs)
         self._low = shared.override("low", self.low_kwargs)
+        self._landmark_config = LandmarkConfig.from_kwargs(self.planner_kwargs) if self.planner is not None else None
+        self._learns_high = isinstance(self.subgoal_source, str) and self.subgoal_source == "policy"
         self._high_interval = self.high_update_interval or self.subgoal_steps
         self.replay_buffer_class = self.replay_buffer_class or SharedMemoryReplayBuffer
         buffer_kwargs, policy_kwargs = self.replay_buffer_kwargs, self.policy_kwargs
@@ -251,6 +311,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             noise_std=(self._high.noise_std, self._low.noise_std),
             random_action_prob=(self._high.random_action_prob, self._low.random_action_prob),
             subgoal_test_prob=self.subgoal_test_prob,
+            noise_hold_steps=self.noise_hold_steps,
         )
 
     def _setup_lr_schedule(self) -> None:
@@ -263,11 +324,20 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             level_kwargs[name] = dict(lr_schedule=config.lr_schedule, n_critics=config.n_critics)
             if config.net_arch is not None:
                 level_kwargs[name]["net_arch"] = config.net_arch
+        landmarks = self._landmark_config
         return self.policy_kwargs | dict(
+            subgoal_source=self.subgoal_source,
+            select_by_value=self.select_by_value,
+            direct_goal_steps=self.direct_goal * self.subgoal_steps,
+            low_level=self.low_level,
+            low_gamma=self._low.gamma,
+            n_landmarks=landmarks.n_landmarks if landmarks is not None else 0,
+            landmark_cutoff=None if landmarks is None else landmarks.cutoff or self.subgoal_steps,
             level_kwargs=level_kwargs,
-            subgoal_steps=self.subgoal_steps,
+            rules=SegmentRules(self.subgoal_steps, self.min_segment_steps, self.subgoal_hold_steps),
             relative_subgoals=self.relative_subgoals,
             avoid_reached_subgoals=self.avoid_reached_subgoals,
+            avoid_missed_subgoals=self.avoid_missed_subgoals,
             normalize_inputs=self.normalize_inputs,
             noise_std=(self._high.noise_std, self._low.noise_std),
         )
@@ -310,7 +380,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         achieved = np.asarray(self._last_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
         self._goal_task = goal_task_from_env(self.env, goals, self.subgoal_threshold)
         threshold = self._goal_task.threshold
-        self.policy.subgoal_threshold.fill_(threshold)
+        self.policy.subgoal_threshold.fill_(self.threshold_scale * threshold)
         if not self._has_box:
             self._has_box = True
             self._set_box(first_box(np.concatenate([goals, achieved]), threshold))
@@ -377,7 +447,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
                     next_obs[key][env] = value
         # In the precision that the buffer has
         achieved = np.asarray(next_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
-        segment_done = self._explorer.step(self.policy.acting(), achieved, dones.tolist())
+        segment_done = self._explorer.step(achieved, dones.tolist())
         replay_buffer.add(
             self._last_obs,  # type: ignore[arg-type]
             next_obs,
@@ -451,10 +521,12 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         high_infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            low_infos.append(ddpg_update(self.policy.low, samplers.low(), self._low))
+            if self.low_level is None:
+                low_infos.append(ddpg_update(self.policy.low, samplers.low(), self._low, self._n_updates))
 
-            if self._n_updates % self._high_interval == 0 and self.replay_buffer.n_segments() > 0:
-                high_infos.append(ddpg_update(self.policy.high, samplers.high(), self._high))
+            n_high, is_high_turn = divmod(self._n_updates, self._high_interval)
+            if is_high_turn == 0 and self._learns_high and self.replay_buffer.n_segments() > 0:
+                high_infos.append(ddpg_update(self.policy.high, samplers.high(), self._high, n_high))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._log_level("low", low_infos)
@@ -482,6 +554,10 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
 
     def _update_statistics(self) -> None:
         """Take new steps into the normalisers, and fit the box of subgoals to what was visited."""
+        assert self._goal_task is not None
+        progress = 1.0 - self._current_progress_remaining
+        scale = shrinking_scale(self.threshold_scale, self.threshold_shrink_fraction, progress)
+        self.policy.subgoal_threshold.fill_(scale * self._goal_task.threshold)
         n_added = self.replay_buffer.n_added
         # A buffer that was not saved with the model starts from 0
         self._n_normalized, self._n_calibrated = min(self._n_normalized, n_added), min(self._n_calibrated, n_added)
@@ -492,9 +568,29 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
                 self.policy.update_moments(steps["observation"], goals)
             self._n_normalized = n_added
         if n_added - self._n_calibrated >= CALIBRATION_INTERVAL or self._n_calibrated == 0:
-            assert self._goal_task is not None
             self._set_box(calibrated_box(self.policy, self.replay_buffer, self._goal_task.threshold))
             self._n_calibrated = n_added
+        landmarks = self._landmark_config
+        if landmarks is not None and n_added - self._n_mapped >= landmarks.update_interval:
+            self._update_landmarks(landmarks)
+            self._n_mapped = n_added
+
+    def _update_landmarks(self, config: LandmarkConfig) -> None:
+        """Choose landmarks among visited states, and find the ways between them."""
+        visited = self.replay_buffer.sample_states(config.n_visited)
+        acting = self.policy.acting()
+        std = self.policy.goal_moments.std.cpu().numpy()
+        chosen = farthest_points(visited["achieved_goal"] / std, config.n_landmarks)
+        observations, goals = visited["observation"][chosen], visited["achieved_goal"][chosen]
+        # One landmark at a time: the products then stay in the cache
+        steps = np.stack(
+            [
+                acting.steps_between(np.broadcast_to(obs, observations.shape), np.broadcast_to(goal, goals.shape), goals)
+                for obs, goal in zip(observations, goals, strict=True)
+            ]
+        )
+        steps[steps > acting.options.landmark_cutoff] = np.inf
+        self.policy.set_landmarks(observations, goals, shortest_paths(steps))
 
     def _log_level(self, name: str, infos: list[UpdateInfo]) -> None:
         if len(infos) == 0:
@@ -564,6 +660,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             "_samplers",
             "_high",
             "_low",
+            "_landmark_config",
             "lr_schedule",
         ]
 

@@ -32,6 +32,12 @@ class LevelConfig:
     :param target_policy_noise: noise on the target's actions (TD3)
     :param target_noise_clip: limit of that noise
     :param net_arch: hidden layers, ``None`` for those of ``policy_kwargs``
+    :param policy_delay: critic updates per update of the actor and of the targets (TD3)
+    :param action_l2: weight of the mean square of the actor's actions in its loss (HER's appendix A has 1 on Fetch)
+    :param reward: ``sparse``, -1 until the target is reached; or ``dense``, minus the distance to it, at most 1 (HIRO's low
+        level), in units of the subgoals' reach on the low level and of their box on the high level
+    :param hindsight_window: how many environment steps ahead a target in hindsight may lie; ``None``: ``subgoal_steps`` on the
+        low level, the rest of the episode on the high level
     """
 
     learning_rate: float | str | Schedule
@@ -46,6 +52,11 @@ class LevelConfig:
     target_policy_noise: float
     target_noise_clip: float
     net_arch: list[int] | dict[str, list[int]] | None = None
+    policy_delay: int = 1
+    action_l2: float = 0.0
+    reward: str = "sparse"
+    hindsight_window: int | None = None
+    random_target_prob: float = 0.0
 
     def override(self, name: str, kwargs: Mapping[str, Any] | None) -> "LevelConfig":
         """
@@ -78,10 +89,14 @@ class LevelConfig:
             "n_critics": (self.n_critics >= 1, "at least 1"),
             "target_policy_noise": (self.target_policy_noise >= 0.0, "at least 0"),
             "target_noise_clip": (self.target_noise_clip >= 0.0, "at least 0"),
+            "policy_delay": (self.policy_delay >= 1, "at least 1"),
+            "action_l2": (self.action_l2 >= 0.0, "at least 0"),
+            "reward": (self.reward in ("sparse", "dense"), "'sparse' or 'dense'"),
+            "hindsight_window": (self.hindsight_window is None or self.hindsight_window >= 1, "at least 1, or None"),
         }
         for key, (valid, rule) in bounds.items():
             if not valid:
-                raise ValueError(f"`{key}` of the {name} level must be {rule}, not {getattr(self, key)}.")
+                raise ValueError(f"`{key}` of the {name} level must be {rule}, not {getattr(self, key)!r}.")
 
     @property
     def lr_schedule(self) -> Schedule:
@@ -171,7 +186,7 @@ def with_targets(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) -
     :return: what an update needs
     """
     actor_target, critic_targets = level.target_networks
-    # y = clip(r + gamma (1 - d) min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0)
+    # y = clip(r + discount min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0), with a discount of 0 where nothing follows
     next_actions = actor_target(batch.next_inputs)
     if config.target_policy_noise > 0.0:
         noise = config.target_policy_noise * th.randn_like(next_actions)
@@ -179,13 +194,13 @@ def with_targets(level: LevelPolicy, batch: LevelSamples, config: LevelConfig) -
         next_actions = (next_actions + noise).clamp_(-1.0, 1.0)
     next_pairs = th.cat([batch.next_inputs, next_actions], dim=1)
     next_q_values = th.cat([critic(next_pairs) for critic in critic_targets], dim=1).amin(dim=1, keepdim=True)
-    target_q_values = batch.rewards + (1.0 - batch.dones) * config.gamma * next_q_values
+    target_q_values = batch.rewards + batch.discounts * next_q_values
     target_q_values.clamp_(config.min_value, 0.0)
     return TargetedSamples(batch.inputs, batch.actions, batch.rewards, target_q_values)
 
 
 @th.no_grad()
-def ddpg_update(level: LevelPolicy, batch: TargetedSamples, config: LevelConfig) -> UpdateInfo:
+def ddpg_update(level: LevelPolicy, batch: TargetedSamples, config: LevelConfig, n_updates: int = 0) -> UpdateInfo:
     """
     One gradient step of DDPG (https://arxiv.org/abs/1509.02971). Gradients are written out, see
     :mod:`sb3_hrl.common.networks`.
@@ -193,6 +208,7 @@ def ddpg_update(level: LevelPolicy, batch: TargetedSamples, config: LevelConfig)
     :param level: networks and optimizers
     :param batch: transitions with their targets
     :param config: settings of the level
+    :param n_updates: updates that the level has had; the actor's turn comes at multiples of ``policy_delay``
     :return: losses and means
     """
     actor, critics = level.networks
@@ -212,10 +228,15 @@ def ddpg_update(level: LevelPolicy, batch: TargetedSamples, config: LevelConfig)
     # The critics' whole step comes before the actor's gradient, which is to be that of the critic as it is now
     level.critic.optimizer.step()
 
-    # L_pi = -mean Q_1(s, pi(s)): the deterministic policy gradient, -dQ_1/da dpi/dtheta
+    if n_updates % config.policy_delay != 0:
+        return UpdateInfo(-q_mean, critic_loss, q_mean, batch.rewards.mean())
+
+    # L_pi = -mean Q_1(s, pi(s)) + action_l2 mean pi(s)^2: the deterministic policy gradient, -dQ_1/da dpi/dtheta
     actions, actor_tape = actor.trace(batch.inputs)
     q_values, tape = critics[0].trace(th.cat([batch.inputs, actions], dim=1))
     action_gradient = critics[0].input_gradient(tape, th.full_like(q_values, -1.0 / batch_size), n_last=actions.shape[1])
+    if config.action_l2 > 0.0:
+        action_gradient = action_gradient + (2.0 * config.action_l2 / actions.numel()) * actions
     actor.backward(actor_tape, action_gradient)
     _clip_gradients(actor, config.max_grad_value)
     level.actor.optimizer.step()

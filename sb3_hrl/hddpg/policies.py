@@ -14,8 +14,18 @@ from sb3_hrl.common.buffers import GOAL_KEYS
 from sb3_hrl.common.moments import RunningMoments
 from sb3_hrl.common.subgoals import ArrayT, SubgoalBox, encode_subgoal, is_reached
 from sb3_hrl.common.type_aliases import SubgoalState
-from sb3_hrl.hddpg.acting import INPUT_CLIP, ActingPolicy, explore, live_acting_policy
+from sb3_hrl.hddpg.acting import (
+    INPUT_CLIP,
+    MISSED_SHARE,
+    N_MISSED,
+    ActingPolicy,
+    LowLevel,
+    SegmentRules,
+    explore,
+    live_acting_policy,
+)
 from sb3_hrl.hddpg.levels import LevelPolicy
+from sb3_hrl.hddpg.validation import per_dimension
 
 N_CANDIDATES = 64
 
@@ -41,12 +51,20 @@ class HierarchicalPolicy(BasePolicy):
     :param optimizer_kwargs: its arguments, without the learning rate; Adam is fused by default
     :param n_critics: critics per level
     :param level_kwargs: per level (keys ``high`` and ``low``) arguments of ``TD3Policy`` that differ
-    :param subgoal_steps: environment steps per segment at most
+    :param rules: when a segment ends, see :class:`~sb3_hrl.hddpg.acting.SegmentRules`
     :param relative_subgoals: whether the high level's actions are offsets from the achieved goal
     :param avoid_reached_subgoals: whether a subgoal that is already reached is replaced by the best of 64 fixed candidates
         (by the high level's critic) while the goal itself is not reached
+    :param avoid_missed_subgoals: whether a subgoal missed of late in the episode is replaced likewise
     :param normalize_inputs: whether inputs are normalised by their running moments
     :param noise_std: Gaussian noise of (high, low) when ``predict`` is not deterministic
+    :param subgoal_source: where subgoals come from, see :class:`~sb3_hrl.HierarchicalDDPG`
+    :param select_by_value: whether subgoals are always the best candidates by the high level's critic
+    :param direct_goal_steps: the goal itself is the subgoal if the low level takes no more environment steps to it; 0: never
+    :param low_level: acts in place of the low level's actor
+    :param low_gamma: the low level's discount factor, for what its values say in steps
+    :param n_landmarks: room for so many landmarks; 0: no planner
+    :param landmark_cutoff: environment steps above which the low level's estimates are not believed
     """
 
     def __init__(
@@ -60,11 +78,19 @@ class HierarchicalPolicy(BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         n_critics: int = 1,
         level_kwargs: dict[str, dict[str, Any]] | None = None,
-        subgoal_steps: int = 10,
+        rules: tuple[int, int, int] = (10, 1, 1),
         relative_subgoals: bool = True,
         avoid_reached_subgoals: bool = True,
+        avoid_missed_subgoals: bool = False,
         normalize_inputs: bool = True,
         noise_std: tuple[float, float] = (0.1, 0.1),
+        subgoal_source: str | list[float] = "policy",
+        select_by_value: bool = False,
+        direct_goal_steps: float = 0.0,
+        low_level: LowLevel | None = None,
+        low_gamma: float = 0.99,
+        n_landmarks: int = 0,
+        landmark_cutoff: float | None = None,
     ):
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
             optimizer_kwargs = {"fused": True}
@@ -79,14 +105,26 @@ class HierarchicalPolicy(BasePolicy):
         self.activation_fn = activation_fn
         self.n_critics = n_critics
         self.level_kwargs = level_kwargs or {}
-        self.subgoal_steps = subgoal_steps
+        self.rules = SegmentRules(*rules)
         self.relative_subgoals = relative_subgoals
         self.avoid_reached_subgoals = avoid_reached_subgoals
+        self.avoid_missed_subgoals = avoid_missed_subgoals
         self.normalize_inputs = normalize_inputs
         self.noise_std = noise_std
+        self.select_by_value = select_by_value
+        self.direct_goal_steps = direct_goal_steps
+        self.low_level = low_level
+        self.low_gamma = low_gamma
+        self.n_landmarks = n_landmarks
+        self.landmark_cutoff = landmark_cutoff
 
         self.observation_dim = spaces.flatdim(observation_space["observation"])
         self.goal_dim = spaces.flatdim(observation_space["desired_goal"])
+        self.subgoal_source: str | np.ndarray
+        if isinstance(subgoal_source, str):
+            self.subgoal_source = subgoal_source
+        else:
+            self.subgoal_source = per_dimension("subgoal_source", subgoal_source, self.goal_dim)
         self.binary_goals = isinstance(observation_space["desired_goal"], spaces.MultiBinary)
         self.observation_moments = RunningMoments(self.observation_dim)
         self.goal_moments = RunningMoments(self.goal_dim)
@@ -104,6 +142,11 @@ class HierarchicalPolicy(BasePolicy):
         # What normalises the inputs of (high, low): derived from the moments and the radius
         self.register_buffer("input_shift", th.zeros(2, self.observation_dim + 3 * self.goal_dim))
         self.register_buffer("input_scale", th.ones(2, self.observation_dim + 3 * self.goal_dim))
+        if n_landmarks > 0:
+            self.register_buffer("landmark_count", th.zeros(()))
+            self.register_buffer("landmark_observations", th.zeros(n_landmarks, self.observation_dim))
+            self.register_buffer("landmark_goals", th.zeros(n_landmarks, self.goal_dim))
+            self.register_buffer("landmark_paths", th.zeros(n_landmarks, n_landmarks))
         # Fixed, so that a deterministic policy is one; drawn apart from the global generator
         fixed = th.Generator().manual_seed(0)
         self.register_buffer("candidates", 2.0 * th.rand(N_CANDIDATES, self.goal_dim, generator=fixed) - 1.0)
@@ -148,17 +191,30 @@ class HierarchicalPolicy(BasePolicy):
             optimizer_kwargs=self.optimizer_kwargs,
             n_critics=self.n_critics,
             level_kwargs=level_kwargs,
-            subgoal_steps=self.subgoal_steps,
+            rules=tuple(self.rules),
             relative_subgoals=self.relative_subgoals,
             avoid_reached_subgoals=self.avoid_reached_subgoals,
+            avoid_missed_subgoals=self.avoid_missed_subgoals,
             normalize_inputs=self.normalize_inputs,
             noise_std=self.noise_std,
+            subgoal_source=self.subgoal_source,
+            select_by_value=self.select_by_value,
+            direct_goal_steps=self.direct_goal_steps,
+            low_level=self.low_level,
+            low_gamma=self.low_gamma,
+            n_landmarks=self.n_landmarks,
+            landmark_cutoff=self.landmark_cutoff,
         )
 
     @property
     def device(self) -> th.device:
         """Device of the policy; unlike SB3's property it does not walk through all modules, it is asked at every step."""
         return self.subgoal_threshold.device
+
+    @property
+    def subgoal_steps(self) -> int:
+        """Environment steps per segment at most."""
+        return self.rules.max_steps
 
     # ------------------------------------------------------------------ subgoals
 
@@ -183,6 +239,18 @@ class HierarchicalPolicy(BasePolicy):
         for buffer, value in zip(self.box, (low, high, radius), strict=True):
             buffer.copy_(th.as_tensor(value))
         self._update_input_scaling()
+
+    def set_landmarks(self, observations: np.ndarray, goals: np.ndarray, paths: np.ndarray) -> None:
+        """
+        :param observations: of the landmarks, shape (n, obs_dim), n at most ``n_landmarks``
+        :param goals: achieved there, shape (n, goal_dim)
+        :param paths: environment steps of the shortest path from each to each other one, shape (n, n)
+        """
+        n = len(goals)
+        self.get_buffer("landmark_count").fill_(n)
+        self.get_buffer("landmark_observations")[:n] = th.as_tensor(observations)
+        self.get_buffer("landmark_goals")[:n] = th.as_tensor(goals)
+        self.get_buffer("landmark_paths")[:n, :n] = th.as_tensor(paths)
 
     def encode(self, subgoal: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
         """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.encode_subgoal`."""
@@ -311,32 +379,47 @@ class HierarchicalPolicy(BasePolicy):
         deterministic: bool,
     ) -> tuple[np.ndarray, SubgoalState]:
         """:return: actions scaled to [-1, 1], and the state for the next call"""
-        acting, (subgoals, steps_left) = self.acting(), state
+        acting, rules = self.acting(), self.rules
         # A deterministic prediction draws no random numbers, the others follow SB3's seeding
         rng = None if deterministic else np.random.default_rng(np.random.randint(2**31))
-        replan = (steps_left <= 0) | acting.is_reached(achieved, subgoals)
+        distances = np.sqrt(np.square(state.subgoals - achieved).sum(axis=1))
+        state.held[:] = np.where(distances <= acting.threshold, state.held + 1, 0)
+        reached, steps = state.held >= rules.hold_steps, rules.max_steps - state.steps_left
+        is_over = state.steps_left <= 0
+        replan = is_over | (reached & (steps >= rules.min_steps))
+        missed = ~reached & (distances > MISSED_SHARE * state.start_distances)
+        newest = np.where(missed[:, None], state.subgoals, np.inf)[:, None]
+        state.missed[replan] = np.concatenate((state.missed[:, 1:], newest), axis=1)[replan]
         if episode_start is not None:
-            replan |= np.asarray(episode_start, dtype=bool)
+            starts = np.asarray(episode_start, dtype=bool)
+            replan |= starts
+            state.missed[starts] = np.inf
         if replan.any():
-            subgoals[replan] = acting.plan(obs[replan], achieved[replan], goal[replan], self.noise_std[0], 0.0, rng).subgoals
-            steps_left[replan] = self.subgoal_steps
-        actions = acting.act(obs, achieved, subgoals)
+            noise = self.noise_std[0]
+            plan = acting.plan(obs[replan], achieved[replan], goal[replan], state.missed[replan], noise, 0.0, rng)
+            state.subgoals[replan], state.start_distances[replan] = plan.subgoals, plan.distances
+            state.steps_left[replan], state.held[replan] = rules.max_steps, 0
+        actions = acting.act(obs, achieved, state.subgoals)
         if rng is not None:
-            actions = explore(actions, self.noise_std[1], 0.0, rng)
-        return actions, (subgoals, steps_left - 1)
+            actions, _ = explore(actions, self.noise_std[1], 0.0, rng)
+        return actions, state._replace(steps_left=state.steps_left - 1)
 
     def _restore_state(self, state: SubgoalState | None, n: int) -> SubgoalState:
+        """:return: a copy, as the caller's arrays stay as they are; a state in which all is over where there is none"""
         if state is None:
-            return np.zeros((n, self.goal_dim), dtype=np.float32), np.zeros(n, dtype=np.int64)
-        subgoals, steps_left = state
-        if np.shape(subgoals) != (n, self.goal_dim) or np.shape(steps_left) != (n,):
-            raise ValueError(
-                f"`state` has subgoals of shape {np.shape(subgoals)} and steps left of shape {np.shape(steps_left)}, but "
-                f"there are {n} observations with goals of length {self.goal_dim}: pass the state that `predict` returned "
-                "for these environments, or None to plan now."
+            return SubgoalState(
+                subgoals=np.full((n, self.goal_dim), np.inf, dtype=np.float32),
+                steps_left=np.zeros(n, dtype=np.int64),
+                held=np.zeros(n, dtype=np.int64),
+                start_distances=np.full(n, np.inf, dtype=np.float32),
+                missed=np.full((n, N_MISSED, self.goal_dim), np.inf, dtype=np.float32),
             )
-        # Copies: the caller's arrays stay as they are
-        return np.array(subgoals, dtype=np.float32), np.array(steps_left, dtype=np.int64)
+        if len(state) != len(SubgoalState._fields) or np.shape(state[0]) != (n, self.goal_dim):
+            raise ValueError(
+                f"`state` is not one of {n} environments with goals of length {self.goal_dim}: pass the state that `predict` "
+                "returned for these environments, or None to plan now."
+            )
+        return SubgoalState(*(np.array(array) for array in state))
 
     def set_training_mode(self, mode: bool) -> None:
         """

@@ -10,7 +10,7 @@ from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.shared_memory import Layout, SharedArrays
 from sb3_hrl.common.type_aliases import TargetedSamples
-from sb3_hrl.hddpg.batches import high_batch, low_batch
+from sb3_hrl.hddpg.batches import HighBatchOptions, high_batch, low_batch
 from sb3_hrl.hddpg.levels import LevelConfig, with_targets
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.parallel.prefetch import Batch, PrefetchSampler
@@ -132,7 +132,12 @@ class Samplers:
             model._high,
             model._high.batch_size or self.batch_size,
             task=model._goal_task,
-            hindsight_action_prob=model.hindsight_action_prob,
+            options=HighBatchOptions(
+                hindsight_action_prob=model.hindsight_action_prob,
+                off_policy_correction=model.off_policy_correction,
+                smdp=model.smdp,
+                trivial_segment_prob=model.trivial_segment_prob,
+            ),
         )
         return with_targets(model.policy.high, samples, model._high)
 

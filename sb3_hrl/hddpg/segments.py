@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
-# Sums over segments: issued, reached at issue, replaced, ended, reached, steps of those that ended
-_ISSUED, _ISSUED_REACHED, _REPLACED, _ENDED, _REACHED, _STEPS = range(6)
+from sb3_hrl.hddpg.acting import MISSED_SHARE, N_MISSED, Plan, SegmentRules
+
+# Sums over segments: issued, reached at issue, replaced, planned over landmarks, ended, reached, steps of those that ended
+_ISSUED, _ISSUED_REACHED, _REPLACED, _PLANNED, _ENDED, _REACHED, _STEPS = range(7)
 
 
 class SegmentTracker:
@@ -20,59 +22,72 @@ class SegmentTracker:
     """
 
     def __init__(self, n_envs: int, goal_dim: int):
+        self._rules = SegmentRules(1)
+        self._threshold = 0.0
         self.subgoals = np.zeros((n_envs, goal_dim), dtype=np.float32)
         self.tested = np.zeros(n_envs, dtype=bool)
         self.over = list(range(n_envs))  # environments that are without a segment
         # Plain numbers: for a few environments they are faster than arrays
         self._targets: list[list[float]] = self.subgoals.tolist()
-        self._steps_left = [0] * n_envs
-        self._subgoal_steps = 0
-        self._statistics = [0] * 6
+        self.missed = np.full((n_envs, N_MISSED, goal_dim), np.inf, dtype=np.float32)  # of late in this episode
+        self._start_distances = [0.0] * n_envs
+        self._held = [0] * n_envs
+        self._steps = [0] * n_envs
+        self._statistics = [0] * 7
 
-    def start(self, subgoals: np.ndarray, tested: np.ndarray, subgoal_steps: int, already_reached: int, replaced: int) -> None:
+    def start(self, plan: Plan, tested: np.ndarray, rules: SegmentRules, threshold: float) -> None:
         """
         Begin a segment in the environments that are without one.
 
-        :param subgoals: their subgoals, shape (n, goal_dim)
+        :param plan: their subgoals
         :param tested: which of them are subgoal tests, shape (n,)
-        :param subgoal_steps: environment steps at most
-        :param already_reached: how many of the subgoals are reached from the outset
-        :param replaced: how many of the actor's proposals were replaced since they were
+        :param rules: when segments end
+        :param threshold: distance at which a subgoal is at hand
         """
-        self._subgoal_steps = subgoal_steps
-        self.subgoals[self.over] = subgoals
+        self._rules, self._threshold = rules, threshold
+        self.subgoals[self.over] = plan.subgoals
         self.tested[self.over] = tested
-        for env, subgoal in zip(self.over, subgoals.tolist(), strict=True):
-            self._targets[env], self._steps_left[env] = subgoal, subgoal_steps
+        for env, subgoal, distance in zip(self.over, plan.subgoals.tolist(), plan.distances.tolist(), strict=True):
+            self._targets[env], self._start_distances[env] = subgoal, distance
+            self._held[env] = self._steps[env] = 0
         self._statistics[_ISSUED] += len(self.over)
-        self._statistics[_ISSUED_REACHED] += already_reached
-        self._statistics[_REPLACED] += replaced
+        self._statistics[_ISSUED_REACHED] += int((plan.distances <= threshold).sum())
+        self._statistics[_REPLACED] += int(plan.replaced.sum())
+        self._statistics[_PLANNED] += int(plan.planned.sum())
         self.over = []
 
-    def step(self, achieved_goals: np.ndarray, threshold: float, dones: Sequence[bool]) -> np.ndarray:
+    def step(self, achieved_goals: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """
         Take in one environment step.
 
         :param achieved_goals: goals achieved now, shape (n_envs, goal_dim)
-        :param threshold: distance at which a subgoal counts as reached
         :param dones: whether the episodes ended, shape (n_envs,)
         :return: whether the segments end here, shape (n_envs,)
         """
+        rules, threshold = self._rules, self._threshold
         ended = np.zeros(len(self._targets), dtype=bool)
         for env, (achieved, target, done) in enumerate(zip(achieved_goals.tolist(), self._targets, dones, strict=True)):
-            self._steps_left[env] -= 1
-            reached = math.dist(achieved, target) <= threshold
-            if reached or done or self._steps_left[env] <= 0:
+            self._steps[env] += 1
+            distance = math.dist(achieved, target)
+            self._held[env] = self._held[env] + 1 if distance <= threshold else 0
+            reached = self._held[env] >= rules.hold_steps
+            if (reached and self._steps[env] >= rules.min_steps) or done or self._steps[env] >= rules.max_steps:
                 ended[env] = True
                 self.over.append(env)
                 self._statistics[_ENDED] += 1
                 self._statistics[_REACHED] += reached
-                self._statistics[_STEPS] += self._subgoal_steps - self._steps_left[env]
+                self._statistics[_STEPS] += self._steps[env]
+                if done:
+                    self.missed[env] = np.inf
+                else:
+                    missed = not reached and distance > MISSED_SHARE * self._start_distances[env]
+                    self.missed[env, :-1] = self.missed[env, 1:]
+                    self.missed[env, -1] = target if missed else np.inf
         return ended
 
     def take_statistics(self) -> list[int]:
         """:return: sums over the segments since the last call or log, for :meth:`add_statistics` of another tracker"""
-        statistics, self._statistics = self._statistics, [0] * 6
+        statistics, self._statistics = self._statistics, [0] * 7
         return statistics
 
     def add_statistics(self, statistics: Sequence[int]) -> None:
@@ -94,3 +109,4 @@ class SegmentTracker:
         if sums[_ISSUED] > 0:
             logger.record("rollout/subgoal_reached_at_issue", sums[_ISSUED_REACHED] / sums[_ISSUED])
             logger.record("rollout/subgoal_replaced", sums[_REPLACED] / sums[_ISSUED])
+            logger.record("rollout/subgoal_planned", sums[_PLANNED] / sums[_ISSUED])

@@ -9,6 +9,8 @@ from stable_baselines3.her import HerReplayBuffer
 
 from sb3_hrl.common.buffers import GOAL_KEYS, SharedMemoryReplayBuffer
 
+SUBGOAL_SOURCES = ("policy", "goal", "random")
+
 
 def check_spaces(observation_space: spaces.Space) -> None:
     """
@@ -60,13 +62,26 @@ def check_options(model: Any) -> None:
         "hindsight_action_prob": (0.0 <= model.hindsight_action_prob <= 1.0, "in [0, 1]"),
         "subgoal_test_prob": (0.0 <= model.subgoal_test_prob <= 1.0, "in [0, 1]"),
         "high_update_interval": (model.high_update_interval is None or model.high_update_interval >= 1, "at least 1, or None"),
+        "min_segment_steps": (1 <= model.min_segment_steps <= model.subgoal_steps, "between 1 and `subgoal_steps`"),
+        "subgoal_hold_steps": (model.subgoal_hold_steps >= 1, "at least 1 (environment steps in a row)"),
+        "noise_hold_steps": (model.noise_hold_steps >= 1, "at least 1 (environment steps)"),
+        "trivial_segment_prob": (0.0 <= model.trivial_segment_prob <= 1.0, "in [0, 1]"),
+        "direct_goal": (model.direct_goal >= 0.0, "at least 0 (times `subgoal_steps`)"),
+        "threshold_scale": (model.threshold_scale >= 1.0, "at least 1: the threshold shrinks"),
+        "threshold_shrink_fraction": (0.0 <= model.threshold_shrink_fraction <= 1.0, "in [0, 1]"),
+        "planner": (model.planner in (None, "landmarks"), "'landmarks', or None for the high level's actor"),
+        "low_level": (model.low_level is None or callable(model.low_level), "a function of (observation, achieved, subgoal)"),
         "n_steps": (model.n_steps == 1, "1: n-step returns do not go with hindsight goals"),
         "prefetch_depth": (model.prefetch_depth >= 0, "at least 0 (batches prepared ahead)"),
         "optimize_memory_usage": (not model.optimize_memory_usage, "False: the buffer's rows are packed already"),
     }
     for name, (valid, rule) in rules.items():
         if not valid:
-            raise ValueError(f"`{name}` must be {rule}, not {getattr(model, name)}.")
+            raise ValueError(f"`{name}` must be {rule}, not {getattr(model, name)!r}.")
+    if isinstance(model.subgoal_source, str) and model.subgoal_source not in SUBGOAL_SOURCES:
+        raise ValueError(f"`subgoal_source` must be one of {SUBGOAL_SOURCES} or a point, not {model.subgoal_source!r}.")
+    if model.planner is None and model.planner_kwargs:
+        raise ValueError("`planner_kwargs` are of no use without a planner: pass `planner='landmarks'`.")
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, SharedMemoryReplayBuffer):
         what = "does hindsight for one level only" if issubclass(buffer_class, HerReplayBuffer) else "knows no segments"

@@ -1,0 +1,101 @@
+"""
+Planning over landmarks: visited states that lie far apart, joined where the low level's value says that it gets from one to
+the other. The first waypoint of the shortest way to the goal is the subgoal (Huang et al. 2019,
+https://arxiv.org/abs/1908.05451; between two levels as in DHRL).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LandmarkConfig:
+    """
+    Settings of ``planner="landmarks"``, given as ``planner_kwargs``.
+
+    :param n_landmarks: how many visited states are joined to a graph
+    :param n_visited: drawn from the buffer, for the landmarks to be chosen from
+    :param cutoff: environment steps above which the low level's estimate of a distance is not believed; ``None``:
+        ``subgoal_steps``
+    :param update_interval: environment steps between two choices of landmarks
+    """
+
+    n_landmarks: int = 100
+    n_visited: int = 2_000
+    cutoff: float | None = None
+    update_interval: int = 2_000
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any] | None) -> "LandmarkConfig":
+        """
+        :param kwargs: settings that differ from the defaults
+        :return: the settings, checked
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(kwargs or {}) - set(known))
+        if unknown:
+            raise ValueError(f"Unknown keys in `planner_kwargs`: {', '.join(unknown)}. Known keys: {', '.join(known)}.")
+        config = cls(**(kwargs or {}))
+        rules = {
+            "n_landmarks": (config.n_landmarks >= 2, "at least 2"),
+            "n_visited": (config.n_visited >= config.n_landmarks, "at least `n_landmarks`"),
+            "cutoff": (
+                config.cutoff is None or config.cutoff > 0,
+                "positive (environment steps), or None for `subgoal_steps`",
+            ),
+            "update_interval": (config.update_interval >= 1, "at least 1 (environment steps)"),
+        }
+        for name, (valid, rule) in rules.items():
+            if not valid:
+                raise ValueError(f"`{name}` in `planner_kwargs` must be {rule}, not {getattr(config, name)}.")
+        return config
+
+
+def farthest_points(points: np.ndarray, n: int, first: int = 0) -> np.ndarray:
+    """
+    Farthest-point sampling (Gonzalez 1985): each point is the one that is farthest from those chosen before it.
+
+    :param points: shape (m, dim), m at least ``n``
+    :param n: how many to choose
+    :param first: the point to begin with
+    :return: indices of the chosen points, shape (n,)
+    """
+    chosen = np.empty(n, dtype=np.int64)
+    distances = np.full(len(points), np.inf)
+    for i in range(n):
+        chosen[i] = first if i == 0 else distances.argmax()
+        distances = np.minimum(distances, np.square(points - points[chosen[i]]).sum(axis=1))
+    return chosen
+
+
+def value_to_steps(values: np.ndarray, gamma: float) -> np.ndarray:
+    """
+    Number of steps that a value stands for, if each step costs 1 until the target is reached: the inverse of
+    ``Q(d) = -(1 - gamma^d) / (1 - gamma)``.
+
+    :param values: values, any shape
+    :param gamma: discount factor
+    :return: steps, infinite where the value is that of never, the same shape
+    """
+    remaining = np.minimum(1.0 + (1.0 - gamma) * values, 1.0)
+    steps = np.full(np.shape(values), np.inf, dtype=np.float32)
+    possible = remaining > 0.0
+    steps[possible] = np.log(remaining[possible]) / np.log(gamma)
+    return steps
+
+
+def shortest_paths(steps: np.ndarray) -> np.ndarray:
+    """
+    Lengths of the shortest paths between all pairs of nodes (Floyd and Warshall).
+
+    :param steps: length of the edge from each node to each other one, infinite where there is none, shape (n, n)
+    :return: lengths of the shortest paths, shape (n, n)
+    """
+    lengths = np.array(steps)
+    np.fill_diagonal(lengths, 0.0)
+    for via in range(len(lengths)):
+        np.minimum(lengths, lengths[:, via, None] + lengths[via], out=lengths)
+    return lengths
