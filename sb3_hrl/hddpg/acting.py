@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INPUT_CLIP = 5.0
 
 
-LANDMARK_ARRAYS = ("landmark_count", "landmark_observations", "landmark_goals", "landmark_paths")
+LANDMARK_ARRAYS = ("landmark_count", "landmark_observations", "landmark_achieved", "landmark_goals", "landmark_paths")
 
 
 # For so many segments a missed subgoal is remembered; a segment misses its subgoal if more than this share of the way is left
@@ -44,8 +44,9 @@ class Landmarks(NamedTuple):
     """Visited states far from each other, and the ways between them; the first ``n_used`` entries are in use."""
 
     n_used: np.ndarray  # ()
-    observations: np.ndarray  # (n_landmarks, obs_dim)
-    goals: np.ndarray  # (n_landmarks, goal_dim), achieved there
+    observations: np.ndarray  # (n_landmarks, n_members, obs_dim), of visited states around each one
+    achieved: np.ndarray  # (n_landmarks, n_members, goal_dim), goals achieved in these
+    goals: np.ndarray  # (n_landmarks, goal_dim), achieved at the landmarks themselves
     paths: np.ndarray  # (n_landmarks, n_landmarks), environment steps of the shortest path, infinite where there is none
 
 
@@ -209,9 +210,30 @@ class ActingPolicy:
         :param subgoal: shape (n, goal_dim)
         :return: steps, infinite where it does not believe that it gets there, shape (n,)
         """
+        return value_to_steps(self._low_values(observation, achieved_goal, subgoal), self.options.low_gamma)
+
+    def _low_values(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         inputs = self._inputs(1, observation, achieved_goal, subgoal)
         pairs = np.concatenate((inputs, self._low_actor(inputs)), axis=1)
-        values = np.minimum.reduce([critic(pairs)[:, 0] for critic in self._low_critics])
+        return np.minimum.reduce([critic(pairs)[:, 0] for critic in self._low_critics])
+
+    def steps_from_landmarks(self, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
+        """
+        Environment steps from landmarks to subgoals, by the mean of the low level's values over the landmarks' members.
+
+        :param observations: of the members, shape (n_landmarks, n_members, obs_dim)
+        :param achieved: goals achieved in these, shape (n_landmarks, n_members, goal_dim)
+        :param subgoals: shape (n_subgoals, goal_dim)
+        :return: steps, shape (n_landmarks, n_subgoals)
+        """
+        n_landmarks, n_members, obs_dim = observations.shape
+        n_subgoals, goal_dim = subgoals.shape
+        values = np.empty((n_landmarks, n_subgoals), dtype=np.float32)
+        # One subgoal at a time: the products then stay in the cache
+        starts = (observations.reshape(-1, obs_dim), achieved.reshape(-1, goal_dim))
+        for i, subgoal in enumerate(subgoals):
+            targets = np.broadcast_to(subgoal, (n_landmarks * n_members, goal_dim))
+            values[:, i] = self._low_values(*starts, targets).reshape(n_landmarks, n_members).mean(axis=1)
         return value_to_steps(values, self.options.low_gamma)
 
     def _waypoint(
@@ -220,21 +242,23 @@ class ActingPolicy:
         """:return: where to go first on the shortest way to the goal, shape (goal_dim,); ``None`` if no way is known"""
         assert self._landmarks is not None
         assert self.options.landmark_cutoff is not None
-        cutoff, n = self.options.landmark_cutoff, int(self._landmarks.n_used.item())
-        observations, goals, paths = self._landmarks.observations[:n], self._landmarks.goals[:n], self._landmarks.paths[:n, :n]
-        # From here to the landmarks and to the goal, and from the landmarks to the goal
-        starts = np.concatenate([np.broadcast_to(observation, (n + 1, len(observation))), observations])
-        achieved = np.concatenate([np.broadcast_to(achieved_goal, (n + 1, len(goal))), goals])
-        targets = np.concatenate([goals, np.broadcast_to(goal, (n + 1, len(goal)))])
-        steps = self.steps_between(starts, achieved, targets)
+        landmarks, cutoff = self._landmarks, self.options.landmark_cutoff
+        n = int(landmarks.n_used.item())
+        goals = landmarks.goals[:n]
+        # From here to the landmarks and to the goal itself
+        targets = np.concatenate([goals, goal[None]])
+        observations, achieved = (np.broadcast_to(array, (n + 1, len(array))) for array in (observation, achieved_goal))
+        steps = self.steps_between(observations, achieved, targets)
         steps[steps > cutoff] = np.inf
-        to_landmarks, direct, to_goal = steps[:n], steps[n], steps[n + 1 :]
+        to_landmarks, direct = steps[:n], steps[n]
         if np.isfinite(direct) and (missed is None or not self._is_missed(goal, missed)):
             return goal
         to_landmarks[self.is_reached(achieved_goal, goals)] = np.inf
         if missed is not None:
             to_landmarks[self._is_missed(goals, missed)] = np.inf
-        total = to_landmarks + (paths + to_goal).min(axis=1)
+        to_goal = self.steps_from_landmarks(landmarks.observations[:n], landmarks.achieved[:n], goal[None])[:, 0]
+        to_goal[to_goal > cutoff] = np.inf
+        total = to_landmarks + (landmarks.paths[:n, :n] + to_goal).min(axis=1)
         best = int(total.argmin())
         return goals[best] if np.isfinite(total[best]) else None
 

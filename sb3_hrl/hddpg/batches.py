@@ -14,6 +14,20 @@ from sb3_hrl.hddpg.levels import LevelConfig
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 
 
+def relative_progress(
+    achieved_goal: th.Tensor, next_achieved_goal: th.Tensor, target: th.Tensor, pace: th.Tensor
+) -> th.Tensor:
+    """
+    :param achieved_goal: before the step, shape (n, goal_dim)
+    :param next_achieved_goal: after it, shape (n, goal_dim)
+    :param target: shape (n, goal_dim)
+    :param pace: progress of 1, in the units of the goal per step
+    :return: how much nearer to the target the step led, shape (n, 1)
+    """
+    before, after = (target - achieved_goal).norm(dim=1), (target - next_achieved_goal).norm(dim=1)
+    return ((before - after) / pace)[:, None]
+
+
 class HighBatchOptions(NamedTuple):
     """How segments are relabelled for the high level, see :class:`~sb3_hrl.HierarchicalDDPG`."""
 
@@ -49,6 +63,10 @@ def low_batch(
     held = policy.is_reached(steps.recent_goals, steps.subgoals[:, None]).all(dim=1).float()[:, None]
     if config.reward == "dense":
         rewards *= relative_distance(steps.next_achieved_goals, steps.subgoals, policy.box.radius)
+    elif config.reward == "progress":
+        pace = policy.box.radius.norm() / policy.subgoal_steps
+        rewards += relative_progress(steps.achieved_goals, steps.next_achieved_goals, steps.subgoals, pace)
+        rewards.clamp_(max=0.0)
     return LevelSamples(
         inputs=policy.low_inputs(steps.observations, steps.achieved_goals, steps.subgoals),
         actions=steps.actions,

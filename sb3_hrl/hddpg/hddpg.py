@@ -21,7 +21,7 @@ from sb3_hrl.common.subgoals import shrinking_scale
 from sb3_hrl.hddpg.acting import LowLevel, SegmentRules
 from sb3_hrl.hddpg.calibration import calibrated_box, first_box
 from sb3_hrl.hddpg.exploration import ExplorationConfig, Explorer
-from sb3_hrl.hddpg.landmarks import LandmarkConfig, farthest_points, shortest_paths
+from sb3_hrl.hddpg.landmarks import LandmarkConfig, farthest_points, members_of, shortest_paths
 from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
 from sb3_hrl.hddpg.rollouts import AsyncRollouts, collector_of
@@ -286,6 +286,11 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self._low = shared.override("low", self.low_kwargs)
         self._landmark_config = LandmarkConfig.from_kwargs(self.planner_kwargs) if self.planner is not None else None
         self._learns_high = isinstance(self.subgoal_source, str) and self.subgoal_source == "policy"
+        if self._low.reward == "dense" and (self.planner is not None or self.direct_goal > 0.0):
+            raise ValueError(
+                "`planner` and `direct_goal` read environment steps from the low level's values, which they are with sparse "
+                "rewards only: pass `reward='sparse'` in `low_kwargs`."
+            )
         self._high_interval = self.high_update_interval or self.subgoal_steps
         self.replay_buffer_class = self.replay_buffer_class or SharedMemoryReplayBuffer
         buffer_kwargs, policy_kwargs = self.replay_buffer_kwargs, self.policy_kwargs
@@ -332,6 +337,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             low_level=self.low_level,
             low_gamma=self._low.gamma,
             n_landmarks=landmarks.n_landmarks if landmarks is not None else 0,
+            n_members=landmarks.n_members if landmarks is not None else 1,
             landmark_cutoff=None if landmarks is None else landmarks.cutoff or self.subgoal_steps,
             level_kwargs=level_kwargs,
             rules=SegmentRules(self.subgoal_steps, self.min_segment_steps, self.subgoal_hold_steps),
@@ -579,18 +585,12 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         """Choose landmarks among visited states, and find the ways between them."""
         visited = self.replay_buffer.sample_states(config.n_visited)
         acting = self.policy.acting()
-        std = self.policy.goal_moments.std.cpu().numpy()
-        chosen = farthest_points(visited["achieved_goal"] / std, config.n_landmarks)
-        observations, goals = visited["observation"][chosen], visited["achieved_goal"][chosen]
-        # One landmark at a time: the products then stay in the cache
-        steps = np.stack(
-            [
-                acting.steps_between(np.broadcast_to(obs, observations.shape), np.broadcast_to(goal, goals.shape), goals)
-                for obs, goal in zip(observations, goals, strict=True)
-            ]
-        )
+        points = visited["achieved_goal"] / self.policy.goal_moments.std.cpu().numpy()
+        members = members_of(points, farthest_points(points, config.n_landmarks), config.n_members, self.replay_buffer.rng)
+        observations, achieved = visited["observation"][members], visited["achieved_goal"][members]
+        steps = acting.steps_from_landmarks(observations, achieved, achieved[:, 0])
         steps[steps > acting.options.landmark_cutoff] = np.inf
-        self.policy.set_landmarks(observations, goals, shortest_paths(steps))
+        self.policy.set_landmarks(observations, achieved, shortest_paths(steps))
 
     def _log_level(self, name: str, infos: list[UpdateInfo]) -> None:
         if len(infos) == 0:

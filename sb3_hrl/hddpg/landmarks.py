@@ -17,6 +17,8 @@ class LandmarkConfig:
     Settings of ``planner="landmarks"``, given as ``planner_kwargs``.
 
     :param n_landmarks: how many visited states are joined to a graph
+    :param n_members: visited states around each landmark whose values are averaged: with a single one, whose velocity may
+        point the right way by chance, the shortest path is that of the luckiest errors
     :param n_visited: drawn from the buffer, for the landmarks to be chosen from
     :param cutoff: environment steps above which the low level's estimate of a distance is not believed; ``None``:
         ``subgoal_steps``
@@ -24,6 +26,7 @@ class LandmarkConfig:
     """
 
     n_landmarks: int = 100
+    n_members: int = 4
     n_visited: int = 2_000
     cutoff: float | None = None
     update_interval: int = 2_000
@@ -41,6 +44,7 @@ class LandmarkConfig:
         config = cls(**(kwargs or {}))
         rules = {
             "n_landmarks": (config.n_landmarks >= 2, "at least 2"),
+            "n_members": (config.n_members >= 1, "at least 1"),
             "n_visited": (config.n_visited >= config.n_landmarks, "at least `n_landmarks`"),
             "cutoff": (
                 config.cutoff is None or config.cutoff > 0,
@@ -69,6 +73,22 @@ def farthest_points(points: np.ndarray, n: int, first: int = 0) -> np.ndarray:
         chosen[i] = first if i == 0 else distances.argmax()
         distances = np.minimum(distances, np.square(points - points[chosen[i]]).sum(axis=1))
     return chosen
+
+
+def members_of(points: np.ndarray, landmarks: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """
+    Points around each landmark: the landmark itself, and others out of those that are nearer to it than to any other landmark.
+
+    :param points: shape (m, dim)
+    :param landmarks: indices of those that are landmarks, shape (n_landmarks,)
+    :param n: how many members, the landmark included; drawn with replacement
+    :param rng: source of randomness
+    :return: indices of points, shape (n_landmarks, n)
+    """
+    nearest = np.square(points[:, None] - points[landmarks]).sum(axis=2).argmin(axis=1)
+    nearest[landmarks] = np.arange(len(landmarks))  # each has a member, even where two of them coincide
+    others = [rng.choice(np.flatnonzero(nearest == i), n - 1) for i in range(len(landmarks))]
+    return np.concatenate([landmarks[:, None], np.array(others).reshape(len(landmarks), n - 1)], axis=1)
 
 
 def value_to_steps(values: np.ndarray, gamma: float) -> np.ndarray:

@@ -14,6 +14,8 @@ from stable_baselines3.td3.policies import Actor, TD3Policy
 from sb3_hrl.common.networks import FlatMLP, TracedNetwork, traced
 from sb3_hrl.common.type_aliases import LevelSamples, TargetedSamples
 
+REWARDS = {"high": ("sparse", "dense"), "low": ("sparse", "dense", "progress")}
+
 
 @dataclass(frozen=True)
 class LevelConfig:
@@ -35,9 +37,12 @@ class LevelConfig:
     :param policy_delay: critic updates per update of the actor and of the targets (TD3)
     :param action_l2: weight of the mean square of the actor's actions in its loss (HER's appendix A has 1 on Fetch)
     :param reward: ``sparse``, -1 until the target is reached; or ``dense``, minus the distance to it, at most 1 (HIRO's low
-        level), in units of the subgoals' reach on the low level and of their box on the high level
+        level), in units of the subgoals' reach on the low level and of their box on the high level; or, on the low level,
+        ``progress``: -1 + progress, at most 0, where 1 is the pace that covers the subgoals' reach within a segment
     :param hindsight_window: how many environment steps ahead a target in hindsight may lie; ``None``: ``subgoal_steps`` on the
         low level, the rest of the episode on the high level
+    :param random_target_prob: share of the low level's batch whose subgoals are uniformly random ones, out of the share that
+        is not in hindsight: of what lies behind a wall there is no hindsight
     """
 
     learning_rate: float | str | Schedule
@@ -91,7 +96,11 @@ class LevelConfig:
             "target_noise_clip": (self.target_noise_clip >= 0.0, "at least 0"),
             "policy_delay": (self.policy_delay >= 1, "at least 1"),
             "action_l2": (self.action_l2 >= 0.0, "at least 0"),
-            "reward": (self.reward in ("sparse", "dense"), "'sparse' or 'dense'"),
+            "reward": (self.reward in REWARDS[name], f"one of {REWARDS[name]}"),
+            "random_target_prob": (
+                0.0 <= self.random_target_prob <= 1.0 / (self.n_sampled_goal + 1),
+                "at least 0, and at most the share 1 / (n_sampled_goal + 1) that is not in hindsight",
+            ),
             "hindsight_window": (self.hindsight_window is None or self.hindsight_window >= 1, "at least 1, or None"),
         }
         for key, (valid, rule) in bounds.items():

@@ -64,6 +64,7 @@ class HierarchicalPolicy(BasePolicy):
     :param low_level: acts in place of the low level's actor
     :param low_gamma: the low level's discount factor, for what its values say in steps
     :param n_landmarks: room for so many landmarks; 0: no planner
+    :param n_members: visited states around each landmark
     :param landmark_cutoff: environment steps above which the low level's estimates are not believed
     """
 
@@ -90,6 +91,7 @@ class HierarchicalPolicy(BasePolicy):
         low_level: LowLevel | None = None,
         low_gamma: float = 0.99,
         n_landmarks: int = 0,
+        n_members: int = 1,
         landmark_cutoff: float | None = None,
     ):
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
@@ -116,6 +118,7 @@ class HierarchicalPolicy(BasePolicy):
         self.low_level = low_level
         self.low_gamma = low_gamma
         self.n_landmarks = n_landmarks
+        self.n_members = n_members
         self.landmark_cutoff = landmark_cutoff
 
         self.observation_dim = spaces.flatdim(observation_space["observation"])
@@ -144,7 +147,8 @@ class HierarchicalPolicy(BasePolicy):
         self.register_buffer("input_scale", th.ones(2, self.observation_dim + 3 * self.goal_dim))
         if n_landmarks > 0:
             self.register_buffer("landmark_count", th.zeros(()))
-            self.register_buffer("landmark_observations", th.zeros(n_landmarks, self.observation_dim))
+            self.register_buffer("landmark_observations", th.zeros(n_landmarks, n_members, self.observation_dim))
+            self.register_buffer("landmark_achieved", th.zeros(n_landmarks, n_members, self.goal_dim))
             self.register_buffer("landmark_goals", th.zeros(n_landmarks, self.goal_dim))
             self.register_buffer("landmark_paths", th.zeros(n_landmarks, n_landmarks))
         # Fixed, so that a deterministic policy is one; drawn apart from the global generator
@@ -203,6 +207,7 @@ class HierarchicalPolicy(BasePolicy):
             low_level=self.low_level,
             low_gamma=self.low_gamma,
             n_landmarks=self.n_landmarks,
+            n_members=self.n_members,
             landmark_cutoff=self.landmark_cutoff,
         )
 
@@ -240,16 +245,17 @@ class HierarchicalPolicy(BasePolicy):
             buffer.copy_(th.as_tensor(value))
         self._update_input_scaling()
 
-    def set_landmarks(self, observations: np.ndarray, goals: np.ndarray, paths: np.ndarray) -> None:
+    def set_landmarks(self, observations: np.ndarray, achieved: np.ndarray, paths: np.ndarray) -> None:
         """
-        :param observations: of the landmarks, shape (n, obs_dim), n at most ``n_landmarks``
-        :param goals: achieved there, shape (n, goal_dim)
+        :param observations: of the landmarks' members, shape (n, n_members, obs_dim), n at most ``n_landmarks``
+        :param achieved: goals achieved in these, shape (n, n_members, goal_dim); the first one is the landmark itself
         :param paths: environment steps of the shortest path from each to each other one, shape (n, n)
         """
-        n = len(goals)
+        n = len(achieved)
         self.get_buffer("landmark_count").fill_(n)
         self.get_buffer("landmark_observations")[:n] = th.as_tensor(observations)
-        self.get_buffer("landmark_goals")[:n] = th.as_tensor(goals)
+        self.get_buffer("landmark_achieved")[:n] = th.as_tensor(achieved)
+        self.get_buffer("landmark_goals")[:n] = th.as_tensor(achieved[:, 0])
         self.get_buffer("landmark_paths")[:n, :n] = th.as_tensor(paths)
 
     def encode(self, subgoal: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
