@@ -23,7 +23,7 @@ from sb3_hrl.hddpg.batches import (
     relative_distance,
     without_trivial,
 )
-from sb3_hrl.hddpg.landmarks import farthest_points, members_of, shortest_paths, value_to_steps
+from sb3_hrl.hddpg.landmarks import failed_edges, farthest_points, members_of, shortest_paths, value_to_steps
 from sb3_hrl.hddpg.segments import SegmentTracker
 
 
@@ -259,6 +259,16 @@ def test_progress_is_measured_by_the_pace_that_is_needed(small):
     assert (batch.rewards[left < -0.16] < -1.2).all(), "away from it"
 
 
+def test_edges_that_failed():
+    landmarks = np.array([[0.0], [1.0], [2.0]])
+    starts = np.array([[0.1], [-0.1], [0.0], [0.9], [1.1], [1.9]])
+    subgoals = np.array([[1.1], [0.9], [2.0], [2.2], [2.0], [1.0]])
+    missed = np.array([True, True, True, True, False, False])
+    # Twice in vain from 0 to 1; once from 0 to 2; from 1 to 2 with one success
+    assert failed_edges(starts, subgoals, missed, landmarks).tolist() == [[False, True, False], [False] * 3, [False] * 3]
+    assert not failed_edges(starts[:0], subgoals[:0], missed[:0], landmarks).any()
+
+
 def test_members_of_landmarks_lie_around_them():
     points = np.array([[0.0], [0.1], [5.0], [5.2], [5.3], [0.0]])
     members = members_of(points, np.array([0, 2]), 4, np.random.default_rng(0))
@@ -447,7 +457,8 @@ def steps_around_a_wall(observation, achieved_goal, subgoal):
 def planner(small):
     """A planner with landmarks on a grid, whose low level knows of a wall."""
     config = dict(n_landmarks=30, n_visited=30, cutoff=12.0, n_members=1)
-    model = with_threshold(make_model(small, planner="landmarks", planner_kwargs=config, avoid_missed_subgoals=True), 0.1)
+    model = make_model(small, planner="landmarks", planner_kwargs=config, avoid_missed_subgoals=True)
+    with_threshold(model, 0.1, radius=1.2)
     acting = model.policy.acting()
     acting.steps_between = steps_around_a_wall
 
@@ -459,7 +470,7 @@ def planner(small):
     n = len(goals)
     steps = steps_from_landmarks(None, goals[:, None], goals)
     steps[steps > 12.0] = np.inf
-    model.policy.set_landmarks(np.zeros((n, 1, 3)), goals[:, None], shortest_paths(steps))
+    model.policy.set_landmarks(np.zeros((n, 1, 3)), goals[:, None], np.zeros((n, n)), shortest_paths(steps))
     return acting
 
 
@@ -488,6 +499,17 @@ def test_a_goal_within_reach_needs_no_waypoint(planner):
 def test_waypoints_that_were_missed_are_avoided(planner):
     missed = [[-0.5, 0.5]] * N_MISSED
     assert plan_from(planner, (-0.5, -0.5), (0.5, -0.5), missed).subgoals.tolist() != [[-0.5, 0.5]]
+
+
+def test_waypoints_that_experience_speaks_against_are_avoided(planner):
+    assert plan_from(planner, (-0.5, -0.5), (0.5, -0.5)).subgoals.tolist() == [[-0.5, 0.5]]
+    planner._landmarks.failed[3, 4] = 1.0  # from (-0.5, -0.5) to (-0.5, 0.5)
+    assert plan_from(planner, (-0.5, -0.5), (0.5, -0.5)).subgoals.tolist() == [[-1.5, -0.5]]
+
+
+def test_waypoints_are_within_the_radius(planner):
+    planner._box.radius[:] = 0.9
+    assert not plan_from(planner, (-0.5, -0.5), (0.5, -0.5)).planned.any()
 
 
 def test_where_no_way_is_known_the_actor_decides(planner):

@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_hrl.common.networks import NetworkCopy, NumpyNetwork, TracedNetwork, live_network
 from sb3_hrl.common.subgoals import SubgoalBox, decode_subgoal, encode_subgoal, is_reached
-from sb3_hrl.hddpg.landmarks import value_to_steps
+from sb3_hrl.hddpg.landmarks import nearest_landmarks, value_to_steps
 
 if TYPE_CHECKING:
     from sb3_hrl.hddpg.policies import HierarchicalPolicy
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 INPUT_CLIP = 5.0
 
 
-LANDMARK_ARRAYS = ("landmark_count", "landmark_observations", "landmark_achieved", "landmark_goals", "landmark_paths")
+LANDMARK_ARRAYS = (
+    "landmark_count",
+    "landmark_observations",
+    "landmark_achieved",
+    "landmark_goals",
+    "landmark_failed",
+    "landmark_paths",
+)
 
 
 # For so many segments a missed subgoal is remembered; a segment misses its subgoal if more than this share of the way is left
@@ -47,6 +54,7 @@ class Landmarks(NamedTuple):
     observations: np.ndarray  # (n_landmarks, n_members, obs_dim), of visited states around each one
     achieved: np.ndarray  # (n_landmarks, n_members, goal_dim), goals achieved in these
     goals: np.ndarray  # (n_landmarks, goal_dim), achieved at the landmarks themselves
+    failed: np.ndarray  # (n_landmarks, n_landmarks), 1 where experience speaks against the way
     paths: np.ndarray  # (n_landmarks, n_landmarks), environment steps of the shortest path, infinite where there is none
 
 
@@ -236,6 +244,16 @@ class ActingPolicy:
             values[:, i] = self._low_values(*starts, targets).reshape(n_landmarks, n_members).mean(axis=1)
         return value_to_steps(values, self.options.low_gamma)
 
+    def is_within_reach(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
+        """
+        :param achieved_goal: shape (..., goal_dim)
+        :param subgoal: shape (..., goal_dim)
+        :return: whether the high level could issue the subgoal, so that the low level knows of it, shape (...,)
+        """
+        if not self.options.relative_subgoals:
+            return np.ones(np.broadcast_shapes(achieved_goal.shape, subgoal.shape)[:-1], dtype=bool)
+        return np.asarray((np.abs(subgoal - achieved_goal) <= self._box.radius).all(axis=-1))
+
     def _waypoint(
         self, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
     ) -> np.ndarray | None:
@@ -249,7 +267,10 @@ class ActingPolicy:
         targets = np.concatenate([goals, goal[None]])
         observations, achieved = (np.broadcast_to(array, (n + 1, len(array))) for array in (observation, achieved_goal))
         steps = self.steps_between(observations, achieved, targets)
-        steps[steps > cutoff] = np.inf
+        here, there = nearest_landmarks(np.stack([achieved_goal, goal]), goals)
+        failed = landmarks.failed[:n, :n] > 0.0
+        has_failed = np.append(failed[here], failed[here, there])
+        steps[(steps > cutoff) | has_failed | ~self.is_within_reach(achieved_goal, targets)] = np.inf
         to_landmarks, direct = steps[:n], steps[n]
         if np.isfinite(direct) and (missed is None or not self._is_missed(goal, missed)):
             return goal
@@ -257,7 +278,7 @@ class ActingPolicy:
         if missed is not None:
             to_landmarks[self._is_missed(goals, missed)] = np.inf
         to_goal = self.steps_from_landmarks(landmarks.observations[:n], landmarks.achieved[:n], goal[None])[:, 0]
-        to_goal[to_goal > cutoff] = np.inf
+        to_goal[(to_goal > cutoff) | failed[:, there] | ~self.is_within_reach(goals, goal)] = np.inf
         total = to_landmarks + (landmarks.paths[:n, :n] + to_goal).min(axis=1)
         best = int(total.argmin())
         return goals[best] if np.isfinite(total[best]) else None

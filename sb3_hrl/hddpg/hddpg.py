@@ -18,10 +18,10 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, goal_strategy
 from sb3_hrl.common.goals import GoalTask, goal_task_from_env
 from sb3_hrl.common.subgoals import shrinking_scale
-from sb3_hrl.hddpg.acting import LowLevel, SegmentRules
+from sb3_hrl.hddpg.acting import MISSED_SHARE, LowLevel, SegmentRules
 from sb3_hrl.hddpg.calibration import calibrated_box, first_box
 from sb3_hrl.hddpg.exploration import ExplorationConfig, Explorer
-from sb3_hrl.hddpg.landmarks import LandmarkConfig, farthest_points, members_of, shortest_paths
+from sb3_hrl.hddpg.landmarks import LandmarkConfig, failed_edges, farthest_points, members_of, shortest_paths
 from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
 from sb3_hrl.hddpg.rollouts import AsyncRollouts, collector_of
@@ -589,8 +589,24 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         members = members_of(points, farthest_points(points, config.n_landmarks), config.n_members, self.replay_buffer.rng)
         observations, achieved = visited["observation"][members], visited["achieved_goal"][members]
         steps = acting.steps_from_landmarks(observations, achieved, achieved[:, 0])
-        steps[steps > acting.options.landmark_cutoff] = np.inf
-        self.policy.set_landmarks(observations, achieved, shortest_paths(steps))
+        landmarks = achieved[:, 0]
+        starts, subgoals, missed = self._recent_segments(config.n_visited)
+        failed = failed_edges(starts, subgoals, missed, landmarks)
+        steps[(steps > acting.options.landmark_cutoff) | failed] = np.inf
+        steps[~acting.is_within_reach(landmarks[:, None], landmarks)] = np.inf
+        self.policy.set_landmarks(observations, achieved, failed, shortest_paths(steps))
+
+    def _recent_segments(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """:return: where segments began, what they were to reach, and whether they missed it"""
+        if self.replay_buffer.n_segments() == 0:
+            empty = np.zeros((0, self.policy.goal_dim), dtype=np.float32)
+            return empty, empty, np.zeros(0, dtype=bool)
+        segments = self.replay_buffer.sample_high(n, n_sampled_goal=0, max_steps=1)
+        starts, subgoals, ends = (
+            tensor.cpu().numpy() for tensor in (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals)
+        )
+        left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (ends, starts))
+        return starts, subgoals, (left > MISSED_SHARE * way) & (left > self.policy.subgoal_threshold.item())
 
     def _log_level(self, name: str, infos: list[UpdateInfo]) -> None:
         if len(infos) == 0:

@@ -85,10 +85,36 @@ def members_of(points: np.ndarray, landmarks: np.ndarray, n: int, rng: np.random
     :param rng: source of randomness
     :return: indices of points, shape (n_landmarks, n)
     """
-    nearest = np.square(points[:, None] - points[landmarks]).sum(axis=2).argmin(axis=1)
+    nearest = nearest_landmarks(points, points[landmarks])
     nearest[landmarks] = np.arange(len(landmarks))  # each has a member, even where two of them coincide
     others = [rng.choice(np.flatnonzero(nearest == i), n - 1) for i in range(len(landmarks))]
     return np.concatenate([landmarks[:, None], np.array(others).reshape(len(landmarks), n - 1)], axis=1)
+
+
+def failed_edges(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """
+    Edges that experience speaks against: from the one landmark to the other segments were tried, at least two missed their
+    subgoal, and none did not. The low level's value is optimistic where a wall is thin.
+
+    :param starts: goals achieved where segments began, shape (m, goal_dim)
+    :param subgoals: what they were to reach, shape (m, goal_dim)
+    :param missed: whether they missed it, shape (m,)
+    :param landmarks: goals achieved at the landmarks, shape (n, goal_dim)
+    :return: which edges failed, shape (n, n)
+    """
+    n = len(landmarks)
+    edges = nearest_landmarks(starts, landmarks) * n + nearest_landmarks(subgoals, landmarks)
+    n_missed, n_tried = (np.bincount(which, minlength=n * n).reshape(n, n) for which in (edges[missed], edges))
+    return (n_missed >= 2) & (n_missed == n_tried)
+
+
+def nearest_landmarks(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """
+    :param points: shape (m, dim)
+    :param landmarks: shape (n, dim)
+    :return: index of the landmark that is nearest to each point, shape (m,)
+    """
+    return np.square(points[:, None] - landmarks).sum(axis=2).argmin(axis=1)
 
 
 def value_to_steps(values: np.ndarray, gamma: float) -> np.ndarray:
