@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_hrl.common.networks import NetworkCopy, NumpyNetwork, TracedNetwork, live_network
 from sb3_hrl.common.subgoals import SubgoalBox, decode_subgoal, encode_subgoal, is_reached
-from sb3_hrl.hddpg.landmarks import nearest_landmarks, value_to_steps
+from sb3_hrl.hddpg.landmarks import costs_to_go, value_to_steps
 
 if TYPE_CHECKING:
     from sb3_hrl.hddpg.policies import HierarchicalPolicy
@@ -25,13 +25,14 @@ LANDMARK_ARRAYS = (
     "landmark_observations",
     "landmark_achieved",
     "landmark_goals",
-    "landmark_failed",
-    "landmark_paths",
+    "landmark_steps",
 )
 
 
-# For so many segments a missed subgoal is remembered; a segment misses its subgoal if more than this share of the way is left
-N_MISSED = 4
+# For so many segments a missed subgoal is remembered by the planner, and by the actor. A segment misses its subgoal if more
+# than this share of the way is left
+N_MISSED = 20
+N_MISSED_ACTOR = 4
 MISSED_SHARE = 0.5
 
 
@@ -54,8 +55,9 @@ class Landmarks(NamedTuple):
     observations: np.ndarray  # (n_landmarks, n_members, obs_dim), of visited states around each one
     achieved: np.ndarray  # (n_landmarks, n_members, goal_dim), goals achieved in these
     goals: np.ndarray  # (n_landmarks, goal_dim), achieved at the landmarks themselves
-    failed: np.ndarray  # (n_landmarks, n_landmarks), 1 where experience speaks against the way
-    paths: np.ndarray  # (n_landmarks, n_landmarks), environment steps of the shortest path, infinite where there is none
+    steps: (
+        np.ndarray
+    )  # (n_landmarks, n_landmarks), environment steps from each to each other one, infinite if there is no edge
 
 
 class Plan(NamedTuple):
@@ -193,7 +195,7 @@ class ActingPolicy:
         :param missed: subgoals missed of late, shape (..., n_missed, goal_dim)
         :return: whether a subgoal is near one of these, shape (...,)
         """
-        return np.asarray(self.is_reached(subgoal[..., None, :], missed).any(axis=-1))
+        return np.asarray(self.is_reached(subgoal[..., None, :], missed[..., -N_MISSED_ACTOR:, :]).any(axis=-1))
 
     def act(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """
@@ -267,21 +269,24 @@ class ActingPolicy:
         targets = np.concatenate([goals, goal[None]])
         observations, achieved = (np.broadcast_to(array, (n + 1, len(array))) for array in (observation, achieved_goal))
         steps = self.steps_between(observations, achieved, targets)
-        here, there = nearest_landmarks(np.stack([achieved_goal, goal]), goals)
-        failed = landmarks.failed[:n, :n] > 0.0
-        has_failed = np.append(failed[here], failed[here, there])
-        steps[(steps > cutoff) | has_failed | ~self.is_within_reach(achieved_goal, targets)] = np.inf
-        to_landmarks, direct = steps[:n], steps[n]
-        if np.isfinite(direct) and (missed is None or not self._is_missed(goal, missed)):
-            return goal
+        steps[(steps > cutoff) | ~self.is_within_reach(achieved_goal, targets)] = np.inf
+        to_landmarks = steps[:n]
         to_landmarks[self.is_reached(achieved_goal, goals)] = np.inf
-        if missed is not None:
-            to_landmarks[self._is_missed(goals, missed)] = np.inf
+        # What was missed of late costs a whole segment more each time, so that a way that does not exist is given up for a
+        # longer one in the end (as in learning real-time A*, Korf 1990)
+        penalties = None
+        if missed is not None and np.isfinite(missed).any():
+            near = is_reached(targets[:, None], missed, 2.0 * self.threshold)
+            penalties = self.options.rules.max_steps * near.sum(axis=1)
+            steps += penalties
+            penalties = penalties[:n]
+        direct = steps[n]
         to_goal = self.steps_from_landmarks(landmarks.observations[:n], landmarks.achieved[:n], goal[None])[:, 0]
-        to_goal[(to_goal > cutoff) | failed[:, there] | ~self.is_within_reach(goals, goal)] = np.inf
-        total = to_landmarks + (landmarks.paths[:n, :n] + to_goal).min(axis=1)
-        best = int(total.argmin())
-        return goals[best] if np.isfinite(total[best]) else None
+        to_goal[(to_goal > cutoff) | ~self.is_within_reach(goals, goal)] = np.inf
+        total = np.append(to_landmarks + costs_to_go(landmarks.steps[:n, :n], to_goal, penalties), direct)
+        # The goal itself, where it is within reach and was not missed of late
+        best = n if direct <= cutoff else int(total.argmin())
+        return targets[best] if np.isfinite(total[best]) else None
 
     def _inputs(self, level: int, observation: np.ndarray, achieved_goal: np.ndarray, target: np.ndarray) -> np.ndarray:
         """The same as the inputs that the levels learn with, ``HierarchicalPolicy.high_inputs`` and ``low_inputs``."""

@@ -21,7 +21,7 @@ from sb3_hrl.common.subgoals import shrinking_scale
 from sb3_hrl.hddpg.acting import MISSED_SHARE, LowLevel, SegmentRules
 from sb3_hrl.hddpg.calibration import calibrated_box, first_box
 from sb3_hrl.hddpg.exploration import ExplorationConfig, Explorer
-from sb3_hrl.hddpg.landmarks import LandmarkConfig, failed_edges, farthest_points, members_of, shortest_paths
+from sb3_hrl.hddpg.landmarks import LandmarkConfig, failed_edges, farthest_points, members_of
 from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
 from sb3_hrl.hddpg.rollouts import AsyncRollouts, collector_of
@@ -594,7 +594,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         failed = failed_edges(starts, subgoals, missed, landmarks)
         steps[(steps > acting.options.landmark_cutoff) | failed] = np.inf
         steps[~acting.is_within_reach(landmarks[:, None], landmarks)] = np.inf
-        self.policy.set_landmarks(observations, achieved, failed, shortest_paths(steps))
+        self.policy.set_landmarks(observations, achieved, steps)
 
     def _recent_segments(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """:return: where segments began, what they were to reach, and whether they missed it"""

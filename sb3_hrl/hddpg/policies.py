@@ -150,8 +150,7 @@ class HierarchicalPolicy(BasePolicy):
             self.register_buffer("landmark_observations", th.zeros(n_landmarks, n_members, self.observation_dim))
             self.register_buffer("landmark_achieved", th.zeros(n_landmarks, n_members, self.goal_dim))
             self.register_buffer("landmark_goals", th.zeros(n_landmarks, self.goal_dim))
-            self.register_buffer("landmark_failed", th.zeros(n_landmarks, n_landmarks))
-            self.register_buffer("landmark_paths", th.zeros(n_landmarks, n_landmarks))
+            self.register_buffer("landmark_steps", th.zeros(n_landmarks, n_landmarks))
         # Fixed, so that a deterministic policy is one; drawn apart from the global generator
         fixed = th.Generator().manual_seed(0)
         self.register_buffer("candidates", 2.0 * th.rand(N_CANDIDATES, self.goal_dim, generator=fixed) - 1.0)
@@ -246,20 +245,18 @@ class HierarchicalPolicy(BasePolicy):
             buffer.copy_(th.as_tensor(value))
         self._update_input_scaling()
 
-    def set_landmarks(self, observations: np.ndarray, achieved: np.ndarray, failed: np.ndarray, paths: np.ndarray) -> None:
+    def set_landmarks(self, observations: np.ndarray, achieved: np.ndarray, steps: np.ndarray) -> None:
         """
         :param observations: of the landmarks' members, shape (n, n_members, obs_dim), n at most ``n_landmarks``
         :param achieved: goals achieved in these, shape (n, n_members, goal_dim); the first one is the landmark itself
-        :param failed: whether experience speaks against the way from each to each other one, shape (n, n)
-        :param paths: environment steps of the shortest path from each to each other one, shape (n, n)
+        :param steps: environment steps from each to each other one, infinite where there is no edge, shape (n, n)
         """
         n = len(achieved)
         self.get_buffer("landmark_count").fill_(n)
         self.get_buffer("landmark_observations")[:n] = th.as_tensor(observations)
         self.get_buffer("landmark_achieved")[:n] = th.as_tensor(achieved)
         self.get_buffer("landmark_goals")[:n] = th.as_tensor(achieved[:, 0])
-        self.get_buffer("landmark_failed")[:n, :n] = th.as_tensor(failed)
-        self.get_buffer("landmark_paths")[:n, :n] = th.as_tensor(paths)
+        self.get_buffer("landmark_steps")[:n, :n] = th.as_tensor(steps)
 
     def encode(self, subgoal: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
         """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.encode_subgoal`."""
