@@ -1,11 +1,16 @@
 """
 Learning curves through the zoo's command line, with the hyperparameters of hddpg.yml: success rate over deterministic
-evaluation episodes, by environment and seed, into benchmarks/results/<algo>-<env>.csv.
+evaluation episodes, by environment and seed, into benchmarks/results/<name>-<env>.csv. The flat controls have hyperparameters
+of their own, in benchmarks/hyperparams.
 
     python benchmarks/learning.py --env FetchReach-v2 FetchReach-v4 --eval-freq 500
     python benchmarks/learning.py --env PointMaze_UMaze-v3 --eval-freq 5000
     python benchmarks/learning.py --env FetchReach-v4 --eval-freq 500 --jobs 1 --name hddpg-async --vec-env subproc \\
         --params n_envs:2 gradient_steps:2
+    python benchmarks/learning.py --env PointMaze_Medium-v3 --eval-freq 10000 --name flat \\
+        --conf-file benchmarks/hyperparams/flat.yml
+    python benchmarks/learning.py --env PointMaze_Medium-v3 --eval-freq 10000 --name sb3-ddpg --algo ddpg \\
+        --conf-file benchmarks/hyperparams/ddpg.yml
 """
 
 import argparse
@@ -20,28 +25,38 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import yaml
+
+Row = tuple[int, int, float, int]
 
 
-def run(env_id: str, seed: int, args: argparse.Namespace) -> list[tuple[int, int, float]]:
-    """:return: rows of seed, environment steps, success rate"""
+def run(env_id: str, seed: int, args: argparse.Namespace) -> list[Row]:
+    """:return: rows of seed, environment steps, success rate, and seconds that the whole run took"""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "hddpg", "--env", env_id, "--seed", str(seed)]
+        command = [sys.executable, "-m", "rl_zoo3.train", "--algo", args.algo, "--env", env_id, "--seed", str(seed)]
         command += ["--eval-freq", str(args.eval_freq), "--eval-episodes", str(args.eval_episodes), "-f", folder]
         command += ["--num-threads", "1", "--verbose", "0", "--log-interval", "-2"]
         command += ["--vec-env", args.vec_env, *(["-params", *args.params] if args.params else [])]
+        command += ["--conf-file", str(args.conf_file)] if args.conf_file else []
+        if args.algo != "hddpg":
+            # What the start-up hook does for hddpg: environments are registered, and evaluation is on those of training
+            command += ["--gym-packages", "gymnasium_robotics"]
+            env_kwargs = yaml.safe_load(args.conf_file.read_text())[env_id].get("env_kwargs", {})
+            command += ["--eval-env-kwargs", *(f"{key}:{value}" for key, value in env_kwargs.items())] if env_kwargs else []
         start = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        print(f"{env_id} seed {seed}: {time.monotonic() - start:.0f} s with start and evaluations", flush=True)
-        evaluations = np.load(Path(folder) / "hddpg" / f"{env_id}_1" / "evaluations.npz")
+        seconds = round(time.monotonic() - start)
+        print(f"{env_id} seed {seed}: {seconds} s with start and evaluations", flush=True)
+        evaluations = np.load(Path(folder) / args.algo / f"{env_id}_1" / "evaluations.npz")
         rates = evaluations["successes"].mean(axis=1)
-        return [(seed, int(steps), float(rate)) for steps, rate in zip(evaluations["timesteps"], rates, strict=True)]
+        return [(seed, int(steps), float(rate), seconds) for steps, rate in zip(evaluations["timesteps"], rates, strict=True)]
 
 
-def write(path: Path, rows: Sequence[tuple[int, int, float]]) -> None:
+def write(path: Path, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["seed", "timesteps", "success_rate"])
+        writer.writerow(["seed", "timesteps", "success_rate", "seconds"])
         writer.writerows(rows)
 
 
@@ -54,6 +69,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--vec-env", default="dummy", choices=["dummy", "subproc"], help="subproc collects asynchronously")
     parser.add_argument("--params", nargs="*", help="hyperparameters that differ, as for the zoo's -params")
+    parser.add_argument("--algo", default="hddpg", choices=["hddpg", "ddpg"], help="ddpg: SB3's, with HerReplayBuffer")
+    parser.add_argument("--conf-file", type=Path, help="hyperparameters in place of hddpg.yml")
     parser.add_argument("--name", default="hddpg", help="beginning of the files' names")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the csv files")
     args = parser.parse_args()
@@ -64,7 +81,7 @@ def main() -> None:
             rows = [row for future in runs for row in future.result()]
             write(args.results / f"{args.name}-{env_id}.csv", rows)
             for seed in args.seeds:
-                curve = " ".join(f"{steps}:{rate:.2f}" for row_seed, steps, rate in rows if row_seed == seed)
+                curve = " ".join(f"{steps}:{rate:.2f}" for row_seed, steps, rate, _ in rows if row_seed == seed)
                 print(f"{env_id} seed {seed}: {curve}", flush=True)
 
 

@@ -122,7 +122,7 @@ def test_the_best_candidate_in_place_of_the_actors_proposal(small):
 
 def test_a_subgoal_has_to_be_held():
     tracker = SegmentTracker(1, 1)
-    tracker.start(plan_of([1.0], 1.0), np.zeros(1, bool), SegmentRules(10, hold_steps=3), threshold=0.1)
+    tracker.start(plan_of([1.0], 1.0), float32([0.0]), np.zeros(1, bool), SegmentRules(10, hold_steps=3), threshold=0.1)
     positions = [0.5, 1.0, 1.05, 0.5, 1.0, 0.95, 1.0]
     ends = [bool(tracker.step(float32([x]), [False])[0]) for x in positions]
     assert ends == [False] * 6 + [True]
@@ -130,7 +130,7 @@ def test_a_subgoal_has_to_be_held():
 
 def test_a_segment_has_a_shortest_length():
     tracker = SegmentTracker(1, 1)
-    tracker.start(plan_of([1.0], 1.0), np.zeros(1, bool), SegmentRules(10, min_steps=3), threshold=0.1)
+    tracker.start(plan_of([1.0], 1.0), float32([0.0]), np.zeros(1, bool), SegmentRules(10, min_steps=3), threshold=0.1)
     assert [bool(tracker.step(float32([1.0]), [False])[0]) for _ in range(3)] == [False, False, True]
 
 
@@ -138,9 +138,10 @@ def test_missed_subgoals_are_remembered_for_some_segments():
     tracker, rules = SegmentTracker(1, 1), SegmentRules(1)
 
     def segment(subgoal: float, end: float) -> list[float]:
-        tracker.start(plan_of([subgoal], abs(subgoal)), np.zeros(1, bool), rules, threshold=0.1)
+        tracker.start(plan_of([subgoal], abs(subgoal)), float32([0.0]), np.zeros(1, bool), rules, threshold=0.1)
         tracker.step(float32([end]), [False])
-        return tracker.missed[0, :, 0].tolist()
+        assert (tracker.missed[0, :, 0] == 0.0).all() or np.isinf(tracker.missed[0]).any(), "all of them started at 0"
+        return tracker.missed[0, :, 1, 0].tolist()
 
     assert segment(1.0, 0.4) == [np.inf] * (N_MISSED - 1) + [1.0], "more than half of the way is left"
     assert segment(2.0, 1.5)[-2:] == [1.0, np.inf], "not missed: most of the way is done"
@@ -149,7 +150,7 @@ def test_missed_subgoals_are_remembered_for_some_segments():
         assert 1.0 in segment(3.0, 3.0)
     assert 1.0 not in segment(3.0, 3.0)
     segment(1.0, 0.0)
-    tracker.start(plan_of([1.0], 1.0), np.zeros(1, bool), rules, threshold=0.1)
+    tracker.start(plan_of([1.0], 1.0), float32([0.0]), np.zeros(1, bool), rules, threshold=0.1)
     tracker.step(float32([0.0]), [True])
     assert np.isinf(tracker.missed).all(), "another episode"
 
@@ -159,8 +160,8 @@ def test_missed_subgoals_are_not_issued_again(small):
     obs, achieved, goal = np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32), float32([0.9, 0.9])
     acting = model.policy.acting()
     first = acting.plan(obs, achieved, goal)
-    missed = np.full((1, N_MISSED, 2), np.inf, np.float32)
-    missed[0, -1] = first.subgoals[0]
+    missed = np.full((1, N_MISSED, 2, 2), np.inf, np.float32)
+    missed[0, -1] = (achieved[0], first.subgoals[0])
     second = acting.plan(obs, achieved, goal, missed)
     assert second.replaced.tolist() == [True]
     assert np.linalg.norm(second.subgoals - first.subgoals) > acting.threshold
@@ -441,12 +442,6 @@ def test_costs_to_go_by_hand():
     inf = np.inf
     steps = np.array([[0.0, 1.0, 9.0, inf], [inf, 0.0, 2.0, inf], [1.0, inf, 0.0, inf], [1.0, inf, inf, 0.0]])
     assert costs_to_go(steps, np.array([inf, inf, 3.0, inf])).tolist() == [6.0, 5.0, 3.0, 7.0]
-    assert costs_to_go(steps, np.array([inf, inf, 3.0, inf]), np.array([0.0, 7.0, 0.0, 0.0])).tolist() == [
-        12.0,
-        5.0,
-        3.0,
-        13.0,
-    ]
     assert np.isinf(costs_to_go(steps, np.array([inf, inf, inf, 1.0]))).tolist() == [True, True, True, False]
 
 
@@ -501,22 +496,43 @@ def test_a_goal_within_reach_needs_no_waypoint(planner):
     np.testing.assert_allclose(plan.subgoals, [[1.0, 0.6]], rtol=1e-6)
 
 
+def missed_ways(*ways) -> np.ndarray:
+    """Starts and subgoals that were missed, the last one latest."""
+    missed = np.full((N_MISSED, 2, 2), np.inf, np.float32)
+    if ways:
+        missed[-len(ways) :] = ways
+    return missed
+
+
+REACHED = ((np.inf, np.inf), (np.inf, np.inf))
+
+
 def test_a_way_that_is_missed_costs_more_each_time(planner):
-    missed = np.full((N_MISSED, 2), np.inf, np.float32)
     # Two ways of the same length around a corner
     start, goal = (-0.5, -0.5), (-1.5, 0.5)
-    assert plan_from(planner, start, goal, missed).subgoals.tolist() == [[-1.5, -0.5]]
-    missed[-1] = (-1.5, -0.5)
-    assert plan_from(planner, start, goal, missed).subgoals.tolist() == [[-0.5, 0.5]]
-    missed[-3:-1] = (-0.5, 0.5)
-    assert plan_from(planner, start, goal, missed).subgoals.tolist() == [[-1.5, -0.5]], "twice is more than once"
+    one, other = (start, (-1.5, -0.5)), (start, (-0.5, 0.5))
+
+    def first_step(*ways) -> list[float]:
+        return plan_from(planner, start, goal, missed_ways(*ways)).subgoals[0].tolist()
+
+    assert first_step() == [-1.5, -0.5]
+    assert first_step(one) == [-0.5, 0.5]
+    assert first_step(one, *[REACHED] * 4, other) == [-1.5, -0.5], "not at once again"
+    assert first_step(one, other, other, *[REACHED] * 4) == [-1.5, -0.5], "twice is more than once"
+    assert first_step(((0.5, 0.5), (-1.5, -0.5))) == [-1.5, -0.5], "missed from elsewhere"
+
+
+def test_ways_further_on_that_were_missed_cost_more(planner):
+    start, goal, way = (-1.3, -1.3), (-0.5, 0.6), ((-0.5, -0.5), (-0.5, 0.5))
+    assert plan_from(planner, start, goal, missed_ways()).subgoals[0].tolist() == [-0.5, -0.5]
+    plan = plan_from(planner, start, goal, missed_ways(way, (way[0], goal), *[REACHED] * 4))
+    assert plan.subgoals[0].tolist() == [-1.5, -0.5]
 
 
 def test_a_goal_that_was_missed_is_approached_otherwise(planner):
-    missed = np.full((N_MISSED, 2), np.inf, np.float32)
-    assert plan_from(planner, (0.5, 0.5), (0.5, -0.4), missed).subgoals.tolist() == [pytest.approx([0.5, -0.4])]
-    missed[-1] = (0.5, -0.4)
-    assert plan_from(planner, (0.5, 0.5), (0.5, -0.4), missed).subgoals.tolist() != [pytest.approx([0.5, -0.4])]
+    start, goal = (0.5, 0.5), (0.5, -0.4)
+    assert plan_from(planner, start, goal, missed_ways()).subgoals.tolist() == [pytest.approx(goal)]
+    assert plan_from(planner, start, goal, missed_ways((start, goal))).subgoals.tolist() != [pytest.approx(goal)]
 
 
 def test_waypoints_are_within_the_radius(planner):

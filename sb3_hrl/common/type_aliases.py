@@ -12,8 +12,10 @@ class SubgoalState(NamedTuple):
     subgoals: np.ndarray  # (n, goal_dim), in force
     steps_left: np.ndarray  # (n,), environment steps
     held: np.ndarray  # (n,), for how many steps in a row the subgoal has been at hand
-    start_distances: np.ndarray  # (n,), to the subgoal when it was issued
-    missed: np.ndarray  # (n, n_missed, goal_dim), subgoals missed of late in this episode, infinite where there are fewer
+    starts: np.ndarray  # (n, goal_dim), goals achieved when the subgoals were issued
+    missed: (
+        np.ndarray
+    )  # (n, n_missed, 2, goal_dim), starts and subgoals of the last segments, infinite but for those that missed
 
 
 class LowSamples(NamedTuple):

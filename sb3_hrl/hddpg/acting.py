@@ -138,7 +138,7 @@ class ActingPolicy:
         :param observation: shape (n, obs_dim)
         :param achieved_goal: shape (n, goal_dim)
         :param goal: desired goals, shape (n, goal_dim)
-        :param missed: subgoals missed of late, shape (n, n_missed, goal_dim)
+        :param missed: starts and subgoals of segments that missed of late, shape (n, n_missed, 2, goal_dim)
         :param noise_std: Gaussian exploration noise, in units of the high level's action; a number or shape (n, 1)
         :param random_prob: probability of a uniformly random action instead
         :param rng: source of randomness; ``None`` for no exploration
@@ -192,10 +192,10 @@ class ActingPolicy:
     def _is_missed(self, subgoal: np.ndarray, missed: np.ndarray) -> np.ndarray:
         """
         :param subgoal: shape (..., goal_dim)
-        :param missed: subgoals missed of late, shape (..., n_missed, goal_dim)
+        :param missed: starts and subgoals of segments that missed of late, shape (..., n_missed, 2, goal_dim)
         :return: whether a subgoal is near one of these, shape (...,)
         """
-        return np.asarray(self.is_reached(subgoal[..., None, :], missed[..., -N_MISSED_ACTOR:, :]).any(axis=-1))
+        return np.asarray(self.is_reached(subgoal[..., None, :], missed[..., -N_MISSED_ACTOR:, 1, :]).any(axis=-1))
 
     def act(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """
@@ -270,22 +270,25 @@ class ActingPolicy:
         observations, achieved = (np.broadcast_to(array, (n + 1, len(array))) for array in (observation, achieved_goal))
         steps = self.steps_between(observations, achieved, targets)
         steps[(steps > cutoff) | ~self.is_within_reach(achieved_goal, targets)] = np.inf
-        to_landmarks = steps[:n]
-        to_landmarks[self.is_reached(achieved_goal, goals)] = np.inf
-        # What was missed of late costs a whole segment more each time, so that a way that does not exist is given up for a
-        # longer one in the end (as in learning real-time A*, Korf 1990)
-        penalties = None
-        if missed is not None and np.isfinite(missed).any():
-            near = is_reached(targets[:, None], missed, 2.0 * self.threshold)
-            penalties = self.options.rules.max_steps * near.sum(axis=1)
-            steps += penalties
-            penalties = penalties[:n]
-        direct = steps[n]
+        steps[:n][self.is_reached(achieved_goal, goals)] = np.inf
+        edges = landmarks.steps[:n, :n]
         to_goal = self.steps_from_landmarks(landmarks.observations[:n], landmarks.achieved[:n], goal[None])[:, 0]
         to_goal[(to_goal > cutoff) | ~self.is_within_reach(goals, goal)] = np.inf
-        total = np.append(to_landmarks + costs_to_go(landmarks.steps[:n, :n], to_goal, penalties), direct)
-        # The goal itself, where it is within reach and was not missed of late
-        best = n if direct <= cutoff else int(total.argmin())
+        if missed is not None and np.isfinite(missed).any():
+            # A way that was missed costs a whole segment more each time, so that one that does not exist is given up for a
+            # longer one in the end (as in learning real-time A*, Korf 1990)
+            cost = self.options.rules.max_steps
+            from_here = self.is_reached(achieved_goal, missed[:, 0])
+            from_landmarks = self.is_reached(goals[:, None], missed[:, 0]).astype(np.float32)
+            to_targets = self.is_reached(targets[:, None], missed[:, 1]).astype(np.float32)
+            penalties = cost * from_landmarks @ to_targets.T
+            edges, to_goal = edges + penalties[:, :n], to_goal + penalties[:, n]
+            steps += cost * to_targets @ from_here
+            # Not at once again, even if there is no other way: then the actor decides
+            steps[to_targets[:, -N_MISSED_ACTOR:] @ from_here[-N_MISSED_ACTOR:] > 0.0] = np.inf
+        total = np.append(steps[:n] + costs_to_go(edges, to_goal), steps[n])
+        # The goal itself where it is within reach
+        best = n if steps[n] <= cutoff else int(total.argmin())
         return targets[best] if np.isfinite(total[best]) else None
 
     def _inputs(self, level: int, observation: np.ndarray, achieved_goal: np.ndarray, target: np.ndarray) -> np.ndarray:

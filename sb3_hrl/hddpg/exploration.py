@@ -117,7 +117,7 @@ class Explorer:
         tested = np.zeros(len(envs), dtype=bool)
         if self.config.subgoal_test_prob > 0.0 and not is_warm_up:
             tested = self.rng.random(len(envs)) < self.config.subgoal_test_prob
-        self.tracker.start(plan, tested, policy.options.rules, policy.threshold)
+        self.tracker.start(plan, achieved, tested, policy.options.rules, policy.threshold)
 
     def step(self, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """

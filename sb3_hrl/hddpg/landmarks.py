@@ -133,19 +133,17 @@ def value_to_steps(values: np.ndarray, gamma: float) -> np.ndarray:
     return steps
 
 
-def costs_to_go(steps: np.ndarray, to_goal: np.ndarray, penalties: np.ndarray | None = None) -> np.ndarray:
+def costs_to_go(steps: np.ndarray, to_goal: np.ndarray) -> np.ndarray:
     """
     Lengths of the shortest paths from each node to the goal (Bellman and Ford).
 
     :param steps: length of the edge from each node to each other one, infinite where there is none, shape (n, n)
     :param to_goal: length of the edge from each node to the goal, infinite where there is none, shape (n,)
-    :param penalties: added to each edge that leads to a node, shape (n,)
     :return: lengths of the shortest paths, infinite where there is none, shape (n,)
     """
-    edges = steps if penalties is None else steps + penalties
     costs = to_goal
     for _ in range(len(costs)):
-        new = np.minimum(costs, (edges + costs).min(axis=1))
+        new = np.minimum(costs, (steps + costs).min(axis=1))
         if np.array_equal(new, costs):
             break
         costs = new

@@ -393,8 +393,8 @@ class HierarchicalPolicy(BasePolicy):
         reached, steps = state.held >= rules.hold_steps, rules.max_steps - state.steps_left
         is_over = state.steps_left <= 0
         replan = is_over | (reached & (steps >= rules.min_steps))
-        missed = ~reached & (distances > MISSED_SHARE * state.start_distances)
-        newest = np.where(missed[:, None], state.subgoals, np.inf)[:, None]
+        missed = ~reached & (distances > MISSED_SHARE * np.sqrt(np.square(state.subgoals - state.starts).sum(axis=1)))
+        newest = np.where(missed[:, None, None], np.stack((state.starts, state.subgoals), axis=1), np.inf)[:, None]
         state.missed[replan] = np.concatenate((state.missed[:, 1:], newest), axis=1)[replan]
         if episode_start is not None:
             starts = np.asarray(episode_start, dtype=bool)
@@ -403,7 +403,7 @@ class HierarchicalPolicy(BasePolicy):
         if replan.any():
             noise = self.noise_std[0]
             plan = acting.plan(obs[replan], achieved[replan], goal[replan], state.missed[replan], noise, 0.0, rng)
-            state.subgoals[replan], state.start_distances[replan] = plan.subgoals, plan.distances
+            state.subgoals[replan], state.starts[replan] = plan.subgoals, achieved[replan]
             state.steps_left[replan], state.held[replan] = rules.max_steps, 0
         actions = acting.act(obs, achieved, state.subgoals)
         if rng is not None:
@@ -417,8 +417,8 @@ class HierarchicalPolicy(BasePolicy):
                 subgoals=np.full((n, self.goal_dim), np.inf, dtype=np.float32),
                 steps_left=np.zeros(n, dtype=np.int64),
                 held=np.zeros(n, dtype=np.int64),
-                start_distances=np.full(n, np.inf, dtype=np.float32),
-                missed=np.full((n, N_MISSED, self.goal_dim), np.inf, dtype=np.float32),
+                starts=np.zeros((n, self.goal_dim), dtype=np.float32),
+                missed=np.full((n, N_MISSED, 2, self.goal_dim), np.inf, dtype=np.float32),
             )
         if len(state) != len(SubgoalState._fields) or np.shape(state[0]) != (n, self.goal_dim):
             raise ValueError(

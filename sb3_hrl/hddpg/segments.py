@@ -29,17 +29,20 @@ class SegmentTracker:
         self.over = list(range(n_envs))  # environments that are without a segment
         # Plain numbers: for a few environments they are faster than arrays
         self._targets: list[list[float]] = self.subgoals.tolist()
-        self.missed = np.full((n_envs, N_MISSED, goal_dim), np.inf, dtype=np.float32)  # of late in this episode
+        # Starts and subgoals of the last segments of the episode, infinite but for those that missed
+        self.missed = np.full((n_envs, N_MISSED, 2, goal_dim), np.inf, dtype=np.float32)
+        self._starts = np.zeros((n_envs, goal_dim), dtype=np.float32)
         self._start_distances = [0.0] * n_envs
         self._held = [0] * n_envs
         self._steps = [0] * n_envs
         self._statistics = [0] * 7
 
-    def start(self, plan: Plan, tested: np.ndarray, rules: SegmentRules, threshold: float) -> None:
+    def start(self, plan: Plan, starts: np.ndarray, tested: np.ndarray, rules: SegmentRules, threshold: float) -> None:
         """
         Begin a segment in the environments that are without one.
 
         :param plan: their subgoals
+        :param starts: goals achieved where they begin, shape (n, goal_dim)
         :param tested: which of them are subgoal tests, shape (n,)
         :param rules: when segments end
         :param threshold: distance at which a subgoal is at hand
@@ -47,6 +50,7 @@ class SegmentTracker:
         self._rules, self._threshold = rules, threshold
         self.subgoals[self.over] = plan.subgoals
         self.tested[self.over] = tested
+        self._starts[self.over] = starts
         for env, subgoal, distance in zip(self.over, plan.subgoals.tolist(), plan.distances.tolist(), strict=True):
             self._targets[env], self._start_distances[env] = subgoal, distance
             self._held[env] = self._steps[env] = 0
@@ -82,7 +86,7 @@ class SegmentTracker:
                 else:
                     missed = not reached and distance > MISSED_SHARE * self._start_distances[env]
                     self.missed[env, :-1] = self.missed[env, 1:]
-                    self.missed[env, -1] = target if missed else np.inf
+                    self.missed[env, -1] = (self._starts[env], target) if missed else np.inf
         return ended
 
     def take_statistics(self) -> list[int]:
