@@ -1,6 +1,7 @@
 """Written-out gradients against autograd's, and the DDPG update against SB3's equations."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -108,7 +109,8 @@ def autograd_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig
     if config.max_grad_value is not None:
         nn.utils.clip_grad_value_(level.critic.parameters(), config.max_grad_value)
     level.critic.optimizer.step()
-    loss = -level.critic.q1_forward(batch.inputs, level.actor(batch.inputs)).mean()
+    actions = level.actor(batch.inputs)
+    loss = -level.critic.q1_forward(batch.inputs, actions).mean() + config.action_l2 * actions.square().mean()
     level.actor.optimizer.zero_grad()
     loss.backward()
     if config.max_grad_value is not None:
@@ -121,14 +123,14 @@ def autograd_update(level: LevelPolicy, batch: LevelSamples, config: LevelConfig
 
 @pytest.mark.parametrize("activation_fn", [nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize("n_critics", [1, 2])
-@pytest.mark.parametrize("max_grad_value", [None, 1e-3])
-def test_update_equals_sb3s(activation_fn, n_critics, max_grad_value):
+@pytest.mark.parametrize(("max_grad_value", "action_l2"), [(None, 0.0), (1e-3, 0.0), (None, 1.0)])
+def test_update_equals_sb3s(activation_fn, n_critics, max_grad_value, action_l2):
     level = make_level(n_critics=n_critics, activation_fn=activation_fn)
     oracle = copy.deepcopy(level)
     # deepcopy leaves the optimizers with the old parameters
     for network in (oracle.actor, oracle.critic):
         network.optimizer = th.optim.Adam(network.parameters(), lr=1e-2)
-    config = make_config(max_grad_value=max_grad_value)
+    config = make_config(max_grad_value=max_grad_value, action_l2=action_l2)
     for _ in range(3):
         batch = make_batch()
         ddpg_update(level, with_targets(level, batch, config), config)
@@ -163,6 +165,23 @@ def test_targets_are_clipped():
     info = ddpg_update(level, with_targets(level, endless, make_config()), make_config())
     # Q is about 0 and so is the clipped target
     assert info.critic_loss < 5.0
+
+
+def test_the_actor_waits_for_its_turn():
+    level, config = make_level(), make_config(policy_delay=3)
+    actors, targets, critics = [], [], []
+    for n_updates in range(1, 7):
+        ddpg_update(level, with_targets(level, make_batch(), config), config, n_updates)
+        for history, network in zip(
+            (actors, targets, critics),
+            (level.actor.mu, level.critic_target.q_networks[0], level.critic.q_networks[0]),
+            strict=True,
+        ):
+            history.append(network.flat.clone())
+    turns = [not th.equal(before, after) for before, after in itertools.pairwise(actors)]
+    assert turns == [False, True, False, False, True]
+    assert [not th.equal(before, after) for before, after in itertools.pairwise(targets)] == turns
+    assert all(not th.equal(before, after) for before, after in itertools.pairwise(critics))
 
 
 def test_smoothing_noise_changes_the_target():

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.shards import spans as episode_spans
+from sb3_hrl.hddpg.evaluation import HierarchicalEvalCallback
 
 
 @pytest.mark.parametrize(
@@ -237,3 +238,30 @@ def test_dense_rewards_need_a_threshold(small):
     with pytest.raises(ValueError, match="subgoal_threshold"):
         model.learn(100)
     HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), subgoal_threshold=0.1, **small).learn(100)
+
+
+def test_evaluation_logs_what_becomes_of_subgoals(small):
+    """An oracle that moves 0.1 per step and dimension towards one subgoal, which lies on its way for ever."""
+
+    def low_level(observation, achieved_goal, subgoal):
+        return (subgoal - achieved_goal) / 0.1
+
+    env = Monitor(PointEnv(max_steps=6))
+    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), low_level=low_level, subgoal_source=[9.0, 9.0], **small)
+    logged = {}
+
+    class Spy(HierarchicalEvalCallback):
+        def _record(self):
+            super()._record()
+            logged.update({key: value for key, value in self.logger.name_to_value.items() if key.startswith("eval/")})
+
+    model.learn(40, callback=Spy(env, eval_freq=40, n_eval_episodes=3, verbose=0, warn=False))
+    assert logged["eval/subgoal_success_rate"] == 0.0
+    assert logged["eval/segment_length"] == pytest.approx(3.0), "5 steps, and 1 before the episode ends"
+    assert logged["eval/subgoal_at_bounds"] == 1.0
+    assert logged["eval/subgoal_distance"] > 5.0
+    model.policy.subgoal_source = np.zeros(2, np.float32)
+    model.policy._acting = None
+    model.learn(40, callback=Spy(Monitor(PointEnv(max_steps=60)), eval_freq=40, n_eval_episodes=3, verbose=0, warn=False))
+    assert logged["eval/subgoal_success_rate"] > 0.9
+    assert logged["eval/subgoal_reached_at_issue"] > 0.5, "it stays there"

@@ -24,6 +24,7 @@ from sb3_hrl.hddpg.batches import (
     without_trivial,
 )
 from sb3_hrl.hddpg.landmarks import costs_to_go, failed_edges, farthest_points, members_of, value_to_steps
+from sb3_hrl.hddpg.samplers import LowBatchMaker, _batch_tensors
 from sb3_hrl.hddpg.segments import SegmentTracker
 
 
@@ -622,3 +623,18 @@ def test_goals_stay_in_the_reduced_workspace():
         ReducedWorkspaceWrapper(PointEnv(), low=5.0, high=6.0, max_tries=3).reset()
     with pytest.raises(ValueError, match="below"):
         ReducedWorkspaceWrapper(PointEnv(), low=1.0, high=0.0)
+
+
+def test_batches_that_are_prepared_ahead_follow_the_box(small):
+    """Random targets and dense rewards depend on the box, which grows while the agent learns."""
+    model = make_model(small).learn(60)
+    maker = LowBatchMaker(model.policy, model.replay_buffer, model._low, 16, seed=0)
+    weights = np.zeros(maker.n_weights, dtype=np.float32)
+    maker.start(model.replay_buffer.shards.blocks(), weights)
+    model.policy.set_box(np.full(2, -3.0), np.full(2, 4.0), np.full(2, 2.5))
+    ends = np.cumsum([tensor.numel() for tensor in _batch_tensors(model.policy)])
+    for tensor, end in zip(_batch_tensors(model.policy), ends, strict=True):
+        weights[end - tensor.numel() : end] = tensor.detach().numpy().ravel()
+    maker.refresh()
+    for part, expected in zip(maker._policy.box, model.policy.box, strict=True):
+        assert th.equal(part, expected)

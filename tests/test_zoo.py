@@ -166,6 +166,7 @@ def test_evaluation(tmp_path):
     arguments[arguments.index("-1")] = "100"
     output = run("-m", "rl_zoo3.train", *arguments, "--eval-episodes", "2", "--n-eval-envs", "2", cwd=tmp_path)
     assert output.count("Success rate:") == 2
+    assert output.count("subgoal_at_bounds") == 2
 
 
 def test_optimize_and_read_a_trial_back(tmp_path):

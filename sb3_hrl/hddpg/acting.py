@@ -299,6 +299,10 @@ class ActingPolicy:
         np.maximum(inputs, -INPUT_CLIP, out=inputs)
         return np.minimum(inputs, INPUT_CLIP, out=inputs)
 
+    def encode(self, subgoal: np.ndarray, achieved_goal: np.ndarray) -> np.ndarray:
+        """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.encode_subgoal`."""
+        return encode_subgoal(subgoal, achieved_goal, self._box, self.options.relative_subgoals)
+
     def _decode(self, action: np.ndarray, achieved_goal: np.ndarray) -> np.ndarray:
         subgoal = decode_subgoal(action, achieved_goal, self._box, self.options.relative_subgoals)
         return subgoal.round() if self.options.binary_goals else subgoal
@@ -311,7 +315,7 @@ class ActingPolicy:
         achieved = achieved_goal[:, None]
         subgoals = self._decode(np.broadcast_to(self.options.candidates, (n, n_candidates, goal_dim)), achieved)
         # The subgoal as it is commanded: bounds may have moved it
-        actions = encode_subgoal(subgoals, achieved, self._box, self.options.relative_subgoals)
+        actions = self.encode(subgoals, achieved)
         pairs = np.empty((n, n_candidates, inputs.shape[1] + goal_dim), dtype=np.float32)
         pairs[:, :, :-goal_dim], pairs[:, :, -goal_dim:] = inputs[:, None], actions
         values = self._high_critic(pairs.reshape(n * n_candidates, -1)).reshape(n, n_candidates)

@@ -76,7 +76,7 @@ def _batch_tensors(policy: HierarchicalPolicy) -> list[th.Tensor]:
     """What the low level's batches depend on and that changes."""
     actor_target, critic_targets = policy.low.target_networks
     parameters = [parameter for network in (actor_target, *critic_targets) for parameter in network.parameters()]
-    return [*parameters, policy.input_shift, policy.input_scale, policy.subgoal_threshold]
+    return [*parameters, policy.input_shift, policy.input_scale, policy.subgoal_threshold, *policy.box]
 
 
 class Samplers:

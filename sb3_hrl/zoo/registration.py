@@ -51,13 +51,14 @@ def patch_exp_manager(module: ModuleType) -> None:
     Let the zoo find our hyperparameters, which it looks for in its own folder only, and evaluate on the environment that they
     describe: rl_zoo3 2.9.2 gives the ``env_kwargs`` of the file to the training environment, but not to that of evaluation.
     With ``--vec-env subproc`` environments step by themselves (``async_collection``), unless the hyperparameters say
-    otherwise; ``collector_kwargs`` among these are arguments of :class:`~sb3_hrl.ParallelCollector`.
+    otherwise; ``collector_kwargs`` among these are arguments of :class:`~sb3_hrl.ParallelCollector`. Evaluation also logs what
+    becomes of the subgoals.
 
     :param module: ``rl_zoo3.exp_manager``
     """
     vars(module).setdefault("SharedMemoryReplayBuffer", sb3_hrl.SharedMemoryReplayBuffer)
     manager = module.ExperimentManager
-    init, preprocess = manager.__init__, manager._preprocess_hyperparams
+    init, preprocess, create_callbacks = manager.__init__, manager._preprocess_hyperparams, manager.create_callbacks
     if hasattr(init, "__wrapped__"):
         return
 
@@ -80,7 +81,20 @@ def patch_exp_manager(module: ModuleType) -> None:
             hyperparams.setdefault("async_collection", is_parallel)
         return hyperparams, *others
 
+    @functools.wraps(create_callbacks)
+    def _create_callbacks(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        from sb3_hrl.hddpg.evaluation import HierarchicalEvalCallback
+
+        eval_callback = module.EvalCallback
+        if self.algo == ALGO:
+            vars(module)["EvalCallback"] = HierarchicalEvalCallback
+        try:
+            return create_callbacks(self, *args, **kwargs)
+        finally:
+            vars(module)["EvalCallback"] = eval_callback
+
     manager.__init__, manager._preprocess_hyperparams = __init__, _preprocess_hyperparams
+    manager.create_callbacks = _create_callbacks
 
 
 def patch_import_envs(module: ModuleType) -> None:

@@ -1,0 +1,138 @@
+"""
+The table and the figures of docs/results.md from the csv files of learning.py: success at the end with a 95 % interval over
+the seeds (rliable's stratified bootstrap), the steps to 90 %, wall time; curves as PNG.
+
+    python benchmarks/report.py            # writes them
+    python benchmarks/report.py --check    # fails if docs/results.md says something else than the csv files
+"""
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+METHODS = {
+    "hddpg": "hierarchical",
+    "hddpg-async": "hierarchical, async",
+    "flat": "flat, same code",
+    "sb3-ddpg": "flat, SB3's DDPG + HER",
+}
+BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
+
+# For each seed its curve: steps and success rates; and the seconds of the whole run
+Curves = dict[int, tuple[np.ndarray, np.ndarray]]
+
+
+def read(path: Path) -> tuple[Curves, list[int]]:
+    """:return: curves by seed, and the seconds of each run where they were written down"""
+    rows: dict[int, list[dict[str, str]]] = defaultdict(list)
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            rows[int(row["seed"])].append(row)
+    curves = {
+        seed: (np.array([int(row["timesteps"]) for row in own]), np.array([float(row["success_rate"]) for row in own]))
+        for seed, own in rows.items()
+    }
+    return curves, [int(own[0]["seconds"]) for own in rows.values() if own[0].get("seconds")]
+
+
+def find(folder: Path) -> dict[str, dict[str, Path]]:
+    """:return: files by environment and method"""
+    files: dict[str, dict[str, Path]] = defaultdict(dict)
+    for path in sorted(folder.glob("*.csv")):
+        for method in sorted(METHODS, key=len, reverse=True):
+            if path.stem.startswith(f"{method}-"):
+                files[path.stem.removeprefix(f"{method}-")][method] = path
+                break
+    return files
+
+
+def interval(rates: np.ndarray) -> tuple[float, float]:
+    """:return: 95 % interval of the mean over seeds"""
+    from rliable import library, metrics
+
+    np.random.seed(0)
+    scores = {"all": rates[:, None]}
+    _, intervals = library.get_interval_estimates(scores, lambda x: np.array([metrics.aggregate_mean(x)]), reps=2_000)
+    return float(intervals["all"][0, 0]), float(intervals["all"][1, 0])
+
+
+def first_at(curve: tuple[np.ndarray, np.ndarray], rate: float) -> str:
+    """:return: steps of the first evaluation with at least this success rate"""
+    steps, rates = curve
+    reached = np.flatnonzero(rates >= rate)
+    return f"{steps[reached[0]]:,}" if len(reached) else "-"
+
+
+def table(files: dict[str, dict[str, Path]]) -> str:
+    lines = [
+        "| task | agent | steps | success, each seed | worst | mean, 95 % interval | first evaluation >= 90 % | wall time |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for env_id, methods in files.items():
+        for method in METHODS:
+            if method not in methods:
+                continue
+            curves, seconds = read(methods[method])
+            final = np.array([rates[-1] for _, rates in curves.values()])
+            low, high = interval(final)
+            cells = [
+                env_id,
+                METHODS[method],
+                f"{max(steps[-1] for steps, _ in curves.values()):,}",
+                ", ".join(f"{rate:.2f}" for rate in final),
+                f"**{final.min():.2f}**",
+                f"{final.mean():.2f} [{low:.2f}, {high:.2f}]",
+                ", ".join(first_at(curve, 0.9) for curve in curves.values()),
+                f"{np.median(seconds) / 60:.0f} min" if seconds else "",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(env_id: str, methods: dict[str, Path], folder: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3.2), dpi=110)
+    for color, method in enumerate(METHODS):
+        if method not in methods:
+            continue
+        curves, _ = read(methods[method])
+        steps = min((steps for steps, _ in curves.values()), key=len)
+        rates = np.array([rates[: len(steps)] for _, rates in curves.values()])
+        axes.plot(steps, rates.mean(axis=0), color=f"C{color}", label=METHODS[method])
+        axes.fill_between(steps, rates.min(axis=0), rates.max(axis=0), color=f"C{color}", alpha=0.2, linewidth=0)
+    axes.set(xlabel="environment steps", ylabel="success rate", title=env_id, ylim=(-0.02, 1.02))
+    axes.legend(loc="lower right", fontsize=7)
+    figure.tight_layout()
+    figure.savefig(folder / f"learning-{env_id}.png")
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", help="folder of the csv files")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/results.md", help="where the table goes")
+    parser.add_argument("--check", action="store_true", help="write nothing, but compare")
+    args = parser.parse_args()
+
+    files = find(args.results)
+    text = args.page.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    new = f"{before}{BEGIN}\n\n{table(files)}\n\n{END}{after}"
+    if args.check:
+        if new != text:
+            sys.exit(f"{args.page} is not what the csv files say: run `python benchmarks/report.py`.")
+        return
+    args.page.write_text(new)
+    for env_id, methods in files.items():
+        plot(env_id, methods, args.page.parent / "images")
+
+
+if __name__ == "__main__":
+    main()

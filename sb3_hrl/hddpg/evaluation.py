@@ -1,0 +1,63 @@
+"""What subgoals are like in evaluation, where there is no noise that would set an agent free from a bad one."""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import EvalCallback
+
+from sb3_hrl.common.type_aliases import SubgoalState
+from sb3_hrl.hddpg.policies import HierarchicalPolicy
+
+# An entry of a high-level action is at its bound from here on
+AT_BOUND = 0.98
+
+
+class HierarchicalEvalCallback(EvalCallback):
+    """
+    SB3's ``EvalCallback``, which also logs what became of the subgoals: ``eval/subgoal_success_rate``,
+    ``eval/subgoal_reached_at_issue``, ``eval/subgoal_at_bounds``, ``eval/subgoal_distance`` (mean distance at issue over the
+    length of the radius) and ``eval/segment_length``. With agents that have no subgoals it is an ``EvalCallback``.
+    """
+
+    def _on_step(self) -> bool:
+        if self.eval_freq > 0 and self.n_calls % self.eval_freq == 0:
+            self._sums = dict.fromkeys(("issued", "at_hand", "at_bounds", "distance", "ended", "reached", "steps"), 0.0)
+        return super()._on_step()
+
+    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        super()._log_success_callback(locals_, globals_)
+        state, policy = locals_["states"], self.model.policy
+        if isinstance(state, SubgoalState) and isinstance(policy, HierarchicalPolicy):
+            self._count(policy, state, locals_)
+            self._record()
+
+    def _count(self, policy: HierarchicalPolicy, state: SubgoalState, locals_: dict[str, Any]) -> None:
+        """Take in one step of one environment."""
+        env, sums = locals_["i"], self._sums
+        subgoal, start, threshold = state.subgoals[env], state.starts[env], policy.subgoal_threshold.item()
+        steps = policy.rules.max_steps - int(state.steps_left[env])
+        if steps == 1:
+            distance = float(np.linalg.norm(subgoal - start))
+            sums["issued"] += 1
+            sums["at_hand"] += distance <= threshold
+            sums["distance"] += distance / policy.box.radius.norm().item()
+            sums["at_bounds"] += bool((np.abs(policy.acting().encode(subgoal, start)) >= AT_BOUND).any())
+        if locals_["done"]:
+            after = locals_["info"]["terminal_observation"]["achieved_goal"]
+        else:
+            after = locals_["new_observations"]["achieved_goal"][env]
+        at_hand = float(np.linalg.norm(np.ravel(after).astype(np.float32) - subgoal)) <= threshold
+        reached = at_hand and state.held[env] + 1 >= policy.rules.hold_steps
+        if locals_["done"] or steps == policy.rules.max_steps or (reached and steps >= policy.rules.min_steps):
+            sums["ended"] += 1
+            sums["reached"] += reached
+            sums["steps"] += steps
+
+    def _record(self) -> None:
+        sums = self._sums
+        issued, ended = max(sums["issued"], 1), max(sums["ended"], 1)
+        self.logger.record("eval/subgoal_success_rate", sums["reached"] / ended)
+        self.logger.record("eval/subgoal_reached_at_issue", sums["at_hand"] / issued)
+        self.logger.record("eval/subgoal_at_bounds", sums["at_bounds"] / issued)
+        self.logger.record("eval/subgoal_distance", sums["distance"] / issued)
+        self.logger.record("eval/segment_length", sums["steps"] / ended)
