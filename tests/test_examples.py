@@ -104,6 +104,10 @@ def test_the_table_is_that_of_the_results():
         assert float(worst) == pytest.approx(min(rates))
 
 
+def test_the_results_page_is_that_of_the_results():
+    run(["python", "-W", "ignore", "benchmarks/report.py", "--check"], ROOT)
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples(example, folder):
     run(["python", "-W", "ignore", str(example), "--timesteps", "700"], folder)
@@ -114,6 +118,10 @@ def test_examples(example, folder):
     [
         "learning.py --env FetchReach-v2 --seeds 0 --eval-freq 150 --eval-episodes 1 --results out "
         "--params n_timesteps:150 learning_starts:100",
+        f"learning.py --env FetchReach-v4 --seeds 0 --eval-freq 150 --eval-episodes 1 --results out --name flat "
+        f"--conf-file {ROOT}/benchmarks/hyperparams/flat.yml --params n_timesteps:150 learning_starts:100",
+        f"learning.py --env PointMaze_UMaze-v3 --seeds 0 --eval-freq 150 --eval-episodes 1 --results out --name sb3-ddpg "
+        f"--algo ddpg --conf-file {ROOT}/benchmarks/hyperparams/ddpg.yml --params n_timesteps:150 learning_starts:100",
         "speed.py --rounds 1 --steps 50",
         "buffer.py --sizes 500 1000 --rounds 1 --repeats 2",
         "update.py --rounds 1 --updates 2",

@@ -13,7 +13,7 @@ from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.subgoals import shrinking_scale
 from sb3_hrl.common.type_aliases import HighSamples, SegmentSteps
-from sb3_hrl.common.wrappers import ActionLimitWrapper, ReducedWorkspaceWrapper
+from sb3_hrl.common.wrappers import ActionLimitWrapper, FallTruncationWrapper, ReducedWorkspaceWrapper
 from sb3_hrl.hddpg.acting import N_MISSED, Plan, SegmentRules
 from sb3_hrl.hddpg.batches import (
     HighBatchOptions,
@@ -638,3 +638,20 @@ def test_batches_that_are_prepared_ahead_follow_the_box(small):
     maker.refresh()
     for part, expected in zip(maker._policy.box, model.policy.box, strict=True):
         assert th.equal(part, expected)
+
+
+class TurningEnv(PointEnv):
+    """A PointEnv whose observation is an orientation: upright, then upside down from the third step on, but for the fifth."""
+
+    def _obs(self):
+        is_up = self.steps < 3 or self.steps == 5
+        return super()._obs() | {"observation": np.array([1.0, 0.0, 0.0, 0.0]) if is_up else np.array([0.0, 1.0, 0.0, 0.0])}
+
+
+def test_an_episode_ends_when_the_robot_lies_on_its_back():
+    env = FallTruncationWrapper(TurningEnv(), orientation=0, patience=3)
+    for _ in range(2):
+        env.reset(seed=0)
+        assert [env.step(np.zeros(2))[3] for _ in range(8)] == [False] * 7 + [True]
+    with pytest.raises(ValueError, match="patience"):
+        FallTruncationWrapper(TurningEnv(), patience=0)

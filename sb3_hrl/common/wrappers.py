@@ -104,3 +104,41 @@ class ReducedWorkspaceWrapper(gym.Wrapper):
             f"None of {self._max_tries} episodes had its goal between {self._low} and {self._high}: widen the box, or check "
             "that it is given in the units of the desired goal."
         )
+
+
+class FallTruncationWrapper(gym.Wrapper):
+    """
+    Truncate an episode when the robot has lain on its back for a while: MuJoCo's ant cannot get up, and AntMaze would go on
+    for hundreds of steps that teach nothing. Nothing is won by it in evaluation: such an episode counts as failed at once.
+
+    :param env: goal-conditioned environment whose observation has the torso's orientation, a quaternion (w, x, y, z)
+    :param orientation: where the quaternion begins in the observation; AntMaze's comes after the height
+    :param patience: steps on its back before the episode ends
+    """
+
+    def __init__(self, env: gym.Env, orientation: int = 1, patience: int = 20):
+        super().__init__(env)
+        if patience < 1:
+            raise ValueError(f"`patience` must be at least 1 (steps), not {patience}.")
+        self._quaternion, self._patience, self._n_down = slice(orientation, orientation + 4), patience, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """
+        :param seed: of the environment
+        :param options: of the environment
+        :return: the first observation of an episode, and its info
+        """
+        self._n_down = 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """
+        :param action: action of the environment
+        :return: what the environment returned, truncated if the robot is down for good
+        """
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        _, x, y, _ = obs["observation"][self._quaternion]
+        # The z axis of the torso, seen along that of the world
+        is_down = 1.0 - 2.0 * (x * x + y * y) < 0.0
+        self._n_down = self._n_down + 1 if is_down else 0
+        return obs, reward, terminated, truncated or self._n_down >= self._patience, info

@@ -98,7 +98,7 @@ class LevelConfig:
             "action_l2": (self.action_l2 >= 0.0, "at least 0"),
             "reward": (self.reward in REWARDS[name], f"one of {REWARDS[name]}"),
             "random_target_prob": (
-                0.0 <= self.random_target_prob <= 1.0 / (self.n_sampled_goal + 1),
+                0.0 <= self.random_target_prob <= 1.0 / (max(self.n_sampled_goal, 0) + 1),
                 "at least 0, and at most the share 1 / (n_sampled_goal + 1) that is not in hindsight",
             ),
             "hindsight_window": (self.hindsight_window is None or self.hindsight_window >= 1, "at least 1, or None"),
