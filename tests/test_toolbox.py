@@ -280,8 +280,9 @@ def test_members_of_landmarks_lie_around_them():
 
 
 def test_steps_from_landmarks_are_the_means_of_their_members_values(small):
-    config = dict(n_landmarks=3, n_visited=30, n_members=2)
+    config = dict(n_landmarks=3, n_visited=30, n_members=2, cutoff=1e9)
     model = make_model(small, planner="landmarks", planner_kwargs=config).learn(60)
+    model.policy.set_box(np.full(2, -9.0), np.full(2, 9.0), np.full(2, 5.0))
     acting, rng = model.policy.acting(), np.random.default_rng(0)
     observations, achieved = rng.random((3, 2, 3), dtype=np.float32), rng.random((3, 2, 2), dtype=np.float32)
     subgoals = rng.random((4, 2), dtype=np.float32)
@@ -290,6 +291,8 @@ def test_steps_from_landmarks_are_the_means_of_their_members_values(small):
         for j in range(4):
             values = acting._low_values(observations[i], achieved[i], subgoals[[j, j]])
             np.testing.assert_allclose(steps[i, j], value_to_steps(values.mean(), model._low.gamma), rtol=1e-4)
+    far = acting.steps_from_landmarks(observations, achieved, subgoals + np.float32([7.0, 0.0]))
+    assert np.isinf(far).all(), "beyond the radius"
 
 
 def test_held_subgoals_end_the_low_levels_episode(small):
@@ -464,13 +467,13 @@ def planner(small):
     acting.steps_between = steps_around_a_wall
 
     def steps_from_landmarks(observations, achieved, subgoals):
-        return np.stack([steps_around_a_wall(None, achieved[:, 0], subgoal[None]) for subgoal in subgoals], axis=1)
+        steps = np.stack([steps_around_a_wall(None, achieved[:, 0], subgoal[None]) for subgoal in subgoals], axis=1)
+        return np.where(steps <= 12.0, steps, np.inf)
 
     acting.steps_from_landmarks = steps_from_landmarks
     goals = float32(*[(x, y) for x in (-1.5, -0.5, 0.5, 1.5) for y in (-0.5, 0.5, 1.5)])
     n = len(goals)
     steps = steps_from_landmarks(None, goals[:, None], goals)
-    steps[steps > 12.0] = np.inf
     model.policy.set_landmarks(np.zeros((n, 1, 3)), goals[:, None], steps)
     return acting
 

@@ -232,19 +232,27 @@ class ActingPolicy:
         Environment steps from landmarks to subgoals, by the mean of the low level's values over the landmarks' members.
 
         :param observations: of the members, shape (n_landmarks, n_members, obs_dim)
-        :param achieved: goals achieved in these, shape (n_landmarks, n_members, goal_dim)
+        :param achieved: goals achieved in these, shape (n_landmarks, n_members, goal_dim); the first is the landmark itself
         :param subgoals: shape (n_subgoals, goal_dim)
-        :return: steps, shape (n_landmarks, n_subgoals)
+        :return: steps, infinite where there are more than the cutoff, or out of reach, shape (n_landmarks, n_subgoals)
         """
-        n_landmarks, n_members, obs_dim = observations.shape
-        n_subgoals, goal_dim = subgoals.shape
-        values = np.empty((n_landmarks, n_subgoals), dtype=np.float32)
-        # One subgoal at a time: the products then stay in the cache
-        starts = (observations.reshape(-1, obs_dim), achieved.reshape(-1, goal_dim))
+        n_members, goal_dim = achieved.shape[1:]
+        steps = np.full((len(achieved), len(subgoals)), np.inf, dtype=np.float32)
         for i, subgoal in enumerate(subgoals):
-            targets = np.broadcast_to(subgoal, (n_landmarks * n_members, goal_dim))
-            values[:, i] = self._low_values(*starts, targets).reshape(n_landmarks, n_members).mean(axis=1)
-        return value_to_steps(values, self.options.low_gamma)
+            near = np.flatnonzero(self.is_within_reach(achieved[:, 0], subgoal))
+            n_starts = len(near) * n_members
+            values = self._low_values(
+                observations[near].reshape(n_starts, observations.shape[2]),
+                achieved[near].reshape(n_starts, goal_dim),
+                np.broadcast_to(subgoal, (n_starts, goal_dim)),
+            )
+            steps[near, i] = value_to_steps(values.reshape(-1, n_members).mean(axis=1), self.options.low_gamma)
+        return self._cut(steps)
+
+    def _cut(self, steps: np.ndarray) -> np.ndarray:
+        """:return: steps, infinite where the low level's estimate is not believed"""
+        assert self.options.landmark_cutoff is not None
+        return np.where(steps <= self.options.landmark_cutoff, steps, np.float32(np.inf))
 
     def is_within_reach(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """
@@ -260,20 +268,19 @@ class ActingPolicy:
         self, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
     ) -> np.ndarray | None:
         """:return: where to go first on the shortest way to the goal, shape (goal_dim,); ``None`` if no way is known"""
-        assert self._landmarks is not None
-        assert self.options.landmark_cutoff is not None
-        landmarks, cutoff = self._landmarks, self.options.landmark_cutoff
+        landmarks = self._landmarks
+        assert landmarks is not None
         n = int(landmarks.n_used.item())
         goals = landmarks.goals[:n]
         # From here to the landmarks and to the goal itself
         targets = np.concatenate([goals, goal[None]])
-        observations, achieved = (np.broadcast_to(array, (n + 1, len(array))) for array in (observation, achieved_goal))
-        steps = self.steps_between(observations, achieved, targets)
-        steps[(steps > cutoff) | ~self.is_within_reach(achieved_goal, targets)] = np.inf
-        steps[:n][self.is_reached(achieved_goal, goals)] = np.inf
+        near = self.is_within_reach(achieved_goal, targets)
+        near[:n] &= ~self.is_reached(achieved_goal, goals)
+        observations, achieved = (np.broadcast_to(array, (near.sum(), len(array))) for array in (observation, achieved_goal))
+        steps = np.full(n + 1, np.inf, dtype=np.float32)
+        steps[near] = self._cut(self.steps_between(observations, achieved, targets[near]))
         edges = landmarks.steps[:n, :n]
         to_goal = self.steps_from_landmarks(landmarks.observations[:n], landmarks.achieved[:n], goal[None])[:, 0]
-        to_goal[(to_goal > cutoff) | ~self.is_within_reach(goals, goal)] = np.inf
         if missed is not None and np.isfinite(missed).any():
             # A way that was missed costs a whole segment more each time, so that one that does not exist is given up for a
             # longer one in the end (as in learning real-time A*, Korf 1990)
@@ -287,8 +294,8 @@ class ActingPolicy:
             # Not at once again, even if there is no other way: then the actor decides
             steps[to_targets[:, -N_MISSED_ACTOR:] @ from_here[-N_MISSED_ACTOR:] > 0.0] = np.inf
         total = np.append(steps[:n] + costs_to_go(edges, to_goal), steps[n])
-        # The goal itself where it is within reach
-        best = n if steps[n] <= cutoff else int(total.argmin())
+        # The goal itself where it is within reach, unless it was missed from here
+        best = n if np.isfinite(self._cut(steps[n])) else int(total.argmin())
         return targets[best] if np.isfinite(total[best]) else None
 
     def _inputs(self, level: int, observation: np.ndarray, achieved_goal: np.ndarray, target: np.ndarray) -> np.ndarray:

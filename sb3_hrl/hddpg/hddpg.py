@@ -585,18 +585,16 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         """Choose landmarks among visited states, and find the ways between them."""
         visited = self.replay_buffer.sample_states(config.n_visited)
         acting = self.policy.acting()
-        points = visited["achieved_goal"] / self.policy.goal_moments.std.cpu().numpy()
+        std = self.policy.goal_moments.std.cpu().numpy()
+        points = visited["achieved_goal"] / std
         members = members_of(points, farthest_points(points, config.n_landmarks), config.n_members, self.replay_buffer.rng)
         observations, achieved = visited["observation"][members], visited["achieved_goal"][members]
         steps = acting.steps_from_landmarks(observations, achieved, achieved[:, 0])
-        landmarks = achieved[:, 0]
-        starts, subgoals, missed = self._recent_segments(config.n_visited)
-        failed = failed_edges(starts, subgoals, missed, landmarks)
-        steps[(steps > acting.options.landmark_cutoff) | failed] = np.inf
-        steps[~acting.is_within_reach(landmarks[:, None], landmarks)] = np.inf
+        starts, subgoals, missed = self._some_segments(config.n_visited)
+        steps[failed_edges(starts / std, subgoals / std, missed, achieved[:, 0] / std)] = np.inf
         self.policy.set_landmarks(observations, achieved, steps)
 
-    def _recent_segments(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _some_segments(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """:return: where segments began, what they were to reach, and whether they missed it"""
         if self.replay_buffer.n_segments() == 0:
             empty = np.zeros((0, self.policy.goal_dim), dtype=np.float32)
