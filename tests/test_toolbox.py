@@ -570,6 +570,10 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
     assert th.equal(loaded.policy.landmark_steps, policy.landmark_steps)
     obs = point_vec_env(4).reset()
     np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    # Goes on without the buffer of the first run
+    loaded.set_env(point_vec_env())
+    loaded.learn(100)
+    assert not th.equal(loaded.policy.landmark_goals, policy.landmark_goals)
 
 
 # ------------------------------------------------------------------------------------------------------ bad options, wrappers

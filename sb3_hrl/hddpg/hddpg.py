@@ -18,11 +18,12 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, goal_strategy
 from sb3_hrl.common.goals import GoalTask, goal_task_from_env
 from sb3_hrl.common.subgoals import shrinking_scale
-from sb3_hrl.hddpg.acting import MISSED_SHARE, LowLevel, SegmentRules
+from sb3_hrl.hddpg.acting import LowLevel, SegmentRules
 from sb3_hrl.hddpg.calibration import calibrated_box, first_box
 from sb3_hrl.hddpg.exploration import ExplorationConfig, Explorer
-from sb3_hrl.hddpg.landmarks import LandmarkConfig, failed_edges, farthest_points, members_of
+from sb3_hrl.hddpg.landmarks import LandmarkConfig
 from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
+from sb3_hrl.hddpg.mapping import update_landmarks
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
 from sb3_hrl.hddpg.rollouts import AsyncRollouts, collector_of
 from sb3_hrl.hddpg.samplers import Samplers
@@ -567,6 +568,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         n_added = self.replay_buffer.n_added
         # A buffer that was not saved with the model starts from 0
         self._n_normalized, self._n_calibrated = min(self._n_normalized, n_added), min(self._n_calibrated, n_added)
+        self._n_mapped = min(self._n_mapped, n_added)
         n_new = n_added - self._n_normalized
         if self.normalize_inputs and (n_new >= NORMALIZER_INTERVAL or (n_new > 0 and self._n_normalized == 0)):
             for steps in self.replay_buffer.recent(n_new, ("observation", "next_achieved_goal", "desired_goal")):
@@ -578,33 +580,8 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             self._n_calibrated = n_added
         landmarks = self._landmark_config
         if landmarks is not None and n_added - self._n_mapped >= landmarks.update_interval:
-            self._update_landmarks(landmarks)
+            update_landmarks(self.policy, self.replay_buffer, landmarks)
             self._n_mapped = n_added
-
-    def _update_landmarks(self, config: LandmarkConfig) -> None:
-        """Choose landmarks among visited states, and find the ways between them."""
-        visited = self.replay_buffer.sample_states(config.n_visited)
-        acting = self.policy.acting()
-        std = self.policy.goal_moments.std.cpu().numpy()
-        points = visited["achieved_goal"] / std
-        members = members_of(points, farthest_points(points, config.n_landmarks), config.n_members, self.replay_buffer.rng)
-        observations, achieved = visited["observation"][members], visited["achieved_goal"][members]
-        steps = acting.steps_from_landmarks(observations, achieved, achieved[:, 0])
-        starts, subgoals, missed = self._some_segments(config.n_visited)
-        steps[failed_edges(starts / std, subgoals / std, missed, achieved[:, 0] / std)] = np.inf
-        self.policy.set_landmarks(observations, achieved, steps)
-
-    def _some_segments(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """:return: where segments began, what they were to reach, and whether they missed it"""
-        if self.replay_buffer.n_segments() == 0:
-            empty = np.zeros((0, self.policy.goal_dim), dtype=np.float32)
-            return empty, empty, np.zeros(0, dtype=bool)
-        segments = self.replay_buffer.sample_high(n, n_sampled_goal=0, max_steps=1)
-        starts, subgoals, ends = (
-            tensor.cpu().numpy() for tensor in (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals)
-        )
-        left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (ends, starts))
-        return starts, subgoals, (left > MISSED_SHARE * way) & (left > self.policy.subgoal_threshold.item())
 
     def _log_level(self, name: str, infos: list[UpdateInfo]) -> None:
         if len(infos) == 0:
