@@ -120,8 +120,8 @@ def test_examples(example, folder):
         "--params n_timesteps:150 learning_starts:100",
         f"learning.py --env FetchReach-v4 --seeds 0 --eval-freq 150 --eval-episodes 1 --results out --name flat "
         f"--conf-file {ROOT}/benchmarks/hyperparams/flat.yml --params n_timesteps:150 learning_starts:100",
-        f"learning.py --env PointMaze_UMaze-v3 --seeds 0 --eval-freq 150 --eval-episodes 1 --results out --name sb3-ddpg "
-        f"--algo ddpg --conf-file {ROOT}/benchmarks/hyperparams/ddpg.yml --params n_timesteps:150 learning_starts:100",
+        f"learning.py --env PointMaze_UMaze-v3 --seeds 0 --eval-freq 400 --eval-episodes 1 --results out --name sb3-ddpg "
+        f"--algo ddpg --conf-file {ROOT}/benchmarks/hyperparams/ddpg.yml --params n_timesteps:400 learning_starts:350",
         "speed.py --rounds 1 --steps 50",
         "buffer.py --sizes 500 1000 --rounds 1 --repeats 2",
         "update.py --rounds 1 --updates 2",
