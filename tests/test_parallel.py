@@ -366,6 +366,18 @@ def test_leave_goes_to_those_with_the_least(workers, more):
         assert ahead[got].max() <= ahead.min() + 1
 
 
+def test_leave_is_exact_while_workers_go_on():
+    """What workers had written was read twice: one that wrote in between got more than there was to get."""
+
+    class Moving(np.ndarray):
+        def __rsub__(self, other):
+            lead = other - np.asarray(self)
+            self[:] += 5
+            return lead
+
+    assert shares(np.array([10, 10]), np.array([3, 9]).view(Moving), 40).sum() == 40
+
+
 # ----------------------------------------------------------------------- refusals
 
 

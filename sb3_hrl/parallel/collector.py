@@ -408,7 +408,9 @@ def shares(allowed: np.ndarray, written: np.ndarray, total: int) -> np.ndarray:
     :param total: rounds over all workers
     :return: rounds that each worker is allowed now, none less than before, shape (n_workers,)
     """
-    ahead = np.sort(allowed - written)
+    # Workers go on meanwhile: look at them once only
+    lead = allowed - written
+    ahead = np.sort(lead)
     rest = total - int(allowed.sum())
     if rest <= 0:
         return allowed
@@ -416,8 +418,8 @@ def shares(allowed: np.ndarray, written: np.ndarray, total: int) -> np.ndarray:
     costs = np.arange(len(ahead)) * ahead - np.concatenate(([0], np.cumsum(ahead)[:-1]))
     n_filled = int(np.searchsorted(costs, rest, side="right"))
     level, remainder = divmod(rest + int(ahead[:n_filled].sum()), n_filled)
-    gifts = np.maximum(level - (allowed - written), 0)
-    lowest = np.flatnonzero(allowed - written <= level)[:remainder]
+    gifts = np.maximum(level - lead, 0)
+    lowest = np.flatnonzero(lead <= level)[:remainder]
     gifts[lowest] += 1
     return allowed + gifts
 
