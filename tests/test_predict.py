@@ -7,7 +7,7 @@ from conftest import point_vec_env
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.subgoals import decode_subgoal
-from sb3_hrl.hddpg.acting import live_acting_policy
+from sb3_hrl.hddpg.copies import live_acting_policy
 
 
 @pytest.fixture

@@ -274,15 +274,17 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
                 rows_ = first_rows[:n_hindsight]
                 goal_steps = self._relabel(rows_, "desired_goal", shards_, start_, strategy, view, window)
                 oldest = np.append(np.minimum(start_, goal_steps), start[n_hindsight:])
+
+            def first_steps(n: int) -> np.ndarray:
+                return np.minimum(start[:, None] + np.arange(n), end[:, None] - 1)
+
             if max_steps == 1:
                 visited = last_rows[:, None, columns["next_achieved_goal"]]
             else:
-                steps = np.minimum(start[:, None] + np.arange(max_steps), end[:, None] - 1)
-                visited = self._goals_after(_column(shards), steps)
+                visited = self._goals_after(_column(shards), first_steps(max_steps))
             arrays = [first_rows, last_rows, visited, end - start]
             if n_steps > 0:
-                steps = np.minimum(start[:, None] + np.arange(n_steps), end[:, None] - 1)
-                fields = ("observation", "achieved_goal", "action")
+                steps, fields = first_steps(n_steps), ("observation", "achieved_goal", "action")
                 arrays += [self.shards.gather_columns(_column(shards), steps, columns[field]) for field in fields]
             return tuple(arrays), Read(shards, oldest, numbers)
 

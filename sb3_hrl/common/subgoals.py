@@ -13,6 +13,9 @@ import torch as th
 
 ArrayT = TypeVar("ArrayT", th.Tensor, np.ndarray)
 
+# A segment misses its subgoal if more than this share of the way to it is left
+MISSED_SHARE = 0.5
+
 
 class SubgoalBox(NamedTuple):
     """Where subgoals may lie, all tensors or all arrays of shape (goal_dim,), in the units of the achieved goal."""
@@ -67,6 +70,18 @@ def is_reached(achieved_goal: ArrayT, subgoal: ArrayT, threshold: float) -> Arra
     :return: booleans, shape (...,)
     """
     return ((achieved_goal - subgoal) ** 2).sum(-1) <= threshold * threshold
+
+
+def is_missed(reached: np.ndarray | bool, left: np.ndarray | float, way: np.ndarray | float) -> np.ndarray:
+    """
+    Whether segments missed their subgoals: they did not even come near.
+
+    :param reached: whether the subgoals were reached
+    :param left: distances to the subgoals when the segments ended
+    :param way: distances to the subgoals when they were issued
+    :return: booleans of the same shape
+    """
+    return np.logical_not(reached) & (np.asarray(left) > MISSED_SHARE * np.asarray(way))
 
 
 def visited_bounds(goals: np.ndarray, margin: float, quantile: float = 0.005) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,7 @@ class SubgoalState(NamedTuple):
     steps_left: np.ndarray  # (n,), environment steps
     held: np.ndarray  # (n,), for how many steps in a row the subgoal has been at hand
     starts: np.ndarray  # (n, goal_dim), goals achieved when the subgoals were issued
-    missed: (
-        np.ndarray
-    )  # (n, n_missed, 2, goal_dim), starts and subgoals of the last segments, infinite but for those that missed
+    missed: np.ndarray  # (n, n_missed, 2, goal_dim), starts and subgoals of segments that missed, infinite for the others
 
 
 class LowSamples(NamedTuple):

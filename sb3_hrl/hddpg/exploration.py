@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from stable_baselines3.common.noise import ActionNoise
 
-from sb3_hrl.hddpg.acting import ActingPolicy, PolicyCopy
+from sb3_hrl.hddpg.acting import ActingPolicy
+from sb3_hrl.hddpg.copies import PolicyCopy
 from sb3_hrl.hddpg.segments import SegmentTracker
 
 # Noise is drawn for so many steps at once: drawing a few numbers costs as much as drawing hundreds

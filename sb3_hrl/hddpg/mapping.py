@@ -3,7 +3,7 @@
 import numpy as np
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
-from sb3_hrl.hddpg.acting import MISSED_SHARE
+from sb3_hrl.common.subgoals import is_missed
 from sb3_hrl.hddpg.landmarks import LandmarkConfig, failed_edges, farthest_points, members_of
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 
@@ -36,4 +36,4 @@ def _some_segments(
         tensor.cpu().numpy() for tensor in (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals)
     )
     left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (ends, starts))
-    return starts, subgoals, (left > MISSED_SHARE * way) & (left > policy.subgoal_threshold.item())
+    return starts, subgoals, is_missed(policy.is_reached(ends, subgoals), left, way)

@@ -12,18 +12,10 @@ from torch import nn
 
 from sb3_hrl.common.buffers import GOAL_KEYS
 from sb3_hrl.common.moments import RunningMoments
-from sb3_hrl.common.subgoals import ArrayT, SubgoalBox, encode_subgoal, is_reached
+from sb3_hrl.common.subgoals import ArrayT, SubgoalBox, encode_subgoal, is_missed, is_reached
 from sb3_hrl.common.type_aliases import SubgoalState
-from sb3_hrl.hddpg.acting import (
-    INPUT_CLIP,
-    MISSED_SHARE,
-    N_MISSED,
-    ActingPolicy,
-    LowLevel,
-    SegmentRules,
-    explore,
-    live_acting_policy,
-)
+from sb3_hrl.hddpg.acting import INPUT_CLIP, N_MISSED, ActingPolicy, LowLevel, SegmentRules, explore
+from sb3_hrl.hddpg.copies import live_acting_policy
 from sb3_hrl.hddpg.levels import LevelPolicy
 from sb3_hrl.hddpg.validation import per_dimension
 
@@ -393,7 +385,7 @@ class HierarchicalPolicy(BasePolicy):
         reached, steps = state.held >= rules.hold_steps, rules.max_steps - state.steps_left
         is_over = state.steps_left <= 0
         replan = is_over | (reached & (steps >= rules.min_steps))
-        missed = ~reached & (distances > MISSED_SHARE * np.sqrt(np.square(state.subgoals - state.starts).sum(axis=1)))
+        missed = is_missed(reached, distances, np.sqrt(np.square(state.subgoals - state.starts).sum(axis=1)))
         newest = np.where(missed[:, None, None], np.stack((state.starts, state.subgoals), axis=1), np.inf)[:, None]
         state.missed[replan] = np.concatenate((state.missed[:, 1:], newest), axis=1)[replan]
         if episode_start is not None:

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, Trai
 from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_hrl.hddpg.acting import PolicyCopy
+from sb3_hrl.hddpg.copies import PolicyCopy
 from sb3_hrl.hddpg.exploration import WorkerAgent
 from sb3_hrl.parallel.collector import Collector
 from sb3_hrl.parallel.serial import SerialCollector

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
-from sb3_hrl.hddpg.acting import MISSED_SHARE, N_MISSED, Plan, SegmentRules
+from sb3_hrl.common.subgoals import is_missed
+from sb3_hrl.hddpg.acting import N_MISSED, Plan, SegmentRules
 
 # Sums over segments: issued, reached at issue, replaced, planned over landmarks, ended, reached, steps of those that ended
 _ISSUED, _ISSUED_REACHED, _REPLACED, _PLANNED, _ENDED, _REACHED, _STEPS = range(7)
@@ -84,7 +85,7 @@ class SegmentTracker:
                 if done:
                     self.missed[env] = np.inf
                 else:
-                    missed = not reached and distance > MISSED_SHARE * self._start_distances[env]
+                    missed = is_missed(reached, distance, self._start_distances[env])
                     self.missed[env, :-1] = self.missed[env, 1:]
                     self.missed[env, -1] = (self._starts[env], target) if missed else np.inf
         return ended
