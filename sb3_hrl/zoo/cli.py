@@ -1,5 +1,6 @@
-"""``python -m sb3_hrl <command>``: rl_zoo3's command lines, without the start-up hook."""
+"""``python -m sb3_hrl <command>``: rl_zoo3's command lines, without the start-up hook, and our own."""
 
+import importlib
 import runpy
 import sys
 
@@ -16,16 +17,22 @@ COMMANDS = {
     "all_plots": "rl_zoo3.plots.all_plots",
     "plot_from_file": "rl_zoo3.plots.plot_from_file",
 }
+# Modules with a function `main(arguments)`, and what they do
+OWN_COMMANDS: dict[str, tuple[str, str]] = {}
 
 
 def main() -> None:
-    """Run a command of rl_zoo3's as if by ``python -m``, with its own arguments."""
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+    """Run a command of ours, or one of rl_zoo3's as if by ``python -m``, with its own arguments."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS | OWN_COMMANDS:
+        own = "\n  ".join(f"{name:16s} {purpose}" for name, (_, purpose) in OWN_COMMANDS.items())
         commands = "\n  ".join(f"{name:16s} python -m {module}" for name, module in COMMANDS.items())
         asked_for_help = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
-        print(f"usage: python -m sb3_hrl <command> ...\n\ncommands, each that of rl_zoo3:\n  {commands}")
+        print(f"usage: python -m sb3_hrl <command> ...\n\ncommands:\n  {own}\n\ncommands of rl_zoo3:\n  {commands}")
         raise SystemExit(0 if asked_for_help else 2)
     register(force=True)
     command = sys.argv.pop(1)
+    if command in OWN_COMMANDS:
+        importlib.import_module(OWN_COMMANDS[command][0]).main(sys.argv[1:])
+        return
     # Most of these modules have no function to call, only a body for when they are run
     runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=True)
