@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -406,6 +407,22 @@ def test_random_targets_are_within_reach(small):
     assert len(offsets[48:, 1].unique()) == 16
 
 
+def test_trivial_targets_are_left_out(small):
+    """Steps of 0.1 and a threshold of 0.15: a target one step ahead is at hand, one of two steps or more is not."""
+    kwargs = dict(n_sampled_goal=3, trivial_target_prob=0.0, hindsight_window=4)
+    model = with_threshold(make_model(small, low_kwargs=kwargs), radius=0.2)
+    fill(model, subgoal=(7.0, 0.0))
+    model.policy.set_box(np.full(2, -9.0), np.full(2, 9.0), np.full(2, 0.2))
+    batch = low_batch(model.policy, model.replay_buffer, model._low, 64)
+    offsets = 0.2 * batch.inputs[:, -2]
+    assert len(batch.inputs) == 64
+    assert (offsets[:48] > 0.15).all()
+    assert (offsets[:48] < 0.41).all()
+    assert (offsets[48:] > 0.99).all(), "commanded ones stay, clipped here"
+    everything = low_batch(model.policy, model.replay_buffer, replace(model._low, trivial_target_prob=1.0), 64)
+    assert (everything.inputs[:48, -2] < 0.6).any()
+
+
 def test_relative_subgoals_stay_where_they_are(small):
     """HIRO's transition h(s, g, s') = s + g - s' is a subgoal that stays while the low level sees the way that is left."""
     model = with_threshold(make_model(small))
@@ -603,6 +620,7 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
         (dict(low_kwargs=dict(action_l2=-1.0)), "action_l2"),
         (dict(low_kwargs=dict(hindsight_window=0)), "hindsight_window"),
         (dict(low_kwargs=dict(random_target_prob=0.5)), "random_target_prob"),
+        (dict(low_kwargs=dict(trivial_target_prob=-0.1)), "trivial_target_prob"),
         (dict(planner="landmarks", low_kwargs=dict(reward="dense")), "sparse"),
     ],
 )

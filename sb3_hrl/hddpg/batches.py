@@ -7,9 +7,9 @@ import torch as th
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.goals import GoalTask
-from sb3_hrl.common.relabeling import apply_subgoal_tests
+from sb3_hrl.common.relabeling import apply_subgoal_tests, hindsight_count
 from sb3_hrl.common.subgoals import decode_subgoal
-from sb3_hrl.common.type_aliases import HighSamples, LevelSamples
+from sb3_hrl.common.type_aliases import HighSamples, LevelSamples, LowSamples
 from sb3_hrl.hddpg.levels import LevelConfig
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 
@@ -26,6 +26,10 @@ def relative_progress(
     """
     before, after = (target - achieved_goal).norm(dim=1), (target - next_achieved_goal).norm(dim=1)
     return ((before - after) / pace)[:, None]
+
+
+# So many times a batch is drawn where trivial targets are to be left out: there are to be enough others among them
+_OVERSAMPLING = 4
 
 
 class HighBatchOptions(NamedTuple):
@@ -50,7 +54,15 @@ def low_batch(
     :return: transitions of the low level
     """
     window = config.hindsight_window or policy.subgoal_steps
-    steps = buffer.sample_low(batch_size, config.n_sampled_goal, window, history=policy.rules.hold_steps)
+    n_drawn = batch_size if config.trivial_target_prob == 1.0 else _OVERSAMPLING * batch_size
+    steps = buffer.sample_low(n_drawn, config.n_sampled_goal, window, history=policy.rules.hold_steps)
+    if n_drawn > batch_size:
+        # Fewer targets in hindsight that were at hand before the step; as many in hindsight as ever
+        n_hindsight, first_commanded = (hindsight_count(n, config.n_sampled_goal) for n in (batch_size, n_drawn))
+        is_trivial = policy.is_reached(steps.achieved_goals, steps.subgoals)[:first_commanded]
+        rows = without_trivial(is_trivial, config.trivial_target_prob)[:n_hindsight]
+        commanded = first_commanded + th.arange(batch_size - n_hindsight, device=rows.device)
+        steps = LowSamples(*(tensor[th.cat([rows, commanded])] for tensor in steps))
     n_random = int(config.random_target_prob * batch_size)
     if n_random > 0:
         # The last entries, which are not in hindsight: what lies behind a wall is never achieved, and would not be learnt of

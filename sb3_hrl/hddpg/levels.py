@@ -43,6 +43,8 @@ class LevelConfig:
         low level, the rest of the episode on the high level
     :param random_target_prob: share of the low level's batch whose subgoals are uniformly random ones, out of the share that
         is not in hindsight: of what lies behind a wall there is no hindsight
+    :param trivial_target_prob: probability of learning from a step whose target in hindsight was at hand before it; below 1
+        others take its place in the low level's batch. For objects that hardly ever move, of which hindsight says little else
     """
 
     learning_rate: float | str | Schedule
@@ -62,6 +64,7 @@ class LevelConfig:
     reward: str = "sparse"
     hindsight_window: int | None = None
     random_target_prob: float = 0.0
+    trivial_target_prob: float = 1.0
 
     def override(self, name: str, kwargs: Mapping[str, Any] | None) -> "LevelConfig":
         """
@@ -101,6 +104,7 @@ class LevelConfig:
                 0.0 <= self.random_target_prob <= 1.0 / (max(self.n_sampled_goal, 0) + 1),
                 "at least 0, and at most the share 1 / (n_sampled_goal + 1) that is not in hindsight",
             ),
+            "trivial_target_prob": (0.0 <= self.trivial_target_prob <= 1.0, "in [0, 1]"),
             "hindsight_window": (self.hindsight_window is None or self.hindsight_window >= 1, "at least 1, or None"),
         }
         for key, (valid, rule) in bounds.items():
