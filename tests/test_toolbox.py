@@ -566,6 +566,28 @@ def test_where_no_way_is_known_the_actor_decides(planner):
     assert not plan.planned.any()
 
 
+def test_landmarks_of_a_low_level_without_steps_in_its_values(small):
+    kwargs = dict(low_kwargs=dict(reward="dense"), planner="landmarks", subgoal_steps=20)
+    with pytest.raises(ValueError, match="distance='euclidean'"):
+        make_model(small, **kwargs)
+    config = dict(n_landmarks=4, n_visited=4, n_members=2, distance="euclidean")
+    model = make_model(small, planner_kwargs=config, avoid_missed_subgoals=True, **kwargs)
+    with_threshold(model, 0.1, radius=1.0)
+    model.policy.set_box(np.full(2, -9.0), np.full(2, 9.0), np.full(2, 1.0))
+    acting, corners = model.policy.acting(), float32((0, 0), (0, 1), (1, 1), (2, 1))
+    members = np.stack([corners, corners + 0.05], axis=1)  # the second ones are not asked
+    steps = acting.steps_from_landmarks(np.zeros((4, 2, 3), np.float32), members, corners)
+    one = 20.0 / math.sqrt(2.0)  # at the pace that covers the radius in 20 steps
+    far = math.inf
+    expected = [[0, one, 20, far], [one, 0, one, far], [20, one, 0, one], [far, far, one, 0]]
+    np.testing.assert_allclose(steps, expected, rtol=1e-5)
+    steps[0, 2] = far  # tried in vain
+    model.policy.set_landmarks(np.zeros((4, 2, 3)), members, steps)
+    assert plan_from(acting, (0.0, 0.0), (2.0, 1.2)).subgoals[0].tolist() == [1.0, 1.0], "as it has not been tried from here"
+    missed = missed_ways(((0.0, 0.0), (1.0, 1.0)))
+    assert plan_from(acting, (0.0, 0.0), (2.0, 1.2), missed).subgoals[0].tolist() == [0.0, 1.0]
+
+
 def test_random_subgoals_are_not_replaced_by_waypoints(planner):
     obs, achieved, goal = np.zeros((1, 3), np.float32), float32((-0.5, -0.5)), float32((0.5, -0.5))
     rng = np.random.default_rng(0)

@@ -71,6 +71,7 @@ class ActingOptions(NamedTuple):
     low_level: LowLevel | None
     low_gamma: float
     landmark_cutoff: float | None  # environment steps; None without landmarks
+    landmark_distance: str  # "value" or "euclidean"
 
 
 class ActingPolicy:
@@ -198,13 +199,17 @@ class ActingPolicy:
 
     def steps_between(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """
-        Environment steps that the low level takes to subgoals, by its own value (the most pessimistic critic's).
+        Environment steps that the low level takes to subgoals: by its own value (the most pessimistic critic's), or by the
+        straight way at the pace that covers the radius in a segment.
 
         :param observation: shape (n, obs_dim)
         :param achieved_goal: shape (n, goal_dim)
         :param subgoal: shape (n, goal_dim)
         :return: steps, infinite where it does not believe that it gets there, shape (n,)
         """
+        if self.options.landmark_distance == "euclidean":
+            pace = np.linalg.norm(self._box.radius) / self.options.rules.max_steps
+            return np.asarray(np.linalg.norm(subgoal - achieved_goal, axis=-1) / pace)
         return value_to_steps(self._low_values(observation, achieved_goal, subgoal), self.options.low_gamma)
 
     def _low_values(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
@@ -225,6 +230,9 @@ class ActingPolicy:
         steps = np.full((len(achieved), len(subgoals)), np.inf, dtype=np.float32)
         for i, subgoal in enumerate(subgoals):
             near = np.flatnonzero(self.is_within_reach(achieved[:, 0], subgoal))
+            if self.options.landmark_distance == "euclidean":
+                steps[near, i] = self.steps_between(observations[near, 0], achieved[near, 0], subgoal)
+                continue
             n_starts = len(near) * n_members
             values = self._low_values(
                 observations[near].reshape(n_starts, observations.shape[2]),

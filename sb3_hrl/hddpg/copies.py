@@ -64,6 +64,7 @@ def acting_options(policy: "HierarchicalPolicy") -> ActingOptions:
         low_level=policy.low_level,
         low_gamma=policy.low_gamma,
         landmark_cutoff=policy.landmark_cutoff,
+        landmark_distance=policy.landmark_distance,
     )
 
 

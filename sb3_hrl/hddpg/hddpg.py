@@ -287,10 +287,13 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self._low = shared.override("low", self.low_kwargs)
         self._landmark_config = LandmarkConfig.from_kwargs(self.planner_kwargs) if self.planner is not None else None
         self._learns_high = isinstance(self.subgoal_source, str) and self.subgoal_source == "policy"
-        if self._low.reward == "dense" and (self.planner is not None or self.direct_goal > 0.0):
+        asks_values = (
+            self._landmark_config.distance == "value" if self._landmark_config is not None else self.direct_goal > 0.0
+        )
+        if self._low.reward != "sparse" and asks_values:
             raise ValueError(
                 "`planner` and `direct_goal` read environment steps from the low level's values, which they are with sparse "
-                "rewards only: pass `reward='sparse'` in `low_kwargs`."
+                "rewards only: pass `reward='sparse'` in `low_kwargs`, or `distance='euclidean'` in `planner_kwargs`."
             )
         self._high_interval = self.high_update_interval or self.subgoal_steps
         self.replay_buffer_class = self.replay_buffer_class or SharedMemoryReplayBuffer
@@ -340,6 +343,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             n_landmarks=landmarks.n_landmarks if landmarks is not None else 0,
             n_members=landmarks.n_members if landmarks is not None else 1,
             landmark_cutoff=None if landmarks is None else landmarks.cutoff or self.subgoal_steps,
+            landmark_distance=landmarks.distance if landmarks is not None else "value",
             level_kwargs=level_kwargs,
             rules=SegmentRules(self.subgoal_steps, self.min_segment_steps, self.subgoal_hold_steps),
             relative_subgoals=self.relative_subgoals,

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+DISTANCES = ("value", "euclidean")
+
 
 @dataclass(frozen=True)
 class LandmarkConfig:
@@ -23,6 +25,9 @@ class LandmarkConfig:
     :param cutoff: environment steps above which the low level's estimate of a distance is not believed; ``None``:
         ``subgoal_steps``
     :param update_interval: environment steps between two choices of landmarks
+    :param distance: what says how many steps it is from one place to another: ``value``, the low level's own; or
+        ``euclidean``, the straight way at the pace that covers the radius in ``subgoal_steps``, for low levels whose reward
+        is not sparse. Which ways do not exist is found by trying them, then
     """
 
     n_landmarks: int = 100
@@ -30,6 +35,7 @@ class LandmarkConfig:
     n_visited: int = 2_000
     cutoff: float | None = None
     update_interval: int = 2_000
+    distance: str = "value"
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any] | None) -> "LandmarkConfig":
@@ -51,6 +57,7 @@ class LandmarkConfig:
                 "positive (environment steps), or None for `subgoal_steps`",
             ),
             "update_interval": (config.update_interval >= 1, "at least 1 (environment steps)"),
+            "distance": (config.distance in DISTANCES, f"one of {DISTANCES}"),
         }
         for name, (valid, rule) in rules.items():
             if not valid:

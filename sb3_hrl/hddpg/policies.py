@@ -58,6 +58,7 @@ class HierarchicalPolicy(BasePolicy):
     :param n_landmarks: room for so many landmarks; 0: no planner
     :param n_members: visited states around each landmark
     :param landmark_cutoff: environment steps above which the low level's estimates are not believed
+    :param landmark_distance: ``value`` or ``euclidean``, see :class:`~sb3_hrl.hddpg.landmarks.LandmarkConfig`
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class HierarchicalPolicy(BasePolicy):
         n_landmarks: int = 0,
         n_members: int = 1,
         landmark_cutoff: float | None = None,
+        landmark_distance: str = "value",
     ):
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
             optimizer_kwargs = {"fused": True}
@@ -112,6 +114,7 @@ class HierarchicalPolicy(BasePolicy):
         self.n_landmarks = n_landmarks
         self.n_members = n_members
         self.landmark_cutoff = landmark_cutoff
+        self.landmark_distance = landmark_distance
 
         self.observation_dim = spaces.flatdim(observation_space["observation"])
         self.goal_dim = spaces.flatdim(observation_space["desired_goal"])
@@ -201,6 +204,7 @@ class HierarchicalPolicy(BasePolicy):
             n_landmarks=self.n_landmarks,
             n_members=self.n_members,
             landmark_cutoff=self.landmark_cutoff,
+            landmark_distance=self.landmark_distance,
         )
 
     @property
