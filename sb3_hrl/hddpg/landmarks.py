@@ -12,6 +12,9 @@ import numpy as np
 
 DISTANCES = ("value", "euclidean")
 
+# An edge has failed if as many misses in a row would come by chance less often than this
+SIGNIFICANCE = 0.05
+
 
 @dataclass(frozen=True)
 class LandmarkConfig:
@@ -100,8 +103,8 @@ def members_of(points: np.ndarray, landmarks: np.ndarray, n: int, rng: np.random
 
 def failed_edges(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """
-    Edges that experience speaks against: from the one landmark to the other segments were tried, at least two missed their
-    subgoal, and none did not. The low level's value is optimistic where a wall is thin.
+    Edges that experience speaks against: from the one landmark to the other all segments that were tried missed their subgoals,
+    and more of them than chance explains, as often as segments miss. The low level's value is optimistic where a wall is thin.
 
     :param starts: goals achieved where segments began, shape (m, goal_dim)
     :param subgoals: what they were to reach, shape (m, goal_dim)
@@ -112,7 +115,8 @@ def failed_edges(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, l
     n = len(landmarks)
     edges = nearest_landmarks(starts, landmarks) * n + nearest_landmarks(subgoals, landmarks)
     n_missed, n_tried = (np.bincount(which, minlength=n * n).reshape(n, n) for which in (edges[missed], edges))
-    return (n_missed >= 2) & (n_missed == n_tried)
+    chance = np.mean(missed) ** n_tried if len(missed) > 0 else np.ones((n, n))
+    return (n_missed == n_tried) & (chance < SIGNIFICANCE)
 
 
 def nearest_landmarks(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
