@@ -1,5 +1,6 @@
 """Sphinx configuration: Markdown pages by MyST, the look of SB3's documentation. `make docs`; warnings are errors."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def link_pages(app: Any, docname: str, source: list[str]) -> None:
     """
     above = "../" * docname.count("/")
     for target, page in PAGES_OF_FILES.items():
-        source[0] = source[0].replace(f"]({above}{target})", f"]({above}{page})")
+        source[0] = re.sub(rf"\]\({re.escape(above + target)}(?=[)#])", f"]({above}{page}", source[0])
 
 
 def setup(app: Any) -> None:

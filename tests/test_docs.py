@@ -132,3 +132,19 @@ def test_snippets(snippet, tmp_path):
 
 def test_there_are_snippets():
     assert {"custom_env-0", "quickstart-0", "quickstart-1", "async-0"} <= {snippet.id for snippet in SNIPPETS}
+
+
+def test_the_drawings_are_drawn(tmp_path):
+    script = ROOT / "docs/images/figures.py"
+    subprocess.run([sys.executable, str(script), "--out", str(tmp_path)], check=True, timeout=280)
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert drawn == {path.name for path in (ROOT / "docs/images").glob("*.svg")}
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.svg"))
+
+
+def test_the_architecture_names_every_file():
+    page = (ROOT / "docs/architecture.md").read_text()
+    layers = ("zoo", "plots", "hddpg", "parallel", "common")
+    files = [path for layer in layers for path in (ROOT / "sb3_hrl" / layer).glob("*.py") if path.name != "__init__.py"]
+    assert len(files) > 30
+    assert [path.name for path in files if f"`{path.name}`" not in page] == []
