@@ -4,7 +4,7 @@ PYTHON ?= .venv/bin/python
 export OMP_NUM_THREADS = 1
 export MPLBACKEND = Agg
 
-.PHONY: install train test check lint format type imports pytest commit-checks clean
+.PHONY: install train test check lint format type imports docs pytest commit-checks clean
 
 # Everything that development, training and tests need, in .venv
 .venv/.installed: pyproject.toml constraints.txt
@@ -22,15 +22,15 @@ train: install
 # Set up and check everything, as CI does
 test: install check
 
-check: lint type imports pytest
+check: lint type imports docs pytest
 
 lint:
-	$(PYTHON) -m ruff check sb3_hrl tests benchmarks examples
-	$(PYTHON) -m ruff format --check sb3_hrl tests benchmarks examples
+	$(PYTHON) -m ruff check sb3_hrl tests benchmarks examples docs
+	$(PYTHON) -m ruff format --check sb3_hrl tests benchmarks examples docs
 
 format:
-	$(PYTHON) -m ruff check --fix sb3_hrl tests benchmarks examples
-	$(PYTHON) -m ruff format sb3_hrl tests benchmarks examples
+	$(PYTHON) -m ruff check --fix sb3_hrl tests benchmarks examples docs
+	$(PYTHON) -m ruff format sb3_hrl tests benchmarks examples docs
 
 type:
 	$(PYTHON) -m mypy
@@ -38,10 +38,14 @@ type:
 imports:
 	$(PYTHON) -c "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
 
+# The pages, into docs/_build/html; a warning is an error
+docs:
+	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 pytest:
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
-commit-checks: format type imports pytest
+commit-checks: format type imports docs pytest
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -82,7 +82,7 @@ def test_make_train(folder):
 def test_make_test_is_what_ci_calls():
     assert "make test" in (ROOT / ".ci/run").read_text()
     steps = run(["make", "--dry-run", "check"], ROOT)
-    for step in ("ruff check", "ruff format --check", "mypy", "lint_imports", "pytest"):
+    for step in ("ruff check", "ruff format --check", "mypy", "lint_imports", "sphinx -W", "pytest"):
         assert step in steps
 
 
@@ -136,14 +136,3 @@ def test_examples(example, folder):
 def test_benchmarks(command, folder):
     script, *arguments = shlex.split(command)
     run(["python", "-W", "ignore", str(ROOT / "benchmarks" / script), *arguments], folder)
-
-
-def test_links_of_the_documents_resolve():
-    for document in [
-        ROOT / "README.md",
-        *(ROOT / "docs").glob("*.md"),
-        ROOT / "benchmarks/README.md",
-        ROOT / "CONTRIBUTING.md",
-    ]:
-        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-            assert link.startswith("http") or (document.parent / link).exists(), f"{document.name}: {link}"

@@ -61,6 +61,15 @@ def test_train(trained):
     assert len(monitor) == 2 + 6
 
 
+def test_curves(trained):
+    output = run("-m", "sb3_hrl", "curves", "-f", "logs", "--env", "FetchReach-v2", "-o", "curves.png", cwd=trained)
+    assert "hddpg: 1 runs, seeds 1" in output
+    # Its TensorBoard log was found by what the zoo wrote down
+    assert "no TensorBoard log" not in output
+    assert "train with `--eval-freq N`" in output
+    assert (trained / "curves.png").is_file()
+
+
 def test_enjoy(trained):
     output = run(
         "-m",

@@ -18,7 +18,9 @@ COMMANDS = {
     "plot_from_file": "rl_zoo3.plots.plot_from_file",
 }
 # Modules with a function `main(arguments)`, and what they do
-OWN_COMMANDS: dict[str, tuple[str, str]] = {}
+OWN_COMMANDS: dict[str, tuple[str, str]] = {
+    "curves": ("sb3_hrl.zoo.curves", "one figure of the curves of a log folder's runs"),
+}
 
 
 def main() -> None:

@@ -1,0 +1,72 @@
+"""``python -m sb3_hrl curves``: one figure of the curves of the zoo's runs, all seeds, flat against hierarchical."""
+
+import argparse
+from pathlib import Path
+
+from sb3_hrl.plots import Run, find_runs, plot_curves, read_runs
+
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def main(arguments: list[str]) -> None:
+    """
+    Draw the curves of a folder's runs into a file.
+
+    :param arguments: of the command line, without the command's name
+    """
+    parser = argparse.ArgumentParser(
+        "python -m sb3_hrl curves",
+        description="Success against environment steps and wall time, and per level success, losses and reward, of runs in "
+        "log folders of rl_zoo3. Several folders and algorithms are overlaid: each of their pairs is one colour.",
+    )
+    parser.add_argument("-f", "--log-folder", nargs="+", type=Path, default=[Path("logs")], help="what `-f` of training was")
+    parser.add_argument("--algo", nargs="+", default=["hddpg"], help="algorithms, such as hddpg ddpg")
+    parser.add_argument("--env", required=True, help="id of the environment")
+    parser.add_argument("-tb", "--tensorboard-log", nargs="+", type=Path, help="default: what `-tb` of training was")
+    parser.add_argument("--labels", nargs="+", help="names for the legend, one per pair of folder and algorithm that has runs")
+    parser.add_argument("-o", "--output", type=Path, help="png, pdf or svg; default: curves-<env>.png")
+    args = parser.parse_args(arguments)
+    output = args.output or Path(f"curves-{args.env.replace('/', '-')}.png")
+    if output.suffix not in FORMATS:
+        parser.error(f"`-o` must end in one of {', '.join(FORMATS)}, not {output.name}.")
+    try:
+        groups = _groups(args)
+        figure = plot_curves(groups, args.env)
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
+    for label, runs in groups.items():
+        seeds = ", ".join("unknown" if run.seed is None else str(run.seed) for run in runs)
+        print(f"{label}: {len(runs)} runs, seeds {seeds}")
+    for sentence in dict.fromkeys(sentence for runs in groups.values() for run in runs for sentence in run.advice):
+        print(sentence)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+    print(f"Written to {output}")
+
+
+def _groups(args: argparse.Namespace) -> dict[str, list[Run]]:
+    """
+    :param args: arguments of the command line
+    :return: runs by their label: the algorithm, and its folder where there are several
+    """
+    groups: dict[str, list[Run]] = {}
+    found, missing = set(), {}
+    for folder in args.log_folder:
+        for algo in args.algo:
+            try:
+                runs = find_runs(folder, algo, args.env)
+            except ValueError as error:
+                missing[algo] = error
+                continue
+            found.add(algo)
+            label = algo if len(args.log_folder) == 1 else f"{folder}: {algo}"
+            groups[label] = read_runs(runs, args.tensorboard_log)
+    # An algorithm may be in one of the folders only
+    for algo, reason in missing.items():
+        if algo not in found:
+            raise reason
+    if args.labels is not None:
+        if len(args.labels) != len(groups) or len(set(args.labels)) != len(groups):
+            raise ValueError(f"`--labels` must be {len(groups)} different names, for {', '.join(groups)}.")
+        groups = dict(zip(args.labels, groups.values(), strict=True))
+    return groups

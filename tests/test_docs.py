@@ -1,0 +1,150 @@
+"""The documentation: it builds without a warning, links resolve, snippets run, every public name has its place."""
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+import gymnasium as gym
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+import sb3_hrl
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")] + PAGES
+# What Ray needs, the examples show; a cluster is not for a snippet
+SNIPPETS = [
+    pytest.param(code, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE))
+    if "import ray" not in code
+]
+
+
+def without_code(text: str) -> str:
+    """:return: Markdown without its blocks and spans of code, and without formulas, where brackets are no links"""
+    text = re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$", "", text, flags=re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """:return: names of its headings, as GitHub makes them"""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#{1,6} +(.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_resolve(document):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(document.read_text())):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_check_of_links_finds_what_is_wrong(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A title, with *words*\n\n## One\n\n[x](#two)\n")
+    assert anchors(page) == {"a-title-with-words", "one"}
+    with pytest.raises(AssertionError, match="#two"):
+        test_links_resolve(page)
+    page.write_text("[x](nowhere.md)\n")
+    with pytest.raises(AssertionError, match=r"nowhere\.md"):
+        test_links_resolve(page)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built as `make docs` does."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(ROOT / "docs"), str(folder)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280)
+    assert result.returncode == 0, result.stdout[-5000:]
+    return folder
+
+
+def modules() -> list[ModuleType]:
+    """:return: all modules of the package, but for what Python runs at start-up"""
+    names = [info.name for info in pkgutil.walk_packages(sb3_hrl.__path__, "sb3_hrl.")]
+    return [importlib.import_module(name) for name in names if not name.endswith(("__main__", "_sb3_hrl_hook"))]
+
+
+def public_names() -> set[str]:
+    """:return: names that a user may write: `__all__`, wrappers and callbacks, settings, collectors"""
+    names = {f"sb3_hrl.{name}" for name in sb3_hrl.__all__}
+    for module in modules():
+        own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
+        for name, value in own.items():
+            is_kind = inspect.isclass(value) and (
+                issubclass(value, gym.Wrapper | BaseCallback | VecEnv) or name.endswith("Config")
+            )
+            is_helper = inspect.isfunction(value) and module.__name__.endswith("wrappers")
+            if (is_kind or is_helper) and not name.startswith("_"):
+                names.add(name if f"sb3_hrl.{name}" in names else f"{module.__name__}.{name}")
+    return {name for name in names if "." in name}
+
+
+def test_every_public_name_is_documented(site):
+    # Four lines of comment, then one line per name, packed
+    inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    documented = {line.split()[0] for line in inventory.splitlines() if " py:" in line}
+    assert {"sb3_hrl.HierarchicalDDPG", "sb3_hrl.HierarchicalDDPG.learn"} <= documented
+    names = public_names()
+    assert {"sb3_hrl.hddpg.levels.LevelConfig", "sb3_hrl.common.wrappers.add_success_info"} <= names
+    assert names <= documented, f"add to docs/api: {sorted(names - documented)}"
+
+
+def test_links_to_files_outside_lead_to_pages(site):
+    page = (site / "results.html").read_text()
+    assert 'href="benchmarks.html"' in page
+    assert "Reference to" not in page
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets(snippet, tmp_path):
+    script = tmp_path / "snippet.py"
+    script.write_text(re.sub(r"\.learn\([\d_]+", ".learn(300", snippet))
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+
+
+def test_there_are_snippets():
+    assert {"custom_env-0", "quickstart-0", "quickstart-1", "async-0"} <= {snippet.id for snippet in SNIPPETS}
+
+
+def test_the_drawings_are_drawn(tmp_path):
+    script = ROOT / "docs/images/figures.py"
+    subprocess.run([sys.executable, str(script), "--out", str(tmp_path)], check=True, timeout=280)
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert drawn == {path.name for path in (ROOT / "docs/images").glob("*.svg")}
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.svg"))
+
+
+def test_the_architecture_names_every_file():
+    page = (ROOT / "docs/architecture.md").read_text()
+    layers = ("zoo", "plots", "hddpg", "parallel", "common")
+    files = [path for layer in layers for path in (ROOT / "sb3_hrl" / layer).glob("*.py") if path.name != "__init__.py"]
+    assert len(files) > 30
+    assert [path.name for path in files if f"`{path.name}`" not in page] == []
