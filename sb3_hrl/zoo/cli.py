@@ -18,7 +18,9 @@ COMMANDS = {
     "plot_from_file": "rl_zoo3.plots.plot_from_file",
 }
 # Modules with a function `main(arguments)`, and what they do
-OWN_COMMANDS: dict[str, tuple[str, str]] = {}
+OWN_COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("sb3_hrl.zoo.doctor", "what is wrong with an environment, and with the run that was trained on it"),
+}
 
 
 def main() -> None:
