@@ -406,6 +406,12 @@ def test_nothing_is_said_of_an_agent_before_it_has_learnt():
     assert "-n 1500" in finding.cure
 
 
+def test_cures_do_not_contradict_each_other():
+    """Missed subgoals are replaced: they are too far away, not too near."""
+    log = learning_log(**FAILS, rollout__subgoal_success_rate=0.02, rollout__subgoal_replaced=0.8)
+    assert [finding.check for finding in diagnose_log(log, CONFIG)] == ["subgoals_never_reached"]
+
+
 def test_cures_have_values():
     def cure(config=None, n_timesteps=None, **changed):
         (finding,) = diagnose_log(learning_log(**changed), CONFIG | (config or {}), n_timesteps)
@@ -415,6 +421,7 @@ def test_cures_have_values():
     assert "`gradient_steps: 32`" in cure(dict(train_freq=8, n_envs=16), **FAILS)
     assert "lin_0.001" in cure(rollout__success_rate=np.where(RISE < 0.7, RISE + 0.3, 0.3), eval__success_rate=None)
     assert "lin_3e-4" in cure(dict(learning_rate="lin_1e-3"), train__low_q_mean=BROKEN)
+    assert "`learning_rate: 1e-3`" in cure(dict(learning_rate=0.05), train__low_q_mean=BROKEN)
     assert "learning_starts: 100" in cure(dict(learning_starts=1_000), 1_000)
     assert "gamma: 0.950" in cure(dict(gamma=0.8, high_kwargs=dict(gamma=0.95)), **FAILS, train__low_q_mean=-4.9)
 

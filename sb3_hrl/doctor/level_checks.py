@@ -64,6 +64,9 @@ def subgoals_replaced(run: Run) -> Finding | None:
     share = run.late("rollout/subgoal_replaced")
     if not run.has_own_subgoals or share is None or share < 0.6 or not run.fails(0.8):
         return None
+    if subgoals_never_reached(run) is not None:
+        # They are replaced because they were missed
+        return None
     return warning(
         "subgoals_replaced",
         "Most of the high level's proposals were reached already or missed of late, and others took their place.",
@@ -95,8 +98,8 @@ def saturated_actions(run: Run) -> Finding | None:
         "saturated_actions",
         "The low level acts at the bounds of its actions nearly always: its actor gets no gradient any more.",
         f"train/low_action_saturation = {share:.2f}",
-        "Set `action_l2: 0.1` in `low_kwargs`, or take a share of the actions: `env_wrapper: "
-        "[{sb3_hrl.common.wrappers.ActionLimitWrapper: {share: 0.5}}]`.",
+        "Set `action_l2: 0.1` in `low_kwargs`, or add `sb3_hrl.common.wrappers.ActionLimitWrapper: {share: 0.5}` to "
+        "`env_wrapper`.",
     )
 
 

@@ -95,10 +95,10 @@ def not_finite(run: Run) -> Finding | None:
 
 
 def _third_of(learning_rate: Any) -> str:
-    """:return: a third of a learning rate, ``3e-4`` or ``lin_3e-4``"""
+    """:return: a third of a learning rate, and at most 1e-3: ``3e-4`` or ``lin_3e-4``"""
     kind, _, value = str(learning_rate).rpartition("_")
     try:
-        smaller = f"{float(value) / 3.0:.0e}".replace("e-0", "e-")
+        smaller = f"{min(float(value) / 3.0, 1e-3):.0e}".replace("e-0", "e-")
     except ValueError:
         return "3e-4"
     return f"{kind}_{smaller}" if kind else smaller
