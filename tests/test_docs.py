@@ -144,7 +144,7 @@ def test_the_drawings_are_drawn(tmp_path):
 
 def test_the_architecture_names_every_file():
     page = (ROOT / "docs/architecture.md").read_text()
-    layers = ("zoo", "plots", "hddpg", "parallel", "common")
+    layers = ("zoo", "doctor", "plots", "hddpg", "parallel", "common")
     files = [path for layer in layers for path in (ROOT / "sb3_hrl" / layer).glob("*.py") if path.name != "__init__.py"]
     assert len(files) > 30
     assert [path.name for path in files if f"`{path.name}`" not in page] == []

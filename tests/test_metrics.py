@@ -51,7 +51,8 @@ def written_in_the_source() -> tuple[set[str], list[re.Pattern[str]]]:
                 keys.add(node.value)
             if isinstance(node, ast.JoinedStr):
                 parts = [value.value if isinstance(value, ast.Constant) else None for value in node.values]
-                if isinstance(parts[0], str) and re.match(r"(?:rollout|train|eval|time)/", parts[0]):
+                is_key = all(part is None or re.fullmatch(r"[a-z_/]+", str(part)) for part in parts)  # and no sentence
+                if is_key and re.match(r"(?:rollout|train|eval|time)/", str(parts[0])):
                     patterns.append(re.compile("".join("[a-z_]+" if part is None else re.escape(str(part)) for part in parts)))
     return keys, patterns
 

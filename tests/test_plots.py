@@ -109,6 +109,21 @@ def test_the_csv_logger(tmp_path):
     assert run.series["eval/success_rate"].values.tolist() == [0.0, 1.0]
 
 
+def test_a_value_that_is_not_a_number_is_one_that_was_logged(tmp_path):
+    (tmp_path / "progress.csv").write_text("time/total_timesteps,train/low_q_mean,rollout/x\n10,,0.5\n20,nan,\n")
+    series = read_run(tmp_path).series
+    assert series["rollout/x"].steps.tolist() == [10.0]
+    assert series["train/low_q_mean"].steps.tolist() == [20.0]
+    assert np.isnan(series["train/low_q_mean"].values).all()
+
+
+def test_another_kind_of_csv_is_refused(tmp_path):
+    for text in ("", "a,b\n1,2\n"):
+        (tmp_path / "progress.csv").write_text(text)
+        with pytest.raises(ValueError, match="delete it, train with `-tb`"):
+            read_run(tmp_path)
+
+
 def test_event_files_are_those_that_began_with_the_run(tmp_path):
     folders = [write_run(tmp_path, "hddpg", number, START + 60.0 * number) for number in (1, 2, 3)]
     tb = tmp_path / "tb/Point-v0"

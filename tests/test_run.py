@@ -101,6 +101,9 @@ def test_terminal_observations_are_stored(small):
     np.testing.assert_allclose(clock, np.tile(np.arange(1, 21) / 20, 5), atol=1e-6)
 
 
+LEVEL_KEYS = ("actor_loss", "critic_loss", "q_mean", "reward", "action_saturation")
+
+
 def test_log_has_the_keys_of_both_levels(small):
     class Keys(BaseCallback):
         seen: set[str] = set()  # noqa: RUF012
@@ -111,9 +114,23 @@ def test_log_has_the_keys_of_both_levels(small):
 
     callback = Keys()
     HierarchicalDDPG("MultiInputPolicy", Monitor(PointEnv()), high_update_interval=1, **small).learn(200, callback)
-    levels = {f"train/{level}_{key}" for level in ("high", "low") for key in ("actor_loss", "critic_loss", "q_mean", "reward")}
+    levels = {f"train/{level}_{key}" for level in ("high", "low") for key in LEVEL_KEYS}
     sb3 = {"train/actor_loss", "train/critic_loss", "train/learning_rate", "train/n_updates"}
     assert levels | sb3 <= callback.seen
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(50.0, 1.0), (-50.0, 1.0), (0.0, 0.0)])
+@pytest.mark.parametrize("policy_delay", [1, 2])
+def test_saturation_of_actions_is_logged(small, bias, expected, policy_delay):
+    """An actor without weights acts by its last bias alone; the delayed actor's turn is every other update."""
+    options = small | dict(learning_starts=0, learning_rate=1e-9, gradient_steps=2, low_kwargs=dict(policy_delay=policy_delay))
+    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **options)
+    with th.no_grad():
+        (parameters,) = model.policy.low.actor.mu.parameters()
+        parameters.zero_()
+        parameters[-2:] = bias
+    model.learn(4, log_interval=1_000)
+    assert model.logger.name_to_value["train/low_action_saturation"] == expected
 
 
 def test_rollout_log(small, tmp_path):

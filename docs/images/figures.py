@@ -77,9 +77,11 @@ def levels() -> Figure:
 
 def house() -> Figure:
     """The layers of the package, imports go downwards."""
-    figure, axes = canvas(8.6, 5.2)
-    box(axes, 4, 42, 58, 7, "sb3_hrl.zoo", "what rl_zoo3 has to be told; command line", ENV)
-    box(axes, 66, 42, 16, 7, "sb3_hrl.plots", "files to figures", ENV)
+    figure, axes = canvas(8.6, 6.4)
+    box(axes, 4, 55, 78, 7, "sb3_hrl.zoo", "what rl_zoo3 has to be told; command line", ENV)
+    box(axes, 4, 42, 23, 9, "sb3_hrl.visual", "videos and maps with\nsubgoals", ENV)
+    box(axes, 31.5, 42, 23, 9, "sb3_hrl.doctor", "what is wrong, and\nwhat to change", ENV)
+    box(axes, 59, 42, 23, 9, "sb3_hrl.plots", "files to figures,\nimports none of the others", ENV)
     box(
         axes,
         4,
@@ -110,9 +112,13 @@ def house() -> Figure:
         "building blocks: replay storage, shared memory, weights, networks,\narithmetic of goals and subgoals, wrappers",
         SHARED,
     )
-    for top in (42, 29, 16):
-        arrow(axes, (33, top), (33, top - 4), "imports", (4.2, 0))
-    arrow(axes, (62, 45.5), (66, 45.5))
+    for top in (29, 16):
+        arrow(axes, (43, top), (43, top - 4), "imports", (4.2, 0))
+    for x in (15.5, 43, 70.5):
+        arrow(axes, (x, 55), (x, 51))
+    for x in (15.5, 43):
+        arrow(axes, (x, 42), (x, 38))
+    arrow(axes, (54.5, 46.5), (59, 46.5))
     return figure
 
 

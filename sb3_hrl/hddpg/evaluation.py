@@ -6,10 +6,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import EvalCallback
 
 from sb3_hrl.common.type_aliases import SubgoalState
+from sb3_hrl.hddpg.levels import AT_BOUND
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
-
-# An entry of a high-level action is at its bound from here on
-AT_BOUND = 0.98
 
 
 class HierarchicalEvalCallback(EvalCallback):

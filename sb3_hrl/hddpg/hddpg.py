@@ -590,12 +590,13 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
     def _log_level(self, name: str, infos: list[UpdateInfo]) -> None:
         if len(infos) == 0:
             return
-        means = {
-            key: th.stack(values).mean().item()
-            for key, values in zip(UpdateInfo._fields, zip(*infos, strict=True), strict=True)
-        }
+        stacked = {key: th.stack(values) for key, values in zip(UpdateInfo._fields, zip(*infos, strict=True), strict=True)}
+        means = {key: values.mean().item() for key, values in stacked.items()}
+        # Only where the actor had its turn (`policy_delay`): a loss that is not a number is to be seen, this is not
+        means["action_saturation"] = stacked["action_saturation"].nanmean().item()
         for key, value in means.items():
-            self.logger.record(f"train/{name}_{key}", value)
+            if key != "action_saturation" or np.isfinite(value):
+                self.logger.record(f"train/{name}_{key}", value)
         if name == "low":
             # SB3's names are those of the level that acts in the environment
             self.logger.record("train/actor_loss", means["actor_loss"])

@@ -103,8 +103,8 @@ def members_of(points: np.ndarray, landmarks: np.ndarray, n: int, rng: np.random
 
 def failed_edges(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """
-    Edges that experience speaks against: from the one landmark to the other all segments that were tried missed their subgoals,
-    and more of them than chance explains, as often as segments miss. The low level's value is optimistic where a wall is thin.
+    Edges that experience speaks against: from the one landmark to the other all segments that were tried missed their
+    subgoals, and these are more than chance explains. The low level's value is optimistic where a wall is thin.
 
     :param starts: goals achieved where segments began, shape (m, goal_dim)
     :param subgoals: what they were to reach, shape (m, goal_dim)

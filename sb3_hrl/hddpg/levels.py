@@ -16,6 +16,9 @@ from sb3_hrl.common.type_aliases import LevelSamples, TargetedSamples
 
 REWARDS = {"high": ("sparse", "dense"), "low": ("sparse", "dense", "progress")}
 
+# An entry of an action is at its bound, -1 or 1, from here on
+AT_BOUND = 0.98
+
 
 @dataclass(frozen=True)
 class LevelConfig:
@@ -185,6 +188,7 @@ class UpdateInfo(NamedTuple):
     critic_loss: th.Tensor
     q_mean: th.Tensor
     reward: th.Tensor
+    action_saturation: th.Tensor  # share of the entries of the actor's actions at a bound; NaN if it was not its turn
 
 
 @th.no_grad()
@@ -242,7 +246,7 @@ def ddpg_update(level: LevelPolicy, batch: TargetedSamples, config: LevelConfig,
     level.critic.optimizer.step()
 
     if n_updates % config.policy_delay != 0:
-        return UpdateInfo(-q_mean, critic_loss, q_mean, batch.rewards.mean())
+        return UpdateInfo(-q_mean, critic_loss, q_mean, batch.rewards.mean(), th.full_like(q_mean, th.nan))
 
     # L_pi = -mean Q_1(s, pi(s)) + action_l2 mean pi(s)^2: the deterministic policy gradient, -dQ_1/da dpi/dtheta
     actions, actor_tape = actor.trace(batch.inputs)
@@ -256,7 +260,8 @@ def ddpg_update(level: LevelPolicy, batch: TargetedSamples, config: LevelConfig,
 
     for network, target in zip((actor, *critics), (actor_target, *critic_targets), strict=True):
         polyak_update(network.parameters(), target.parameters(), config.tau)
-    return UpdateInfo(-q_values.mean(), critic_loss, q_mean, batch.rewards.mean())
+    saturation = (actions.abs() >= AT_BOUND).float().mean()
+    return UpdateInfo(-q_values.mean(), critic_loss, q_mean, batch.rewards.mean(), saturation)
 
 
 def _clip_gradients(network: th.nn.Module, max_grad_value: float | None) -> None:

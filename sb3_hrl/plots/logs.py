@@ -17,6 +17,7 @@ from stable_baselines3.common.monitor import get_monitor_files, load_results
 WINDOW = 100
 # Seconds by which a TensorBoard log may begin after its run's environments were made (or before: its name has whole seconds)
 _LATEST, _EARLIEST = 300.0, -2.0
+_STEPS = "time/total_timesteps"
 
 
 class Series(NamedTuple):
@@ -36,12 +37,14 @@ class Run:
     :param seed: of the run, None if it was not written down
     :param series: curves by the logger's key, such as ``train/low_actor_loss``
     :param advice: sentences on what is missing and how to get it
+    :param sources: files and folders that the curves are from
     """
 
     folder: Path
     seed: int | None
     series: dict[str, Series]
     advice: tuple[str, ...]
+    sources: tuple[Path, ...]
 
 
 class _Monitor(NamedTuple):
@@ -116,20 +119,23 @@ def read_run(folder: str | Path, events: str | Path | None = None) -> Run:
     :param folder: of the run, ``<log folder>/<algo>/<env>_<n>``
     :param events: folder of its TensorBoard event files, if any
     :return: the run with all of its curves
-    :raises ValueError: if the folder does not exist
+    :raises ValueError: if the folder does not exist, or has a progress.csv that is not SB3's
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give that of a run, `<log folder>/<algo>/<env>_<n>`.")
     advice: list[str] = []
+    sources: list[Path] = []
     monitor = _read_monitor(folder)
     series: dict[str, Series] = {}
     if monitor is not None and monitor.success is not None and len(monitor.steps) > 0:
         series["rollout/success_rate"] = Series(monitor.steps, _running_mean(monitor.success), monitor.seconds)
-    if (folder / "progress.csv").is_file():
-        series |= _read_progress(folder / "progress.csv")
     if events is not None:
         series |= _read_events(Path(events), None if monitor is None else monitor.start)
+        sources.append(Path(events))
+    if (folder / "progress.csv").is_file():
+        series |= _read_progress(folder / "progress.csv")
+        sources.append(folder / "progress.csv")
     if not any(key.startswith("train/") for key in series):
         advice.append(
             f"{folder} has no TensorBoard log, so there are no losses and rewards: train with `-tb FOLDER`, and name the "
@@ -137,6 +143,7 @@ def read_run(folder: str | Path, events: str | Path | None = None) -> Run:
         )
     if (folder / "evaluations.npz").is_file():
         series |= _read_evaluations(folder / "evaluations.npz", monitor)
+        sources.append(folder / "evaluations.npz")
     else:
         advice.append(f"{folder} has no evaluations.npz, so success is that of training: train with `--eval-freq N`.")
     if not any(key.endswith("/success_rate") for key in series):
@@ -144,11 +151,14 @@ def read_run(folder: str | Path, events: str | Path | None = None) -> Run:
             f'{folder} says nothing of success: the environment has to give `info["is_success"]`, and what Monitor writes '
             "down is to have it (`monitor_kwargs: dict(info_keywords=('is_success',))` in the hyperparameters)."
         )
-    return Run(folder, _arguments(folder).get("seed"), series, tuple(advice))
+    return Run(folder, read_arguments(folder).get("seed"), series, tuple(advice), tuple(sources))
 
 
-def _arguments(folder: Path) -> dict[str, Any]:
-    """:return: arguments of the zoo's command line, empty if they were not written down"""
+def read_arguments(folder: Path) -> dict[str, Any]:
+    """
+    :param folder: of a run
+    :return: arguments of the zoo's command line, empty if they were not written down
+    """
     for path in folder.glob("*/args.yml"):
         arguments = yaml.load(path.read_text(), Loader=_ArgsLoader)
         if isinstance(arguments, dict):
@@ -159,7 +169,7 @@ def _arguments(folder: Path) -> dict[str, Any]:
 def _event_folders(folder: Path, tensorboard: Sequence[Path] | None) -> list[Path]:
     """:return: folders with event files that may be those of the run: of its environment and its algorithm"""
     if tensorboard is None:
-        given = _arguments(folder).get("tensorboard_log")
+        given = read_arguments(folder).get("tensorboard_log")
         if not given:
             return []
         # A relative path was relative to where training was started: most likely here, or where the log folder lies
@@ -212,17 +222,26 @@ def _read_progress(path: Path) -> dict[str, Series]:
     """:return: curves of SB3's csv logger, which has a column per key and leaves entries empty"""
     import pandas as pd
 
-    table = pd.read_csv(path)
-    if "time/total_timesteps" not in table:
-        return {}
-    steps = table["time/total_timesteps"].ffill()
-    seconds = table["time/time_elapsed"].ffill() if "time/time_elapsed" in table else None
+    try:
+        # As text: an empty entry was not logged, one that says nan was
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError):
+        table = pd.DataFrame()
+    if _STEPS not in table:
+        raise ValueError(f"{path} has no column {_STEPS}, it is no log of SB3's CSV logger: delete it, train with `-tb`.")
+
+    def numbers(key: str) -> Any:
+        return pd.to_numeric(table[key], errors="coerce")
+
+    steps = numbers(_STEPS).ffill().fillna(0.0).to_numpy(np.float64)
+    seconds = numbers("time/time_elapsed").ffill().to_numpy(np.float64) if "time/time_elapsed" in table else None
     series = {}
     for key in table.columns:
-        rows = table[key].notna() & steps.notna()
+        rows = (table[key] != "").to_numpy()
         if not key.startswith("time/") and rows.any():
-            times = None if seconds is None else seconds[rows].to_numpy(np.float64)
-            series[key] = Series(steps[rows].to_numpy(np.float64), table[key][rows].to_numpy(np.float64), times)
+            series[key] = Series(
+                steps[rows], numbers(key).to_numpy(np.float64)[rows], None if seconds is None else seconds[rows]
+            )
     return series
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
 # Modules with a function `main(arguments)`, and what they do
 OWN_COMMANDS: dict[str, tuple[str, str]] = {
     "curves": ("sb3_hrl.zoo.curves", "one figure of the curves of a log folder's runs"),
+    "doctor": ("sb3_hrl.zoo.doctor", "what is wrong with an environment, and with the run that was trained on it"),
 }
 
 

@@ -1,0 +1,170 @@
+"""Checks of a run's log: subgoals, actions and values."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from sb3_hrl.doctor.findings import Finding, error, rounded, warning
+from sb3_hrl.doctor.run import Run
+
+
+def _easy_share(run: Run) -> float:
+    """
+    :return: share of subgoals that are reached at issue by an agent that stays where its goal is: there it decides at every
+        step, elsewhere once per segment
+    """
+    success = run.success or 0.0
+    ends_at_success = (run.config.get("env_kwargs") or {}).get("continuing_task") is False
+    staying = 0.0 if ends_at_success else success * run.option("subgoal_steps")
+    return staying / (staying + 1.0 - success) if success < 1.0 else 1.0
+
+
+def _radius(run: Run, factor: float) -> str:
+    """:return: so many times the radius of subgoals, to be set, or what to do if it was not given"""
+    radius = run.option("subgoal_radius")
+    if radius is None:
+        return "`subgoal_radius` to four times the goal's tolerance"
+    return f"`subgoal_radius: {rounded(factor * float(np.min(radius)))}`"
+
+
+def subgoals_reached_at_issue(run: Run) -> Finding | None:
+    """Subgoals are reached already when they are issued."""
+    key = "eval/subgoal_reached_at_issue" if run.late("eval/subgoal_reached_at_issue") is not None else None
+    key = key or "rollout/subgoal_reached_at_issue"
+    share = run.late(key)
+    if not run.has_own_subgoals or share is None or share < _easy_share(run) + 0.3 or not run.fails(0.95):
+        return None
+    cure = "Set `avoid_reached_subgoals: True`."
+    if run.option("avoid_reached_subgoals"):
+        cure = f"Set {_radius(run, 2.0)}, or `subgoal_threshold` to half of the goal's tolerance."
+    return error(
+        "subgoals_reached_at_issue",
+        "The high level issues subgoals that are reached already: the agent does not move, and the low level learns nothing.",
+        f"{key} = {share:.2f}",
+        cure,
+    )
+
+
+def subgoals_never_reached(run: Run) -> Finding | None:
+    """The low level does not reach its subgoals."""
+    share = run.late("rollout/subgoal_success_rate")
+    if not run.has_own_subgoals or share is None or share >= 0.15 or not run.fails(0.8):
+        return None
+    return (error if share < 0.05 else warning)(
+        "subgoals_never_reached",
+        "The low level hardly ever reaches its subgoals, so that the high level learns from nothing.",
+        f"rollout/subgoal_success_rate = {share:.2f}",
+        f"Set {_radius(run, 0.5)}, or `subgoal_steps: {2 * run.option('subgoal_steps')}`, and give the low level more updates "
+        "(a smaller `train_freq`).",
+    )
+
+
+def subgoals_replaced(run: Run) -> Finding | None:
+    """Most subgoals are not the high level's own."""
+    share = run.late("rollout/subgoal_replaced")
+    if not run.has_own_subgoals or share is None or share < 0.6 or not run.fails(0.8):
+        return None
+    if subgoals_never_reached(run) is not None:
+        # They are replaced because they were missed
+        return None
+    return warning(
+        "subgoals_replaced",
+        "Most of the high level's proposals were reached already or missed of late, and others took their place.",
+        f"rollout/subgoal_replaced = {share:.2f}",
+        f"Set {_radius(run, 2.0)}, or `select_by_value: True`.",
+    )
+
+
+def subgoals_at_bounds(run: Run) -> Finding | None:
+    """Subgoals lie at the border of what the high level may ask for."""
+    share = run.late("eval/subgoal_at_bounds")
+    if not run.has_own_subgoals or share is None or share < 0.9 or not run.fails(0.8):
+        return None
+    wider = _radius(run, 2.0) if run.option("relative_subgoals") else "wider `subgoal_bounds`"
+    return warning(
+        "subgoals_at_bounds",
+        "Nearly all subgoals lie at the bounds of what the high level may ask for.",
+        f"eval/subgoal_at_bounds = {share:.2f}",
+        f"Set {wider}; if they are wide enough, `action_l2: 0.1` in `high_kwargs` pulls the actor back.",
+    )
+
+
+def saturated_actions(run: Run) -> Finding | None:
+    """The low level acts at the bounds of its actions."""
+    share = run.late("train/low_action_saturation")
+    if run.is_young or share is None or share < 0.9 or not run.fails(0.8):
+        return None
+    return (error if share >= 0.97 and run.fails(0.5) else warning)(
+        "saturated_actions",
+        "The low level acts at the bounds of its actions nearly always: its actor gets no gradient any more.",
+        f"train/low_action_saturation = {share:.2f}",
+        "Set `action_l2: 0.1` in `low_kwargs`, or add `sb3_hrl.common.wrappers.ActionLimitWrapper: {share: 0.5}` to "
+        "`env_wrapper`.",
+    )
+
+
+def values_at_bound(run: Run) -> Finding | None:
+    """A level's values are stuck at that of never reaching anything."""
+    for level in ("low", "high"):
+        value, gamma = run.late(f"train/{level}_q_mean"), run.gamma(level)
+        bound = -1.0 / (1.0 - gamma)
+        if run.is_young or value is None or not 1.1 * bound <= value <= 0.9 * bound or not run.fails(0.5):
+            continue
+        kwargs, steps = f"`{level}_kwargs`", run.option("subgoal_steps")
+        n_sampled_goal = (run.option(f"{level}_kwargs") or {}).get("n_sampled_goal", run.option("n_sampled_goal"))
+        if level == "low" and -bound < steps:
+            cure = f"Set `gamma: {1.0 - 0.5 / steps:.3f}` in {kwargs}: its horizon is shorter than a segment."
+        elif n_sampled_goal < 4:
+            cure = f"Set `n_sampled_goal: 4` in {kwargs}: nothing else shows it goals that are reached."
+        else:
+            cure = f"Set a larger `gamma` in {kwargs} (such as {1.0 - 0.5 * (1.0 - gamma):.3f}), or make the task easier."
+        return error(
+            "values_at_bound",
+            f"The {level} level believes that it never reaches anything, whatever it does.",
+            f"train/{level}_q_mean = {value:.1f}, its lower bound is -1 / (1 - gamma) = {bound:.1f}",
+            cure,
+        )
+    return None
+
+
+def values_out_of_range(run: Run) -> Finding | None:
+    """A level's values are outside of what is possible."""
+    for level in ("low", "high"):
+        value = run.late(f"train/{level}_q_mean")
+        bound = -1.0 / (1.0 - run.gamma(level))
+        if value is None or 1.1 * bound <= value <= -0.05 * bound:
+            continue
+        return error(
+            "values_out_of_range",
+            f"The {level} level's values are outside of [-1 / (1 - gamma), 0], where its targets are: the critic is wrong.",
+            f"train/{level}_q_mean = {value:.1f}, its range is [{bound:.1f}, 0]",
+            f"Set `n_critics=2` in `policy_kwargs`, `tau: {min(run.option('tau'), 0.005)}` and a smaller `learning_rate`.",
+        )
+    return None
+
+
+def idle_planner(run: Run) -> Finding | None:
+    """The planner knows no way."""
+    share = run.late("rollout/subgoal_planned")
+    if run.is_young or run.option("planner") is None or share is None or share >= 0.1 or not run.fails(0.8):
+        return None
+    kwargs = run.option("planner_kwargs") or {}
+    landmarks, cutoff = kwargs.get("n_landmarks", 100), kwargs.get("cutoff") or run.option("subgoal_steps")
+    return warning(
+        "idle_planner",
+        "The planner hardly ever knows a way: landmarks are too far from each other for edges between them.",
+        f"rollout/subgoal_planned = {share:.2f}",
+        f"Set `planner_kwargs: {{n_landmarks: {2 * landmarks}, cutoff: {round(1.5 * cutoff)}}}`.",
+    )
+
+
+LEVEL_CHECKS: tuple[Callable[[Run], Finding | None], ...] = (
+    subgoals_reached_at_issue,
+    subgoals_never_reached,
+    subgoals_replaced,
+    subgoals_at_bounds,
+    saturated_actions,
+    values_at_bound,
+    values_out_of_range,
+    idle_planner,
+)

@@ -1,0 +1,240 @@
+"""Checks of a run's log. What depends on how the agent does is said only after a thousand updates."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sb3_hrl.doctor.findings import Finding, by_severity, error, warning
+from sb3_hrl.doctor.level_checks import LEVEL_CHECKS
+from sb3_hrl.doctor.run import MIN_UPDATES, Run, Series
+
+# Fewer updates per environment step than this are few
+FEW_UPDATES_PER_STEP = 1 / 16
+# Evaluations, or logged values, that are averaged before two success rates are compared
+SMOOTHING = 3
+
+
+def learning_never_starts(run: Run) -> Finding | None:
+    """The run is over before learning starts."""
+    n_steps = run.n_asked or run.n_steps
+    learning_starts = run.option("learning_starts")
+    if n_steps == 0 or learning_starts < n_steps:
+        return None
+    return error(
+        "learning_never_starts",
+        "The run is over before learning starts: all of it is random actions.",
+        f"learning_starts = {learning_starts:,}, n_timesteps = {n_steps:,}",
+        f"Set `learning_starts: {max(n_steps // 10, 1)}`, or train for more than {10 * learning_starts:,} steps (`-n`).",
+    )
+
+
+def few_updates(run: Run) -> Finding | None:
+    """There were few updates, in all or per environment step."""
+    if run.n_steps == 0 or learning_never_starts(run) is not None:
+        return None
+    if run.updates_per_step < FEW_UPDATES_PER_STEP and run.fails(0.8):
+        steps = max(round(0.25 / run.updates_per_step * max(run.option("gradient_steps"), 1)), 1)
+        return error(
+            "few_updates",
+            "There are few updates for what is collected: in each of the `train_freq` steps all environments move.",
+            f"1 update per {1 / run.updates_per_step:.0f} environment steps, {run.n_envs} environments",
+            f"Set `gradient_steps: {steps}`, for one update per four environment steps.",
+        )
+    if not run.is_young:
+        return None
+    needed = int(run.option("learning_starts") + MIN_UPDATES / max(run.updates_per_step, 1e-6))
+    return warning(
+        "few_updates",
+        "The run is too short to judge how the agent does.",
+        f"{run.n_updates:,} updates in {run.n_steps:,} steps",
+        f"Train for at least {needed:,} steps (`-n {needed}`).",
+    )
+
+
+def no_episodes(run: Run) -> Finding | None:
+    """No episode has ended."""
+    is_rollout_log = any(key.startswith(("rollout/", "train/", "time/")) for key in run.log)
+    if not is_rollout_log or run.log.get("rollout/ep_len_mean") is not None:
+        return None
+    return error(
+        "no_episodes",
+        "No episode has ended, or none that was logged.",
+        f"no rollout/ep_len_mean in {run.n_steps:,} steps",
+        "Give the environment a time limit (`max_episode_steps`), and train for longer than `log_interval` (4) episodes.",
+    )
+
+
+def no_success_logged(run: Run) -> Finding | None:
+    """The log has no success rate."""
+    has_success = any(key in run.log for key in ("rollout/success_rate", "eval/success_rate"))
+    has_episodes = any(key in run.log for key in ("rollout/ep_len_mean", "eval/mean_ep_length"))
+    if has_success or not has_episodes:
+        return None
+    return error(
+        "no_success_logged",
+        "Episodes ended, but no success rate was logged.",
+        "no rollout/success_rate, no eval/success_rate",
+        "Set `env_wrapper: sb3_hrl.common.wrappers.add_success_info` if the environment says `info['success']`, and in mazes "
+        "`env_kwargs: {continuing_task: False}`.",
+    )
+
+
+def not_finite(run: Run) -> Finding | None:
+    """Losses or values are NaN or infinite."""
+    broken = sorted(key for key, (_, values) in run.log.items() if key.startswith("train/") and not np.isfinite(values).all())
+    if not broken:
+        return None
+    return error(
+        "not_finite",
+        "The networks have diverged: losses or values are NaN or infinite.",
+        ", ".join(broken[:4]),
+        f"Set `learning_rate: {_third_of(run.option('learning_rate'))}` and `max_grad_value: 1.0`, and see that the "
+        "environment's observations are finite and of a moderate size.",
+    )
+
+
+def _third_of(learning_rate: Any) -> str:
+    """:return: a third of a learning rate, and at most 1e-3: ``3e-4`` or ``lin_3e-4``"""
+    kind, _, value = str(learning_rate).rpartition("_")
+    try:
+        smaller = f"{min(float(value) / 3.0, 1e-3):.0e}".replace("e-0", "e-")
+    except ValueError:
+        return "3e-4"
+    return f"{kind}_{smaller}" if kind else smaller
+
+
+def critic_loss_grows(run: Run) -> Finding | None:
+    """The loss of a critic keeps growing."""
+    for level in ("low", "high"):
+        losses = run.values(f"train/{level}_critic_loss")
+        quarter = len(losses) // 4
+        if quarter < 2:
+            continue
+        # At first it grows with the values themselves
+        early, late = float(np.median(losses[quarter : 2 * quarter])), float(np.median(losses[-quarter:]))
+        if late > 5.0 * early and late > (0.1 / (1.0 - run.gamma(level))) ** 2:
+            return error(
+                "critic_loss_grows",
+                f"The {level} level's critic gets worse and worse.",
+                f"train/{level}_critic_loss from {early:.2g} to {late:.2g}",
+                f"Set `learning_rate: {_third_of(run.option('learning_rate'))}`, `tau: {min(run.option('tau'), 0.005)}` and "
+                "`n_critics=2` in `policy_kwargs`.",
+            )
+    return None
+
+
+def success_falls(run: Run) -> Finding | None:
+    """Success falls off after a peak."""
+    for key in ("eval/success_rate", "rollout/success_rate"):
+        rates = run.values(key)
+        if len(rates) < 2 * SMOOTHING:
+            continue
+        smooth = np.convolve(rates, np.full(SMOOTHING, 1.0 / SMOOTHING), mode="valid")
+        if smooth.max() >= 0.5 and smooth[-1] < smooth.max() - 0.3:
+            rate = str(run.option("learning_rate"))
+            setting = f"{_third_of(rate)}`" if rate.startswith("lin_") else f"lin_{rate}`, which falls to 0"
+            return error(
+                "success_falls",
+                "The agent was better before than it is now.",
+                f"{key} was {smooth.max():.2f}, is {smooth[-1]:.2f} (means of {SMOOTHING})",
+                f"Set `learning_rate: {setting}; with a planner `n_members: 12` in `planner_kwargs`. The best agent of "
+                "the evaluations is best_model.zip (`enjoy --load-best`).",
+            )
+        return None
+    return None
+
+
+def stalls_without_noise(run: Run) -> Finding | None:
+    """The agent is worse without exploration noise than with it."""
+    rollout, evaluated = run.late("rollout/success_rate"), run.late("eval/success_rate")
+    if run.is_young or rollout is None or evaluated is None or evaluated > rollout - 0.3:
+        return None
+    return error(
+        "stalls_without_noise",
+        "The agent is much worse without exploration noise: it repeats a decision that leads nowhere.",
+        f"rollout/success_rate = {rollout:.2f}, eval/success_rate = {evaluated:.2f}",
+        "Set `avoid_reached_subgoals: True` and `avoid_missed_subgoals: True`; give evaluation the `env_kwargs` of training.",
+    )
+
+
+def never_succeeds(run: Run) -> Finding | None:
+    """There is not one success after many updates."""
+    rates = np.concatenate([run.values(key) for key in ("rollout/success_rate", "eval/success_rate")])
+    if run.n_updates < 10 * MIN_UPDATES or len(rates) == 0 or rates.max() >= 0.02:
+        return None
+    return error(
+        "never_succeeds",
+        "There was hardly one success.",
+        f"success rate at most {rates.max():.2f} in {run.n_steps:,} steps, {run.n_updates:,} updates",
+        "Make the task easier first: goals that are near (`ReducedWorkspaceWrapper`), `env_kwargs` of a smaller maze; "
+        "`subgoal_source: random` shows whether the low level learns at all.",
+    )
+
+
+def policy_lag(run: Run) -> Finding | None:
+    """Workers act with old weights."""
+    lag = run.late("rollout/policy_lag")
+    n_steps = run.n_asked or run.n_steps
+    if lag is None or n_steps == 0:
+        return None
+    lag_steps = lag / max(run.updates_per_step, 1e-6)
+    if lag_steps < 0.05 * n_steps:
+        return None
+    interval = max(n_steps // 200, 10)
+    return (error if lag_steps >= 0.2 * n_steps else warning)(
+        "policy_lag",
+        "Workers act with weights that are old, for a run of this length.",
+        f"rollout/policy_lag = {lag:.0f} updates, or {lag_steps:.0f} of {n_steps:,} environment steps",
+        f"Set `collector_kwargs: {{flush_size: {max(interval // 2, 5)}, sync_interval: {interval}}}`.",
+    )
+
+
+def worker_restarts(run: Run) -> Finding | None:
+    """Workers were replaced."""
+    _, restarts = run.log.get("rollout/worker_restarts", (np.zeros(0), np.zeros(0)))
+    if len(restarts) == 0 or restarts[-1] == 0:
+        return None
+    return warning(
+        "worker_restarts",
+        "Workers died or hung and were replaced.",
+        f"rollout/worker_restarts = {restarts[-1]:.0f}",
+        "Look for the traceback in the output (`--vec-env dummy` shows it in one process); if steps are slow, raise "
+        "`step_timeout` in `collector_kwargs`.",
+    )
+
+
+RUN_CHECKS: tuple[Callable[[Run], Finding | None], ...] = (
+    learning_never_starts,
+    no_episodes,
+    no_success_logged,
+    not_finite,
+    critic_loss_grows,
+    success_falls,
+    stalls_without_noise,
+    few_updates,
+    never_succeeds,
+    policy_lag,
+    worker_restarts,
+)
+NAMES = tuple(check.__name__ for check in (*RUN_CHECKS, *LEVEL_CHECKS))
+
+
+def diagnose_log(log: Mapping[str, Series], config: Mapping[str, Any], n_timesteps: int | None = None) -> list[Finding]:
+    """
+    Say what a run's log shows to be wrong.
+
+    :param log: environment steps and values by key (``rollout/success_rate``, ...), each of shape (n,), in order
+    :param config: hyperparameters, as in hddpg.yml
+    :param n_timesteps: environment steps that were asked for; ``None``: those of ``config``
+    :return: what is wrong, the severe first; empty if nothing is
+    :raises ValueError: if steps and values are not equally long
+    """
+    for key, (steps, values) in log.items():
+        if np.ndim(steps) != 1 or np.shape(steps) != np.shape(values):
+            raise ValueError(
+                f"`log[{key!r}]` must be steps and values of the same length, not {np.shape(steps)} and {np.shape(values)}."
+            )
+    run = Run({key: series for key, series in log.items() if len(series[0]) > 0}, config, n_timesteps)
+    checks = (*RUN_CHECKS, *LEVEL_CHECKS)
+    return by_severity(finding for check in checks if (finding := check(run)) is not None)

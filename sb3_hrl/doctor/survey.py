@@ -1,0 +1,164 @@
+"""What random actions find out about an environment."""
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from sb3_hrl.common.buffers import GOAL_KEYS
+from sb3_hrl.common.goals import GoalTask
+
+Observation = dict[str, np.ndarray]
+
+# Steps from one seed, with the lowest, the highest and twice with the same actions
+PROBE_STEPS = 3
+
+
+class Episode(NamedTuple):
+    """An episode with random actions, of T steps."""
+
+    observations: Observation  # T + 1 rows each
+    rewards: np.ndarray  # (T,)
+    infos: list[dict[str, Any]]  # T
+    terminated: bool
+    truncated: bool
+    was_overwritten: bool  # whether the last observation changed when the environment was reset
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended by itself, not because the survey did."""
+        return self.terminated or self.truncated
+
+    def goals(self, key: str) -> np.ndarray:
+        """
+        :param key: ``achieved_goal`` or ``desired_goal``
+        :return: what the learner sees of them, float32, shape (T + 1, goal_dim)
+        """
+        values = self.observations[key].astype(np.float32)
+        return values.reshape(len(values), -1)
+
+
+class Survey(NamedTuple):
+    """What the checks look at."""
+
+    env: gym.Env
+    episodes: list[Episode]
+    starts: Observation  # first observations of many episodes, n_resets rows each
+    probes: dict[str, list[Observation]]  # after one seed: "low" and "high" actions, and twice the "same" ones and "again"
+    time_limit: int | None  # environment steps
+    subgoal_steps: int = 1
+    subgoal_radius: float | None = None  # the smallest of them
+    subgoal_threshold: float | None = None
+    found_task: GoalTask | None = None  # once its reward is known to make sense
+
+    @property
+    def task(self) -> GoalTask:
+        """What reaching a goal means."""
+        assert self.found_task is not None
+        return self.found_task
+
+    def start_goals(self, key: str) -> np.ndarray:
+        """
+        :param key: ``achieved_goal`` or ``desired_goal``
+        :return: those of the first observations, float32, shape (n_resets, goal_dim)
+        """
+        values = self.starts[key].astype(np.float32)
+        return values.reshape(len(values), -1)
+
+    @property
+    def has_real_goals(self) -> bool:
+        """Whether goals are real numbers, neither bits nor whole ones."""
+        space = self.env.observation_space["desired_goal"]  # type: ignore[index]
+        goals = self.starts["desired_goal"]
+        return isinstance(space, spaces.Box) and not np.array_equal(goals, np.round(goals))
+
+
+def time_limit_of(env: gym.Env) -> int | None:
+    """
+    :param env: environment
+    :return: environment steps after which gymnasium truncates an episode, ``None`` if there is no such limit
+    """
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return int(env.spec.max_episode_steps)
+    # A TimeLimit around an environment without a spec
+    limit = env.get_wrapper_attr("_max_episode_steps") if env.has_wrapper_attr("_max_episode_steps") else None
+    return None if limit is None else int(limit)
+
+
+def _stack(observations: list[Observation]) -> Observation:
+    return {key: np.stack([np.asarray(obs[key]) for obs in observations]) for key in GOAL_KEYS}
+
+
+def _copy(obs: Observation) -> Observation:
+    return {key: np.array(obs[key]) for key in GOAL_KEYS}
+
+
+def _record(env: gym.Env, max_steps: int) -> Episode:
+    obs = env.reset()[0]
+    observations = [_copy(obs)]
+    rewards: list[float] = []
+    infos: list[dict[str, Any]] = []
+    terminated = truncated = False
+    while len(rewards) < max_steps and not (terminated or truncated):
+        obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        observations.append(_copy(obs))
+        rewards.append(float(reward))
+        infos.append(dict(info))
+    # A VecEnv keeps the last observation while the next episode begins
+    env.reset()
+    was_overwritten = any(not np.array_equal(obs[key], observations[-1][key], equal_nan=True) for key in GOAL_KEYS)
+    return Episode(_stack(observations), np.array(rewards), infos, bool(terminated), bool(truncated), was_overwritten)
+
+
+def _probe(env: gym.Env, seed: int, actions: list[np.ndarray]) -> list[Observation]:
+    observations = [_copy(env.reset(seed=seed)[0])]
+    for action in actions:
+        obs, _, terminated, truncated, _ = env.step(action)
+        observations.append(_copy(obs))
+        if terminated or truncated:
+            break
+    return observations
+
+
+def make_survey(
+    env: gym.Env,
+    n_episodes: int,
+    n_resets: int,
+    max_steps: int,
+    seed: int,
+) -> Survey:
+    """
+    Play at random.
+
+    :param env: goal-conditioned environment with bounded Box actions
+    :param n_episodes: episodes to play
+    :param n_resets: first observations to look at
+    :param max_steps: environment steps of an episode after which it is given up
+    :param seed: of the environment and of the actions
+    :return: what was seen
+    """
+    space = env.action_space
+    assert isinstance(space, spaces.Box)
+    space.seed(seed)
+    env.reset(seed=seed)
+    starts = _stack([_copy(env.reset()[0]) for _ in range(n_resets)])
+    episodes = [_record(env, max_steps) for _ in range(n_episodes)]
+    same = [space.sample() for _ in range(PROBE_STEPS)]
+    actions = {"low": [space.low] * PROBE_STEPS, "high": [space.high] * PROBE_STEPS, "same": same, "again": same}
+    probes = {name: _probe(env, seed, tried) for name, tried in actions.items()}
+    return Survey(env, episodes, starts, probes, time_limit_of(env))
+
+
+def differ(a: list[Observation], b: list[Observation], rounding: float = 0.0) -> bool:
+    """
+    :param a: observations of a probe
+    :param b: of another one
+    :param rounding: largest difference that does not count, relative and absolute
+    :return: whether they differ
+    """
+    return len(a) != len(b) or any(
+        not np.allclose(one[key], other[key], rtol=rounding, atol=rounding, equal_nan=True)
+        for one, other in zip(a, b, strict=True)
+        for key in GOAL_KEYS
+    )

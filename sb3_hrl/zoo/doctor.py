@@ -1,0 +1,191 @@
+"""``python -m sb3_hrl doctor``: what is wrong with an environment, and with the run that was trained on it."""
+
+import argparse
+import importlib
+import shutil
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import gymnasium_robotics
+import yaml
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import StoreDict, get_latest_run_id, get_saved_hyperparams, get_wrapper_class
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_hrl.doctor import Finding, diagnose_env, diagnose_log
+from sb3_hrl.doctor.environment import raises
+from sb3_hrl.doctor.findings import by_severity, has_error, warning
+from sb3_hrl.doctor.run import Run, Series
+from sb3_hrl.plots import read_arguments, read_runs
+from sb3_hrl.zoo.registration import ALGO, hyperparams_path
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """
+    :param arguments: of the command line
+    :return: the same, parsed
+    """
+    parser = argparse.ArgumentParser(prog="python -m sb3_hrl doctor", description=__doc__)
+    parser.add_argument("--algo", default=ALGO, choices=[ALGO])
+    parser.add_argument("--env", required=True, help="environment ID")
+    parser.add_argument("-f", "--folder", type=Path, default=Path("logs"), help="log folder of the run, as of the zoo's train")
+    parser.add_argument("--exp-id", type=int, default=0, help="experiment to look at (0: latest; -1: environment only)")
+    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="TensorBoard's folder, if it was moved since the training")
+    parser.add_argument("--n-episodes", type=int, default=5, help="episodes of random play")
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="in place of those that were trained with")
+    parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, help="hyperparameters to overwrite")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="packages that register environments")
+    args = parser.parse_args(arguments)
+    if args.n_episodes < 1:
+        parser.error(f"--n-episodes must be at least 1, not {args.n_episodes}")
+    gym.register_envs(gymnasium_robotics)
+    for package in args.gym_packages:
+        importlib.import_module(package)
+    if args.env not in gym.registry:
+        parser.error(f"{args.env} is not registered: name the package that does so (--gym-packages)")
+    return args
+
+
+def run_folder(args: argparse.Namespace) -> Path | None:
+    """
+    :param args: of the command line
+    :return: the folder of the run, as the zoo names it; ``None`` if there is none to look at
+    """
+    name, folder = EnvironmentName(args.env), args.folder / args.algo
+    exp_id = get_latest_run_id(str(folder), name) if args.exp_id == 0 else args.exp_id
+    if exp_id < 1:
+        return None
+    path = folder / f"{name}_{exp_id}"
+    if not path.is_dir():
+        raise SystemExit(f"There is no run in {path}: check -f and --exp-id.")
+    return path
+
+
+def hyperparameters(args: argparse.Namespace, folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    :param args: of the command line
+    :param folder: of the run
+    :return: hyperparameters, as the run saved them or else those of hddpg.yml, and the arguments that it was started with
+    """
+    trained_with: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    if folder is not None:
+        saved = folder / EnvironmentName(args.env)
+        config, _ = get_saved_hyperparams(str(saved))
+        trained_with = read_arguments(folder)
+    if not config:
+        known = yaml.safe_load(hyperparams_path().read_text())
+        config = known.get(args.env, known["default"])
+    config = dict(config) | (args.hyperparams or {})
+    env_kwargs = args.env_kwargs or trained_with.get("env_kwargs")
+    return config | ({"env_kwargs": env_kwargs} if env_kwargs else {}), trained_with
+
+
+def make_env(env_id: str, config: Mapping[str, Any]) -> gym.Env:
+    """
+    :param env_id: id of the environment
+    :param config: hyperparameters
+    :return: the environment as training sees it, with ``env_kwargs``, Monitor and ``env_wrapper``
+    """
+    spec = gym.spec(env_id)
+    venv = make_vec_env(
+        lambda **kwargs: spec.make(**kwargs),
+        n_envs=1,
+        env_kwargs=dict(config.get("env_kwargs") or {}),
+        wrapper_class=get_wrapper_class(dict(config)),
+    )
+    assert isinstance(venv, DummyVecEnv)
+    return venv.envs[0]
+
+
+def judge_env(args: argparse.Namespace, config: Mapping[str, Any]) -> list[Finding]:
+    """
+    :param args: of the command line
+    :param config: hyperparameters
+    :return: what is wrong with the environment
+    """
+    try:
+        env = make_env(args.env, config)
+    except Exception as exception:
+        return [raises("while it was made", exception)]
+    options = Run({}, config)
+    return diagnose_env(
+        env,
+        n_episodes=args.n_episodes,
+        subgoal_steps=options.option("subgoal_steps"),
+        subgoal_radius=options.option("subgoal_radius"),
+        subgoal_threshold=options.option("subgoal_threshold"),
+    )
+
+
+def judge_log(
+    args: argparse.Namespace, folder: Path, config: Mapping[str, Any], trained_with: Mapping[str, Any]
+) -> tuple[list[Finding], list[Path]]:
+    """
+    :param args: of the command line
+    :param folder: of the run
+    :param config: hyperparameters
+    :param trained_with: arguments of the training
+    :return: what is wrong with the run, and the files that were looked at
+    """
+    log: dict[str, Series] = {}
+    sources: list[Path] = []
+    try:
+        (run,) = read_runs([folder], [args.tensorboard_log] if args.tensorboard_log else None)
+        log, sources = {key: (series.steps, series.values) for key, series in run.series.items()}, list(run.sources)
+        unreadable = "only evaluations" if sources else "no log"
+    except (ImportError, ValueError) as refusal:
+        unreadable = str(refusal)
+    is_logged = any(key.startswith("train/") for key in log)
+    if not is_logged:
+        # Monitors know of success, but not of what the logger says beside it
+        log = {key: series for key, series in log.items() if key.startswith("eval/")}
+    n_asked = trained_with.get("n_timesteps") or -1
+    findings = diagnose_log(log, config, n_asked if n_asked > 0 else None)
+    if not is_logged:
+        findings.append(no_log(folder, unreadable))
+    return by_severity(findings), sources
+
+
+def no_log(folder: Path, found: str) -> Finding:
+    """The zoo wrote no log that says what becomes of subgoals, actions and values."""
+    symptom = "There is no log of what became of subgoals, actions and values: by default the zoo prints it, and keeps none."
+    return warning("no_log", symptom, f"{folder}: {found}", "Train with `-tb tb`; it is found again by the run's args.yml.")
+
+
+def show(finding: Finding) -> None:
+    """
+    :param finding: to print, in sentences
+    """
+    width = max(shutil.get_terminal_size((110, 24)).columns, 60)
+    print(f"{finding.severity.upper()} {finding.check} ({textwrap.shorten(finding.metric, 200)})")
+    for sentence in (finding.symptom, "-> " + finding.cure):
+        print(textwrap.fill(sentence, width, initial_indent="  ", subsequent_indent="     " if sentence[0] == "-" else "  "))
+
+
+def main(arguments: list[str]) -> None:
+    """
+    Print what is wrong, the severe first, and exit with 1 if something severe is.
+
+    :param arguments: of the command line
+    """
+    args = parse(arguments)
+    folder = run_folder(args)
+    config, trained_with = hyperparameters(args, folder)
+    findings = judge_env(args, config)
+    looked_at = [args.env]
+    if folder is not None:
+        of_log, sources = judge_log(args, folder, config, trained_with)
+        findings = by_severity([*findings, *of_log])
+        looked_at += [str(source) for source in sources] or [str(folder)]
+    for finding in findings:
+        show(finding)
+    n_errors = sum(finding.severity == "error" for finding in findings)
+    verdict = f"{n_errors} severe, {len(findings) - n_errors} less so" if findings else "nothing wrong found"
+    print(f"doctor: {verdict} in {', '.join(looked_at)}")
+    if has_error(findings):
+        raise SystemExit(1)

@@ -1,0 +1,502 @@
+"""Each check of the doctor finds the fault that was planted for it, and nothing is found where nothing is wrong."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import FaultyEnv, PointEnv
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.envs import BitFlippingEnv
+
+from sb3_hrl.doctor import diagnose_env, diagnose_log
+from sb3_hrl.doctor.environment import NAMES as ENV_CHECKS
+from sb3_hrl.doctor.log import NAMES as LOG_CHECKS
+from sb3_hrl.zoo import doctor
+
+pytestmark = pytest.mark.timeout(180)
+
+ROOT = Path(__file__).parents[1]
+UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+
+def space(**changed: spaces.Space) -> spaces.Dict:
+    """:return: the observation space of a PointEnv, with changes"""
+    known = dict(PointEnv().observation_space.spaces)
+    return spaces.Dict(known | changed)
+
+
+class Changed(PointEnv):
+    """
+    A PointEnv whose observations and infos are changed on their way out.
+
+    :param change: of (env, obs, info), in place
+    :param options: of PointEnv
+    """
+
+    def __init__(self, change, **options):
+        super().__init__(**options)
+        self.change = change
+
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        self.change(self, obs, info)
+        return obs, info
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.change(self, obs, info)
+        return obs, reward, terminated, truncated, info
+
+
+class Rewarded(PointEnv):
+    """A PointEnv with another reward, a function of (achieved, desired, info), in `step` as well."""
+
+    def __init__(self, reward, **options):
+        super().__init__(**options)
+        self.compute_reward = reward
+
+
+def renamed(env, obs, info):
+    if "is_success" in info:
+        info["success"] = info.pop("is_success")
+
+
+class Reused(PointEnv):
+    """Its observations are always the same arrays."""
+
+    def _obs(self):
+        new = super()._obs()
+        self.arrays = getattr(self, "arrays", new)
+        for key, value in new.items():
+            self.arrays[key][...] = value
+        return self.arrays
+
+
+class Wandering(PointEnv):
+    """Its goal moves on in the middle of an episode."""
+
+    def step(self, action):
+        if self.steps == 10:
+            self.goal = self.goal + 0.5
+        return super().step(action)
+
+
+class Deaf(PointEnv):
+    """It moves as it likes."""
+
+    def step(self, action):
+        return super().step(self.np_random.uniform(-2.0, 2.0, 2))
+
+
+class Unseeded(PointEnv):
+    """It draws from a generator that no seed reaches."""
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        self.position, self.goal = np.random.default_rng().uniform(-1.0, 1.0, (2, 2))
+        return self._obs(), {}
+
+
+class Placed(PointEnv):
+    """A PointEnv with its goals at `place`, or at its position and as much farther."""
+
+    def __init__(self, place=None, offset=None, **options):
+        super().__init__(**options)
+        self.place, self.offset = place, offset
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        self.goal = np.array(self.place) if self.offset is None else self.position + self.offset
+        return self._obs(), {}
+
+
+class Costly(PointEnv):
+    """Its step pays for actions as well."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, reward - 0.1 * float(np.abs(action).sum()), *rest
+
+
+class Falling(PointEnv):
+    """Its episodes terminate after some steps, wherever it is."""
+
+    def step(self, action):
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, self.steps >= 7, truncated, info
+
+
+class Quiet(PointEnv):
+    """Its episodes end at success, which compute_terminated does not say; it always gets there at once."""
+
+    threshold = 3.0
+
+    def step(self, action):
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, info["is_success"], truncated, info
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        # 0.01 beyond the threshold, and the other way if the edge is near
+        self.position, self.goal = np.zeros(2), np.array([3.05, self.np_random.uniform(0.0, 0.01)])
+        return self._obs(), {}
+
+
+class Shifted(PointEnv):
+    """A PointEnv far away from the origin."""
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        self.position, self.goal = self.position + 1e7, self.goal + 1e7
+        return self._obs(), {}
+
+    def step(self, action):
+        self.position = self.position - 1e7
+        self.goal = self.goal - 1e7
+        _, reward, terminated, truncated, info = super().step(action)
+        self.position, self.goal = self.position + 1e7, self.goal + 1e7
+        return self._obs(), reward, terminated, truncated, info
+
+
+class Silent(PointEnv):
+    """Its reset has no info, which only SB3 minds."""
+
+    def reset(self, **kwargs):
+        return super().reset(**kwargs)[0], None
+
+
+class Stretched(PointEnv):
+    """One entry of its goal has a range a thousand times as large."""
+
+    def _obs(self):
+        obs = super()._obs()
+        return obs | {key: obs[key] * np.array([1.0, 1000.0]) for key in ("achieved_goal", "desired_goal")}
+
+    def step(self, action):
+        obs, _, terminated, truncated, info = super().step(action)
+        reward = self.compute_reward(obs["achieved_goal"], obs["desired_goal"], {})
+        return obs, float(reward), terminated, truncated, info | {"is_success": bool(reward == 0.0)}
+
+
+def nan_at_times(env, obs, info):
+    if env.steps == 15:
+        obs["observation"][0] = np.nan
+
+
+def other(name: str, value: Any, **options: Any) -> PointEnv:
+    """:return: a PointEnv with an attribute of another value"""
+    env = PointEnv(**options)
+    setattr(env, name, value)
+    return env
+
+
+def is_near(achieved, desired, radius=0.1):
+    return np.linalg.norm(achieved - desired, axis=-1) <= radius
+
+
+def random_reward(achieved, desired, info):
+    return np.random.default_rng().integers(-1, 1, np.shape(achieved)[:-1]).astype(float)
+
+
+ENV_FAULTS = [
+    ("goal_spaces", lambda: other("observation_space", spaces.Dict(observation=UNBOUNDED)), {}),
+    ("goal_spaces", lambda: other("observation_space", space(desired_goal=spaces.Box(-1, 1, (3,)))), {}),
+    ("action_space", lambda: other("action_space", UNBOUNDED), {}),
+    ("action_space", lambda: other("action_space", spaces.Discrete(3)), {}),
+    ("raises", lambda: FaultyEnv("raise", 10), {}),
+    ("non_finite", lambda: Changed(nan_at_times), {}),
+    ("outside_space", lambda: other("observation_space", space(observation=spaces.Box(-0.1, 0.1, (3,), np.float64))), {}),
+    ("outside_space", lambda: other("observation_space", space(observation=spaces.Box(-9, 9, (3,), np.float32))), {}),
+    ("reused_arrays", Reused, {}),
+    ("continuing_task", lambda: other("continuing_task", True), {}),
+    ("moving_goal", Wandering, {}),
+    ("no_time_limit", lambda: PointEnv(max_steps=10**9), dict(max_steps=300)),
+    ("success_key", lambda: Changed(renamed), {}),
+    ("success_key", lambda: Changed(lambda env, obs, info: info.clear()), {}),
+    ("frozen_goal", lambda: Changed(lambda env, obs, info: obs["achieved_goal"].fill(0.0)), {}),
+    ("ignored_actions", Deaf, {}),
+    ("not_seeded", Unseeded, {}),
+    ("same_goal", lambda: Placed([0.3, 0.3]), {}),
+    ("long_segments", PointEnv, dict(subgoal_steps=21)),
+    ("random_reward", lambda: Rewarded(random_reward), {}),
+    ("goal_reward", lambda: PointEnv(dense=True), {}),
+    ("goal_reward", lambda: Rewarded(lambda a, g, info: float(np.linalg.norm(a - g) <= 0.1) - 1.0), {}),
+    ("goal_reward", lambda: Rewarded(lambda a, g, info: np.zeros(np.shape(a)[:-1])), {}),
+    ("goal_reward", lambda: Rewarded(lambda a, g, info: info[0]["bonus"] if np.ndim(a) > 1 else 0.0), {}),
+    ("reward_differs", Costly, {}),
+    ("success_differs", lambda: Changed(lambda env, obs, info: info.update(is_success=True)), {}),
+    ("zero_tolerance", lambda: Rewarded(lambda a, g, info: np.equal(a, g).all(-1) - 1.0), {}),
+    ("coarse_numbers", lambda: Shifted(), {}),
+    ("reached_at_reset", lambda: Placed(offset=0.01), {}),
+    ("out_of_reach", lambda: Placed(offset=1000.0), {}),
+    ("goal_scales", Stretched, {}),
+    ("coarse_steps", lambda: other("threshold", 0.01), {}),
+    ("small_radius", PointEnv, dict(subgoal_radius=[0.3, 0.05])),
+    ("ends_without_success", Falling, {}),
+    ("end_differs", Quiet, {}),
+    ("sb3_check", Silent, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "options"), ENV_FAULTS)
+def test_planted_fault_of_an_environment(name, make, options):
+    findings = diagnose_env(make(), **options)
+    assert name in [finding.check for finding in findings]
+    severe = {finding.check for finding in findings if finding.severity == "error"}
+    assert severe <= {name}
+    assert [finding.severity for finding in findings] == sorted(finding.severity for finding in findings)
+    for finding in findings:
+        assert all(len(text) > 3 for text in finding)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        PointEnv,
+        lambda: PointEnv(ends_at_success=True),
+        lambda: TimeLimit(PointEnv(max_steps=10**9), 30),
+        lambda: Rewarded(lambda a, g, info: 1.0 * is_near(a, g)),
+        lambda: BitFlippingEnv(n_bits=6, continuous=True),
+    ],
+)
+def test_silent_on_sound_environments(make):
+    findings = {finding.check for finding in diagnose_env(make(), subgoal_steps=5)}
+    assert findings == ({"same_goal"} if isinstance(make(), BitFlippingEnv) else set())
+
+
+def test_a_dense_reward_with_a_threshold_is_sound():
+    assert diagnose_env(PointEnv(dense=True), subgoal_threshold=0.1) == []
+
+
+def test_what_the_learner_says_is_in_the_finding():
+    (finding,) = diagnose_env(PointEnv(dense=True))
+    assert "dense" in finding.symptom
+    assert "subgoal_threshold" in finding.cure
+    (finding,) = diagnose_env(Changed(renamed))
+    assert "add_success_info" in finding.cure
+
+
+@pytest.mark.parametrize("name", ["n_episodes", "n_resets", "max_steps", "subgoal_steps"])
+def test_numbers_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1"):
+        diagnose_env(PointEnv(), **{name: 0})
+
+
+REAL = ["FetchReach-v4", "FetchPush-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v4"]
+
+
+@pytest.mark.parametrize("env_id", REAL)
+def test_silent_on_real_environments(env_id, capsys):
+    doctor.main(["--algo", "hddpg", "--env", env_id, "--exp-id", "-1"])
+    assert capsys.readouterr().out.strip() == f"doctor: nothing wrong found in {env_id}"
+
+
+def test_the_maze_as_it_is_made(capsys):
+    """Without the hyperparameters of hddpg.yml it goes on after success, and does not log it."""
+    options = ["--env-kwargs", "continuing_task:True", "-params", "env_wrapper:None"]
+    with pytest.raises(SystemExit) as end:
+        doctor.main(["--env", "PointMaze_UMaze-v3", "--exp-id", "-1", *options])
+    assert end.value.code == 1
+    output = capsys.readouterr().out
+    assert re.findall(r"^ERROR (\w+)", output, re.MULTILINE) == ["continuing_task", "success_key"]
+    assert "continuing_task: False" in output
+    assert "add_success_info" in output
+
+
+# ------------------------------------------------------------------- logs
+
+CONFIG = dict(n_timesteps=20_000, learning_starts=500, train_freq=1, subgoal_steps=10, gamma=0.95, subgoal_radius=0.2)
+STEPS = np.arange(500, 20_001, 500, dtype=float)
+
+
+def learning_log(**changed: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """:return: the log of a run that learns; changed keys have dots for slashes, None leaves one out"""
+    progress = STEPS / STEPS[-1]
+    values = {
+        "rollout/success_rate": np.minimum(1.2 * progress, 0.8),
+        "rollout/ep_len_mean": np.full_like(STEPS, 50.0),
+        "rollout/subgoal_success_rate": np.minimum(progress, 0.8),
+        "rollout/subgoal_reached_at_issue": 0.3 * progress,
+        "rollout/subgoal_replaced": 0.2 * progress,
+        "eval/success_rate": np.minimum(1.5 * progress, 1.0),
+        "eval/mean_ep_length": np.full_like(STEPS, 50.0),
+        "eval/subgoal_reached_at_issue": 0.9 * progress,
+        "eval/subgoal_at_bounds": np.full_like(STEPS, 0.1),
+        "train/low_action_saturation": 0.3 * progress,
+        "train/low_critic_loss": 0.3 - 0.2 * progress,
+        "train/high_critic_loss": 5.0 * progress,
+        "train/low_q_mean": -1.0 - 3.0 * progress,
+        "train/high_q_mean": np.full_like(STEPS, 0.1),
+    }
+    for key, value in changed.items():
+        values[key.replace("__", "/")] = value
+    return {
+        key: (STEPS[: np.size(value)] if np.ndim(value) else STEPS, value if np.ndim(value) else np.full_like(STEPS, value))
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+FAILS = dict(eval__success_rate=0.1, rollout__success_rate=0.1, eval__subgoal_reached_at_issue=0.0)
+RISE = np.linspace(0.0, 1.0, len(STEPS))
+BROKEN = np.where(RISE > 0.8, np.nan, -1.0)
+
+LOG_FAULTS = [
+    ("learning_never_starts", dict(learning_starts=20_000), {}),
+    ("no_episodes", {}, dict(rollout__ep_len_mean=None)),
+    ("no_success_logged", {}, dict(rollout__success_rate=None, eval__success_rate=None, eval__subgoal_reached_at_issue=0.0)),
+    ("not_finite", {}, dict(train__low_q_mean=BROKEN)),
+    ("critic_loss_grows", {}, dict(train__low_critic_loss=100.0 * RISE**4)),
+    ("success_falls", {}, FAILS | dict(eval__success_rate=np.where(RISE < 0.7, RISE + 0.3, 0.3))),
+    ("success_falls", {}, dict(rollout__success_rate=np.where(RISE < 0.7, RISE + 0.3, 0.3), eval__success_rate=None)),
+    ("stalls_without_noise", {}, dict(eval__success_rate=0.2, eval__subgoal_reached_at_issue=0.0)),
+    ("few_updates", dict(train_freq=8, n_envs=16), FAILS),
+    ("never_succeeds", {}, FAILS | dict(eval__success_rate=0.0, rollout__success_rate=0.0)),
+    ("policy_lag", {}, dict(rollout__policy_lag=5_000.0)),
+    ("policy_lag", dict(train_freq=4), dict(rollout__policy_lag=300.0)),
+    ("worker_restarts", {}, dict(rollout__worker_restarts=2.0)),
+    (
+        "subgoals_reached_at_issue",
+        dict(env_kwargs=dict(continuing_task=False)),
+        dict(eval__success_rate=0.5, rollout__success_rate=0.5),
+    ),
+    (
+        "subgoals_reached_at_issue",
+        {},
+        dict(eval__success_rate=0.0, rollout__success_rate=0.1, eval__subgoal_reached_at_issue=0.5),
+    ),
+    ("subgoals_never_reached", {}, FAILS | dict(rollout__subgoal_success_rate=0.02)),
+    ("subgoals_replaced", {}, FAILS | dict(rollout__subgoal_replaced=0.8)),
+    ("subgoals_at_bounds", {}, FAILS | dict(eval__subgoal_at_bounds=0.95)),
+    ("saturated_actions", {}, FAILS | dict(train__low_action_saturation=0.99)),
+    ("values_at_bound", {}, FAILS | dict(train__low_q_mean=-19.9)),
+    ("values_at_bound", dict(high_kwargs=dict(gamma=0.9)), FAILS | dict(train__high_q_mean=-9.9)),
+    ("values_out_of_range", {}, dict(train__low_q_mean=-40.0)),
+    ("values_out_of_range", dict(low_kwargs=dict(gamma=0.5)), dict(train__low_q_mean=1.0)),
+    ("idle_planner", dict(planner="landmarks"), FAILS | dict(rollout__subgoal_planned=0.0)),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "changed"), LOG_FAULTS)
+def test_planted_fault_of_a_log(name, config, changed):
+    findings = diagnose_log(learning_log(**changed), CONFIG | config)
+    assert name in [finding.check for finding in findings]
+    # A run that never succeeds is all that one of these plants
+    assert {finding.check for finding in findings if finding.severity == "error"} <= {name}
+
+
+def test_silent_on_a_log_of_learning():
+    assert diagnose_log(learning_log(), CONFIG) == []
+    assert diagnose_log({}, CONFIG) == []
+
+
+def test_nothing_is_said_of_an_agent_before_it_has_learnt():
+    """A thousand steps are too few to judge by; that is what the finding says, with a number of steps."""
+    young = {key: (steps[:2], values[:2]) for key, (steps, values) in learning_log(**FAILS).items()}
+    (finding,) = diagnose_log(young, CONFIG)
+    assert (finding.check, finding.severity) == ("few_updates", "warning")
+    assert "-n 1500" in finding.cure
+
+
+def test_cures_do_not_contradict_each_other():
+    """Missed subgoals are replaced: they are too far away, not too near."""
+    log = learning_log(**FAILS, rollout__subgoal_success_rate=0.02, rollout__subgoal_replaced=0.8)
+    assert [finding.check for finding in diagnose_log(log, CONFIG)] == ["subgoals_never_reached"]
+
+
+def test_cures_have_values():
+    def cure(config=None, n_timesteps=None, **changed):
+        (finding,) = diagnose_log(learning_log(**changed), CONFIG | (config or {}), n_timesteps)
+        return finding.cure
+
+    assert "`subgoal_radius: 0.1`" in cure(**FAILS, rollout__subgoal_success_rate=0.02)
+    assert "`gradient_steps: 32`" in cure(dict(train_freq=8, n_envs=16), **FAILS)
+    assert "lin_0.001" in cure(rollout__success_rate=np.where(RISE < 0.7, RISE + 0.3, 0.3), eval__success_rate=None)
+    assert "lin_3e-4" in cure(dict(learning_rate="lin_1e-3"), train__low_q_mean=BROKEN)
+    assert "`learning_rate: 1e-3`" in cure(dict(learning_rate=0.05), train__low_q_mean=BROKEN)
+    assert "learning_starts: 100" in cure(dict(learning_starts=1_000), 1_000)
+    assert "gamma: 0.950" in cure(dict(gamma=0.8, high_kwargs=dict(gamma=0.95)), **FAILS, train__low_q_mean=-4.9)
+
+
+def test_a_log_of_unequal_lengths_is_refused():
+    with pytest.raises(ValueError, match="the same length"):
+        diagnose_log({"rollout/success_rate": (STEPS, STEPS[1:])}, CONFIG)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_every_check_is_planted_and_on_the_page():
+    checks = {*ENV_CHECKS, *LOG_CHECKS, "no_log"}
+    assert {name for name, _, _ in ENV_FAULTS} == set(ENV_CHECKS)
+    assert {name for name, _, _ in LOG_FAULTS} == set(LOG_CHECKS)
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == sorted(checks, key=[*ENV_CHECKS, *LOG_CHECKS, "no_log"].index)
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """:return: the outcome of ``python -m sb3_hrl <arguments>``"""
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sb3_hrl", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=160)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with the logs of a miniature run."""
+    folder = tmp_path_factory.mktemp("doctor")
+    small = ["-params", "learning_starts:100", "policy_kwargs:dict(net_arch=[16])"]
+    arguments = ["--env", "FetchReach-v4", "-n", "250", "-tb", "tb", "--eval-freq", "100", "--eval-episodes", "1"]
+    result = run("train", "--algo", "hddpg", *arguments, "--log-interval", "1", "--num-threads", "1", *small, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_command(trained):
+    result = run("doctor", "--algo", "hddpg", "--env", "FetchReach-v4", "-f", "logs", cwd=trained)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.findall(r"^(\w+) (\w+) \(", result.stdout, re.MULTILINE) == [("WARNING", "few_updates")]
+    assert "150 updates in 250 steps" in result.stdout
+    assert "tb/FetchReach-v4/HDDPG_1, logs/hddpg/FetchReach-v4_1/evaluations.npz" in result.stdout.splitlines()[-1]
+
+
+def test_the_command_reads_what_is_there(trained, monkeypatch, capsys):
+    """In this process: a run whose learning never started; TensorBoard's folder elsewhere; a log in the run's own folder."""
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit) as end:
+        doctor.main(["--env", "FetchReach-v4", "-params", "learning_starts:250", "subgoal_radius:0.01"])
+    assert end.value.code == 1
+    found = re.findall(r"^(\w+) (\w+) \(", capsys.readouterr().out, re.MULTILINE)
+    assert found == [("ERROR", "small_radius"), ("ERROR", "learning_never_starts")]
+    doctor.main(["--env", "FetchReach-v4", "--exp-id", "1", "-tb", "elsewhere"])
+    assert "WARNING no_log" in capsys.readouterr().out
+    (trained / "logs/hddpg/FetchReach-v4_1/progress.csv").write_text("time/total_timesteps,train/low_q_mean\n200,nan\n")
+    with pytest.raises(SystemExit):
+        doctor.main(["--env", "FetchReach-v4"])
+    output = capsys.readouterr().out
+    assert "ERROR not_finite" in output
+    assert "progress.csv" in output.splitlines()[-1]
+
+
+def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments, sentence in (
+        (["--env", "Nowhere-v0"], "not registered"),
+        (["--env", "PointEnv-v0", "--n-episodes", "0"], "at least 1"),
+    ):
+        with pytest.raises(SystemExit):
+            doctor.main(arguments)
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no run in"):
+        doctor.main(["--env", "PointEnv-v0", "--exp-id", "3"])
+    with pytest.raises(SystemExit):
+        doctor.main(["--env", "PointEnv-v0", "--env-kwargs", "wind:1.0"])
+    assert "ERROR raises" in capsys.readouterr().out
+    assert gym.spec("PointEnv-v0") is not None
