@@ -238,6 +238,18 @@ def test_the_learner_has_a_twin_with_the_wrapper():
     assert task.ends_at_success
 
 
+def test_other_wrappers_may_come_from_anywhere():
+    class Local(gym.Wrapper):
+        """Cannot be imported."""
+
+    env = SubprocVecEnv([lambda: Local(Monitor(gym.make("conftest:PointEnv-v0")))], start_method="fork")
+    try:
+        task = goal_task_from_env(env, np.array([[0.5, 0.5]]))
+    finally:
+        env.close()
+    assert task.threshold == pytest.approx(PointEnv.threshold, rel=1e-3)
+
+
 def test_wrappers_with_goals_that_cannot_be_made_again_are_refused():
     env = SubprocVecEnv([lambda: Generous(make_car())], start_method="fork")
     try:

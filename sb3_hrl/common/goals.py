@@ -133,7 +133,7 @@ def _goal_wrappers(wrappers: tuple[WrapperSpec, ...]) -> tuple[WrapperSpec, ...]
     :return: those that a twin needs for its goal methods: the topmost with such methods of its own, and what lies beneath it;
         without those that cannot be made again from a spec (Monitor among them), as only observations pass through these
     """
-    gives_goals = [hasattr(load_env_creator(wrapper.entry_point), "compute_reward") for wrapper in wrappers]
+    gives_goals = [_has_goals(wrapper) for wrapper in wrappers]
     n_needed = len(wrappers) - gives_goals[::-1].index(True) if any(gives_goals) else 0
     for wrapper, gives in zip(wrappers, gives_goals, strict=True):
         if gives and wrapper.kwargs is None:
@@ -142,6 +142,15 @@ def _goal_wrappers(wrappers: tuple[WrapperSpec, ...]) -> tuple[WrapperSpec, ...]
                 "cannot be made again there: let it inherit from `gymnasium.utils.RecordConstructorArgs`, or use DummyVecEnv."
             )
     return tuple(wrapper for wrapper in wrappers[:n_needed] if wrapper.kwargs is not None)
+
+
+def _has_goals(wrapper: WrapperSpec) -> bool:
+    """:return: whether the wrapper has goal methods of its own"""
+    try:
+        return hasattr(load_env_creator(wrapper.entry_point), "compute_reward")
+    except (ImportError, AttributeError):
+        # Its class lives in a function or in a worker's main module
+        return False
 
 
 def goal_task_from_env(env: VecEnv, goals: np.ndarray, threshold: float | None = None) -> GoalTask:
