@@ -34,7 +34,7 @@ model = HierarchicalDDPG(
 # Several environments are evaluated at once: the subgoals in force travel in predict's state
 eval_env = make_vec_env("FetchReach-v4", n_envs=4, seed=1)
 eval_freq = args.timesteps // 2
-callback = HierarchicalEvalCallback(eval_env, n_eval_episodes=20, eval_freq=eval_freq, best_model_save_path="hddpg_best")
+callback = HierarchicalEvalCallback(eval_env, n_eval_episodes=10, eval_freq=eval_freq, best_model_save_path="hddpg_best")
 model.learn(args.timesteps, callback, log_interval=100)
 
 successes = []
