@@ -25,12 +25,12 @@ COMMANDS = [line.split("  #")[0].strip() for block in blocks("bash") for line in
 ZOO_COMMANDS = [command for command in COMMANDS if command.startswith("python -m rl_zoo3")]
 
 
-def run(command: list[str], cwd: Path) -> str:
+def run(command: list[str], cwd: Path, env: dict[str, str] | None = None) -> str:
     command = [sys.executable if part == "python" else part for part in command]
     result = subprocess.run(
         command,
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -44,13 +44,19 @@ def in_miniature(command: str) -> list[str]:
     """The zoo's command with a budget that is over in seconds."""
     parts = shlex.split(command)
     budget = ["--num-threads", "1"]
-    if "rl_zoo3.enjoy" in parts:
+    if "rl_zoo3.plots.plot_train" in parts:
+        return parts
+    if "rl_zoo3.enjoy" in parts or "rl_zoo3.record_video" in parts:
         return [*parts, "-n", "100"]
     if "-optimize" in parts:
         budget += ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
     elif "--eval-freq" not in parts:
         budget += ["--eval-freq", "-1"]
-    return [*parts, *budget, "-n", "400", "-params", "learning_starts:300"]
+    if "-params" not in parts:
+        budget.append("-params")
+    # Those of the command come last, as the values of one option
+    cut = parts.index("-params") if "-params" in parts else len(parts)
+    return [*parts[:cut], "-n", "400", *budget, *parts[cut:], "learning_starts:300"]
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +114,60 @@ def test_the_results_page_is_that_of_the_results():
     run(["python", "-W", "ignore", "benchmarks/report.py", "--check"], ROOT)
 
 
+# What an example takes beside --timesteps in miniature
+ARGUMENTS = {"optuna_tuning.py": ["--trials", "2"]}
+
+
+def can_render() -> bool:
+    """:return: whether MuJoCo draws without a screen"""
+    probe = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
+    return subprocess.run(probe, env=os.environ | {"MUJOCO_GL": "egl"}, capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples(example, folder):
-    run(["python", "-W", "ignore", str(example), "--timesteps", "700"], folder)
+    arguments, env = ARGUMENTS.get(example.name, []), {}
+    records = example.name == "evaluate.py" and can_render()
+    if records:
+        arguments, env = ["--video"], {"MUJOCO_GL": "egl"}
+    run(["python", "-W", "ignore", str(example), "--timesteps", "700", *arguments], folder, env)
+    assert not records or list((folder / "videos").glob("*.mp4"))
+
+
+SCRIPT = [line for line in (ROOT / "examples/zoo_commands.sh").read_text().splitlines() if "python" in line]
+
+
+@pytest.fixture(scope="module")
+def script_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("script")
+
+
+@pytest.mark.parametrize("command", SCRIPT, ids=range(len(SCRIPT)))
+def test_zoo_script(command, script_folder):
+    """In their order: a command goes on with what those before have left."""
+    env = {}
+    if command.startswith("MUJOCO_GL=egl "):
+        command, env = command.removeprefix("MUJOCO_GL=egl "), {"MUJOCO_GL": "egl"}
+        if not can_render():
+            pytest.skip("no offscreen rendering here: MUJOCO_GL=egl finds no EGL library")
+    run(in_miniature(command), script_folder, env)
+
+
+RUN_NOTEBOOK = """
+import sys, nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], as_version=4)
+nbclient.NotebookClient(notebook, timeout=250).execute()
+print(notebook)
+"""
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks(notebook, folder):
+    assert notebook.stat().st_size < 60_000, "pictures of few pixels"
+    # The tests' backend shows no pictures
+    output = run(["python", "-c", RUN_NOTEBOOK, str(notebook)], folder, env={"TIMESTEPS": "1200", "MPLBACKEND": ""})
+    assert "success rate" in output
+    assert output.count("image/png") == 2
 
 
 @pytest.mark.parametrize(

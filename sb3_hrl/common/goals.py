@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import WrapperSpec, load_env_creator
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 ComputeReward = Callable[[np.ndarray, np.ndarray, Any], np.ndarray]
@@ -120,11 +121,36 @@ def _local_env(env: VecEnv) -> gym.Env:
             "`spec` to make a twin from: register your environment with `gymnasium.register` and create it by "
             "`gymnasium.make`, or use DummyVecEnv."
         )
-    # Wrappers (Monitor among them) may not be rebuilt from a spec, and the goal methods are the environment's own
     spec = copy.deepcopy(spec)
-    spec.additional_wrappers = ()
+    spec.additional_wrappers = _goal_wrappers(spec.additional_wrappers)
     spec.disable_env_checker = True
     return gym.make(spec)
+
+
+def _goal_wrappers(wrappers: tuple[WrapperSpec, ...]) -> tuple[WrapperSpec, ...]:
+    """
+    :param wrappers: the wrappers of an environment, from the innermost on
+    :return: those that a twin needs for its goal methods: the topmost with such methods of its own, and what lies beneath it;
+        without those that cannot be made again from a spec (Monitor among them), as only observations pass through these
+    """
+    gives_goals = [_has_goals(wrapper) for wrapper in wrappers]
+    n_needed = len(wrappers) - gives_goals[::-1].index(True) if any(gives_goals) else 0
+    for wrapper, gives in zip(wrappers, gives_goals, strict=True):
+        if gives and wrapper.kwargs is None:
+            raise ValueError(
+                f"The goal's reward function is needed in the learner's process, and the wrapper {wrapper.name} that has it "
+                "cannot be made again there: let it inherit from `gymnasium.utils.RecordConstructorArgs`, or use DummyVecEnv."
+            )
+    return tuple(wrapper for wrapper in wrappers[:n_needed] if wrapper.kwargs is not None)
+
+
+def _has_goals(wrapper: WrapperSpec) -> bool:
+    """:return: whether the wrapper has goal methods of its own"""
+    try:
+        return hasattr(load_env_creator(wrapper.entry_point), "compute_reward")
+    except (ImportError, AttributeError):
+        # Its class lives in a function or in a worker's main module
+        return False
 
 
 def goal_task_from_env(env: VecEnv, goals: np.ndarray, threshold: float | None = None) -> GoalTask:

@@ -7,6 +7,18 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
+from sb3_hrl.common.goal_wrapper import GoalFromObservationWrapper, add_goals
+
+__all__ = [
+    "ActionLimitWrapper",
+    "FallTruncationWrapper",
+    "GoalFromObservationWrapper",
+    "ReducedWorkspaceWrapper",
+    "SuccessInfoWrapper",
+    "add_goals",
+    "add_success_info",
+]
+
 
 class SuccessInfoWrapper(gym.Wrapper):
     """

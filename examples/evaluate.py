@@ -1,0 +1,56 @@
+"""How good is an agent, and what becomes of its subgoals? While it learns by a callback, afterwards by evaluate_policy."""
+
+import argparse
+from typing import Any
+
+import gymnasium as gym
+import gymnasium_robotics
+import numpy as np
+from gymnasium.wrappers import RecordVideo
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_hrl import HierarchicalDDPG
+from sb3_hrl.hddpg.evaluation import HierarchicalEvalCallback
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--timesteps", type=int, default=3_000)
+parser.add_argument("--video", action="store_true", help="record an episode; without a screen set MUJOCO_GL=egl")
+args = parser.parse_args()
+
+gym.register_envs(gymnasium_robotics)
+model = HierarchicalDDPG(
+    "MultiInputPolicy",
+    "FetchReach-v4",
+    learning_starts=500,
+    gamma=0.95,
+    tau=0.05,
+    high_update_interval=1,
+    policy_kwargs=dict(net_arch=[128, 128]),
+    verbose=1,
+)
+
+# SB3's EvalCallback, which also logs what became of the subgoals: eval/subgoal_success_rate and others (docs/hddpg.md).
+# Several environments are evaluated at once: the subgoals in force travel in predict's state
+eval_env = make_vec_env("FetchReach-v4", n_envs=4, seed=1)
+eval_freq = args.timesteps // 2
+callback = HierarchicalEvalCallback(eval_env, n_eval_episodes=10, eval_freq=eval_freq, best_model_save_path="hddpg_best")
+model.learn(args.timesteps, callback, log_interval=100)
+
+successes = []
+
+
+def note_success(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+    """Called by evaluate_policy after each step."""
+    if locals_["done"]:
+        successes.append(locals_["info"]["is_success"])
+
+
+model = HierarchicalDDPG.load("hddpg_best/best_model")
+mean_reward, std_reward = evaluate_policy(model, eval_env, n_eval_episodes=50, callback=note_success)
+print(f"mean reward {mean_reward:.1f} +/- {std_reward:.1f}, success rate {np.mean(successes):.2f}")
+
+if args.video:
+    env = RecordVideo(gym.make("FetchReach-v4", render_mode="rgb_array"), "videos")
+    evaluate_policy(model, env, n_eval_episodes=1)
+    env.close()

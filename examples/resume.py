@@ -1,0 +1,40 @@
+"""Save an agent with its replay buffer, and go on from there as if nothing had happened, perhaps on another day."""
+
+import argparse
+
+import gymnasium as gym
+import gymnasium_robotics
+
+from sb3_hrl import HierarchicalDDPG
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--timesteps", type=int, default=3_000)
+args = parser.parse_args()
+
+gym.register_envs(gymnasium_robotics)
+env = gym.make("FetchReach-v4")
+model = HierarchicalDDPG(
+    "MultiInputPolicy",
+    env,
+    learning_starts=500,
+    gamma=0.95,
+    tau=0.05,
+    high_update_interval=1,
+    policy_kwargs=dict(net_arch=[128, 128]),
+    verbose=1,
+)
+model.learn(args.timesteps // 2)
+
+# The model has the networks, the optimizers and the statistics of its inputs; the experience is a file of its own
+model.save("hddpg_resume")
+model.save_replay_buffer("hddpg_resume_buffer")
+print(f"saved after {model.num_timesteps} steps, with {model.replay_buffer.size()} of them in the buffer")
+del model
+
+model = HierarchicalDDPG.load("hddpg_resume", env=env)
+model.load_replay_buffer("hddpg_resume_buffer")
+print(f"loaded at {model.num_timesteps} steps, with {model.replay_buffer.size()} of them in the buffer")
+
+# Without reset_num_timesteps=False the clock would start anew, and `learning_starts` steps be random again
+model.learn(args.timesteps - model.num_timesteps, reset_num_timesteps=False)
+print(f"{model.num_timesteps} steps in all")
