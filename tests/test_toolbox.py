@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import PointEnv, point_vec_env
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.subgoals import shrinking_scale
 from sb3_hrl.common.type_aliases import HighSamples, SegmentSteps
-from sb3_hrl.common.wrappers import ActionLimitWrapper, FallTruncationWrapper, ReducedWorkspaceWrapper
+from sb3_hrl.common.wrappers import ActionLimitWrapper, FallTruncationWrapper, ReducedWorkspaceWrapper, truncate_falls
 from sb3_hrl.hddpg.acting import N_MISSED, Plan, SegmentRules
 from sb3_hrl.hddpg.batches import (
     HighBatchOptions,
@@ -706,3 +707,16 @@ def test_an_episode_ends_when_the_robot_lies_on_its_back():
         assert [env.step(np.zeros(2))[3] for _ in range(8)] == [False] * 7 + [True]
     with pytest.raises(ValueError, match="patience"):
         FallTruncationWrapper(TurningEnv(), patience=0)
+
+
+def test_monitor_sees_the_falls():
+    """Evaluation counts the episodes that Monitor has seen: those that ended by a fall were left out."""
+    with pytest.raises(ValueError, match="truncate_falls"):
+        FallTruncationWrapper(Monitor(TurningEnv()))
+    env = truncate_falls(ActionLimitWrapper(Monitor(TurningEnv())), orientation=0, patience=3)
+    assert isinstance(env, ActionLimitWrapper)
+    env.reset(seed=0)
+    for _ in range(8):
+        _, _, _, truncated, info = env.step(np.zeros(2))
+    assert truncated
+    assert info["episode"]["l"] == 8

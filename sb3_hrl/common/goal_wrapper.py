@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_hrl.common.subgoals import is_reached
@@ -24,7 +25,8 @@ class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
     ``info["original_reward"]``. ``info["is_success"]`` says whether the goal is reached. What ends an episode without the
     wrapper still ends it.
 
-    To wrap an environment that has a ``Monitor`` already, as in the zoo or with ``make_vec_env``, use :func:`add_goals`.
+    To wrap an environment that has a ``Monitor`` already, as in the zoo or with ``make_vec_env``, use
+    :func:`~sb3_hrl.common.wrappers.add_goals`.
 
     :param env: environment whose observations are vectors (Box)
     :param goal_indices: which entries of the observation are the goal, counted from 0
@@ -125,24 +127,9 @@ class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
         return self._ends_at_success and bool(is_reached(achieved_goal, desired_goal, self._threshold))
 
 
-def add_goals(env: gym.Env, **kwargs: Any) -> gym.Env:
-    """
-    Wrap in :class:`GoalFromObservationWrapper`, beneath a ``Monitor`` if there is one: rl_zoo3 and ``make_vec_env`` apply
-    wrappers on top of it, and an episode that ends at its goal has to end for Monitor, too.
-
-    :param env: the environment
-    :param kwargs: arguments of :class:`GoalFromObservationWrapper`
-    :return: the goal-conditioned environment
-    """
-    if isinstance(env, Monitor):
-        env.env = GoalFromObservationWrapper(env.env, **kwargs)
-        return env
-    return GoalFromObservationWrapper(env, **kwargs)
-
-
 def _checked_space(env: gym.Env) -> spaces.Box:
     """:return: the space of the environment's observations, which are vectors"""
-    if isinstance(env, Monitor):
+    if is_wrapped(env, Monitor):
         raise ValueError(
             "GoalFromObservationWrapper belongs beneath Monitor, which would not see episodes end at their goals: use "
             "`sb3_hrl.common.wrappers.add_goals` with the same arguments, also as `wrapper_class` or `env_wrapper`."

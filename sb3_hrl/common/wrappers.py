@@ -5,9 +5,10 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_hrl.common.goal_wrapper import GoalFromObservationWrapper, add_goals
+from sb3_hrl.common.goal_wrapper import GoalFromObservationWrapper
 
 __all__ = [
     "ActionLimitWrapper",
@@ -17,7 +18,27 @@ __all__ = [
     "SuccessInfoWrapper",
     "add_goals",
     "add_success_info",
+    "truncate_falls",
 ]
+
+
+def _beneath_monitor(env: gym.Env, wrapper: type[gym.Wrapper], **kwargs: Any) -> gym.Env:
+    """
+    rl_zoo3 and ``make_vec_env`` apply wrappers on top of ``Monitor``. What it is to record has to reach it, and episodes have
+    to end for it, too: SB3's evaluation counts those that it has seen.
+
+    :param env: the environment
+    :param wrapper: class of the wrapper
+    :param kwargs: its arguments
+    :return: the environment, wrapped beneath its ``Monitor`` if it has one
+    """
+    monitor = env
+    while isinstance(monitor, gym.Wrapper) and not isinstance(monitor, Monitor):
+        monitor = monitor.env
+    if not isinstance(monitor, Monitor):
+        return wrapper(env, **kwargs)
+    monitor.env = wrapper(monitor.env, **kwargs)
+    return env
 
 
 class SuccessInfoWrapper(gym.Wrapper):
@@ -40,16 +61,23 @@ class SuccessInfoWrapper(gym.Wrapper):
 
 def add_success_info(env: gym.Env) -> gym.Env:
     """
-    Wrap in :class:`SuccessInfoWrapper`, beneath a ``Monitor`` if there is one: rl_zoo3 applies an ``env_wrapper`` on top of
-    it, and what Monitor is to record has to reach it.
+    Wrap in :class:`SuccessInfoWrapper`, beneath a ``Monitor`` if there is one.
 
     :param env: the environment
     :return: the environment with ``info["is_success"]``
     """
-    if isinstance(env, Monitor):
-        env.env = SuccessInfoWrapper(env.env)
-        return env
-    return SuccessInfoWrapper(env)
+    return _beneath_monitor(env, SuccessInfoWrapper)
+
+
+def add_goals(env: gym.Env, **kwargs: Any) -> gym.Env:
+    """
+    Wrap in :class:`GoalFromObservationWrapper`, beneath a ``Monitor`` if there is one.
+
+    :param env: the environment
+    :param kwargs: arguments of :class:`GoalFromObservationWrapper`
+    :return: the goal-conditioned environment
+    """
+    return _beneath_monitor(env, GoalFromObservationWrapper, **kwargs)
 
 
 class ActionLimitWrapper(gym.Wrapper):
@@ -123,6 +151,8 @@ class FallTruncationWrapper(gym.Wrapper):
     Truncate an episode when the robot has lain on its back for a while: MuJoCo's ant cannot get up, and AntMaze would go on
     for hundreds of steps that teach nothing. Nothing is won by it in evaluation: such an episode counts as failed at once.
 
+    To wrap an environment that has a ``Monitor`` already, as in the zoo or with ``make_vec_env``, use :func:`truncate_falls`.
+
     :param env: goal-conditioned environment whose observation has the torso's orientation, a quaternion (w, x, y, z)
     :param orientation: where the quaternion begins in the observation; AntMaze's comes after the height
     :param patience: steps on its back before the episode ends
@@ -130,6 +160,11 @@ class FallTruncationWrapper(gym.Wrapper):
 
     def __init__(self, env: gym.Env, orientation: int = 1, patience: int = 20):
         super().__init__(env)
+        if is_wrapped(env, Monitor):
+            raise ValueError(
+                "FallTruncationWrapper belongs beneath Monitor, which would not see episodes end: use "
+                "`sb3_hrl.common.wrappers.truncate_falls` with the same arguments, also as `wrapper_class` or `env_wrapper`."
+            )
         if patience < 1:
             raise ValueError(f"`patience` must be at least 1 (steps), not {patience}.")
         self._quaternion, self._patience, self._n_down = slice(orientation, orientation + 4), patience, 0
@@ -154,3 +189,14 @@ class FallTruncationWrapper(gym.Wrapper):
         is_down = 1.0 - 2.0 * (x * x + y * y) < 0.0
         self._n_down = self._n_down + 1 if is_down else 0
         return obs, reward, terminated, truncated or self._n_down >= self._patience, info
+
+
+def truncate_falls(env: gym.Env, **kwargs: Any) -> gym.Env:
+    """
+    Wrap in :class:`FallTruncationWrapper`, beneath a ``Monitor`` if there is one.
+
+    :param env: the environment
+    :param kwargs: arguments of :class:`FallTruncationWrapper`
+    :return: the environment whose episodes end when the robot is down for good
+    """
+    return _beneath_monitor(env, FallTruncationWrapper, **kwargs)
