@@ -16,6 +16,7 @@ of their own, in benchmarks/hyperparams.
 import argparse
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,9 +48,19 @@ def run(env_id: str, seed: int, args: argparse.Namespace) -> list[Row]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         seconds = round(time.monotonic() - start)
         print(f"{env_id} seed {seed}: {seconds} s with start and evaluations", flush=True)
-        evaluations = np.load(Path(folder) / args.algo / f"{env_id}_1" / "evaluations.npz")
+        trained = Path(folder) / args.algo / f"{env_id}_1"
+        if args.agents is not None and seed == args.seeds[0]:
+            keep(trained, env_id, args.agents / args.algo / f"{env_id}_1")
+        evaluations = np.load(trained / "evaluations.npz")
         rates = evaluations["successes"].mean(axis=1)
         return [(seed, int(steps), float(rate), seconds) for steps, rate in zip(evaluations["timesteps"], rates, strict=True)]
+
+
+def keep(trained: Path, env_id: str, folder: Path) -> None:
+    """Keep what the zoo's `enjoy` needs of a run: the agent of the last step, hyperparameters and arguments."""
+    (folder / env_id).mkdir(parents=True, exist_ok=True)
+    for name in (f"{env_id}.zip", f"{env_id}/config.yml", f"{env_id}/args.yml"):
+        shutil.copy(trained / name, folder / name)
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
@@ -72,6 +83,7 @@ def main() -> None:
     parser.add_argument("--algo", default="hddpg", choices=["hddpg", "ddpg"], help="ddpg: SB3's, with HerReplayBuffer")
     parser.add_argument("--conf-file", type=Path, help="hyperparameters in place of hddpg.yml")
     parser.add_argument("--name", default="hddpg", help="beginning of the files' names")
+    parser.add_argument("--agents", type=Path, help="keep the first seed's agent in this folder, for the zoo's `enjoy -f`")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the csv files")
     args = parser.parse_args()
 

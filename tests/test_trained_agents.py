@@ -1,0 +1,67 @@
+"""The trained agents do what they are there for, and the zoo finds them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import gymnasium_robotics
+import pytest
+import yaml
+from rl_zoo3.utils import get_wrapper_class
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_hrl import HierarchicalDDPG
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "trained_agents"
+RUNS = sorted(FOLDER.glob("hddpg/*_1"))
+ENVS = [run.name.removesuffix("_1") for run in RUNS]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=ENVS)
+def test_it_reaches_its_goals(run):
+    gym.register_envs(gymnasium_robotics)
+    env_id = run.name.removesuffix("_1")
+    hyperparams = yaml.load((run / env_id / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
+    hyperparams = dict(hyperparams)
+    env = make_vec_env(
+        env_id, 5, seed=77, env_kwargs=hyperparams.get("env_kwargs"), wrapper_class=get_wrapper_class(hyperparams)
+    )
+    successes = []
+
+    def count(locals_, _):
+        if locals_["done"]:
+            successes.append(locals_["info"]["is_success"])
+
+    model = HierarchicalDDPG.load(run / f"{env_id}.zip")
+    evaluate_policy(model, env, n_eval_episodes=10, callback=count)
+    assert len(successes) == 10
+    assert sum(successes) >= 7
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", ENVS[:1])
+def test_the_zoo_finds_it(env_id, tmp_path):
+    command = ["-m", "sb3_hrl", "enjoy", "--algo", "hddpg", "--env", env_id, "-f", str(FOLDER), "--no-render", "-n", "100"]
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Success rate" in result.stdout
+
+
+def test_each_is_listed():
+    page = (FOLDER / "README.md").read_text()
+    assert ENVS
+    assert all(f"| {env_id} |" in page for env_id in ENVS)
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.zip")) < 20_000_000, "small files"
