@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from conftest import PointEnv
+from conftest import NO_RENDERER, PointEnv, renders_offscreen
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_hrl import HierarchicalDDPG
@@ -80,12 +80,10 @@ def test_enjoy(trained):
 
 
 def test_record_video(trained):
-    env = {"MUJOCO_GL": "egl"}
-    probe = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
-    if subprocess.run(probe, env=os.environ | env, capture_output=True).returncode != 0:
-        pytest.skip("no offscreen rendering here: MUJOCO_GL=egl finds no EGL library")
+    if not renders_offscreen():
+        pytest.skip(NO_RENDERER)
     arguments = ["--algo", "hddpg", "--env", "FetchReach-v2", "-f", "logs", "-n", "20"]
-    run("-m", "rl_zoo3.record_video", *arguments, cwd=trained, env=env)
+    run("-m", "rl_zoo3.record_video", *arguments, cwd=trained, env={"MUJOCO_GL": os.environ["MUJOCO_GL"]})
     assert list((trained / "logs/hddpg/FetchReach-v2_1/videos").glob("*.mp4"))
 
 

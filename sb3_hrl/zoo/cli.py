@@ -18,7 +18,9 @@ COMMANDS = {
     "plot_from_file": "rl_zoo3.plots.plot_from_file",
 }
 # Modules with a function `main(arguments)`, and what they do
-OWN_COMMANDS: dict[str, tuple[str, str]] = {}
+OWN_COMMANDS: dict[str, tuple[str, str]] = {
+    "watch": ("sb3_hrl.zoo.watch", "a GIF or MP4 of an agent with its subgoals in the scene, or a map of its maze"),
+}
 
 
 def main() -> None:
