@@ -75,6 +75,13 @@ def renders_offscreen() -> bool:
     return True
 
 
+@pytest.fixture
+def renderer() -> None:
+    """MuJoCo can render here, and ``MUJOCO_GL`` says how; else the test is skipped, with what to install."""
+    if not renders_offscreen():
+        pytest.skip(NO_RENDERER)
+
+
 def point_vec_env(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:
     """:return: ``n_envs`` PointEnvs in this process"""
     return DummyVecEnv([lambda: PointEnv(**kwargs)] * n_envs)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NO_RENDERER, renders_offscreen
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -80,9 +79,7 @@ def test_make_train(folder):
     assert "400/400" in output
 
 
-def test_make_gif(folder):
-    if not renders_offscreen():
-        pytest.skip(NO_RENDERER)
+def test_make_gif(folder, renderer):
     lines = run(["make", "--dry-run", "gif", f"PYTHON={sys.executable}"], ROOT).splitlines()
     parts = shlex.split(next(line for line in lines if "sb3_hrl watch" in line))
     parts[parts.index("--train") + 1] = "550"

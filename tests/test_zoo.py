@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from conftest import NO_RENDERER, PointEnv, renders_offscreen
+from conftest import PointEnv
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_hrl import HierarchicalDDPG
@@ -79,9 +79,7 @@ def test_enjoy(trained):
     assert "Success rate" in output
 
 
-def test_record_video(trained):
-    if not renders_offscreen():
-        pytest.skip(NO_RENDERER)
+def test_record_video(trained, renderer):
     arguments = ["--algo", "hddpg", "--env", "FetchReach-v2", "-f", "logs", "-n", "20"]
     run("-m", "rl_zoo3.record_video", *arguments, cwd=trained, env={"MUJOCO_GL": os.environ["MUJOCO_GL"]})
     assert list((trained / "logs/hddpg/FetchReach-v2_1/videos").glob("*.mp4"))

@@ -16,6 +16,8 @@ SUBGOAL_COLOUR = (1.0, 0.75, 0.0)
 CAMERA_ATTRIBUTES = ("distance", "azimuth", "elevation", "lookat")
 # Degrees: walls of a maze are not to hide what is behind them
 MAZE_ELEVATION = -75.0
+# In sizes of the maze
+MAZE_DISTANCE = 1.45
 # Metres: the environments' cameras show the whole robot, and goals within its reach as dots
 ROBOT_DISTANCE = 1.6
 # Each subgoal of the trail is so much fainter than the one after it
@@ -95,11 +97,11 @@ class Scene:
         self._is_aimed = False
         # gymnasium declares its viewer as None, which it is before the first frame
         self._renderer: Any = renderer
-        model, data = renderer.model, renderer.data
-        site = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "target")
-        # Where mazes draw their goal, which has no height of its own
-        self._height = float(data.site_xpos[site, 2]) if site >= 0 else 0.0
-        self._radius = max(0.4 * threshold, 0.003 * float(model.stat.extent))
+        maze = getattr(base, "maze", None)
+        self._maze_size = maze.maze_size_scaling * max(maze.map_width, maze.map_length) if maze is not None else None
+        # Large enough to be seen from where the camera is
+        seen_from_afar = 0.006 * renderer.model.stat.extent if self._maze_size is None else 0.015 * self._maze_size
+        self._radius = max(0.4 * threshold, seen_from_afar)
         self._sphere, self._disc = mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER
 
     def frame(self, goal: np.ndarray, subgoal: np.ndarray | None = None, past: Iterable[np.ndarray] = ()) -> np.ndarray:
@@ -112,7 +114,7 @@ class Scene:
         :return: picture, uint8, shape (height, width, 3)
         """
         if not self._is_aimed:
-            self._aim(is_planar=len(goal) == 2)
+            self._aim()
         markers = self._markers(goal, GOAL_COLOUR, 1.0)
         for age, old in enumerate(reversed(list(past)), start=1):
             markers += self._markers(old, SUBGOAL_COLOUR, 0.6 * FADING**age, share=0.6)
@@ -122,14 +124,16 @@ class Scene:
             self._renderer.viewer.add_marker(**marker)
         return np.ascontiguousarray(self._env.render())
 
-    def _aim(self, is_planar: bool) -> None:
+    def _aim(self) -> None:
         # The first frame makes the viewer
         self._env.render()
         camera = self._renderer.viewer.cam
-        if is_planar:
-            camera.elevation = MAZE_ELEVATION
-        else:
+        if self._maze_size is None:
             camera.distance = min(camera.distance, ROBOT_DISTANCE)
+        else:
+            # All of the maze, which lies around the origin
+            camera.distance, camera.elevation = MAZE_DISTANCE * self._maze_size, MAZE_ELEVATION
+            camera.lookat[:] = 0.0
         for name, value in self._camera.items():
             setattr(camera, name, value)
         self._is_aimed = True
@@ -137,7 +141,8 @@ class Scene:
     def _places(self, goal: np.ndarray) -> np.ndarray:
         """:return: the points of a goal in the scene, shape (n, 3)"""
         if len(goal) == 2:
-            return np.append(goal, self._height)[None].astype(np.float64)
+            # On the floor
+            return np.append(goal, self._radius)[None].astype(np.float64)
         if len(goal) % 3 == 0:
             return goal.reshape(-1, 3).astype(np.float64)
         raise ValueError(
@@ -158,5 +163,5 @@ class Scene:
         rgba = np.array([*SUBGOAL_COLOUR, 0.3], dtype=np.float32)
         places = self._places(subgoal)
         if is_flat:
-            places[:, 2] = 0.1 * self._radius
+            places[:, 2] = size[1]
         return [dict(type=self._disc if is_flat else self._sphere, pos=place, size=size, rgba=rgba) for place in places]

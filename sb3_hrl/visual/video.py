@@ -9,12 +9,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from PIL import Image
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.visual.episodes import Moment, check_at_least, check_fit, play, single_env
-from sb3_hrl.visual.rendering import Scene
+from sb3_hrl.visual.rendering import GOAL_COLOUR, SUBGOAL_COLOUR, Scene
 
 SUFFIXES = (".gif", ".mp4")
 # A GIF counts in hundredths of a second, and browsers slow down what is faster than this
@@ -121,12 +122,17 @@ def open_video(target: str | Path | io.BytesIO, fps: float, suffix: str) -> Iter
     :return: a context with a function that adds a frame, uint8, shape (height, width, 3)
     """
     if suffix == ".gif":
-        from imageio.v3 import imopen
+        images: list[Image.Image] = []
+        palettes: list[Image.Image] = []
 
-        with imopen(target, "w", plugin="pillow", extension=".gif") as gif:
-            duration = round(1000.0 / min(fps, MAX_GIF_FPS))
-            # A GIF has 8 bits per pixel: frames wait for the end of the file as that, in a third of the memory
-            yield lambda frame: gif.write(frame, bits=8, duration=duration, loop=0)  # type: ignore[call-arg]
+        def add(frame: np.ndarray) -> None:
+            if not palettes:
+                palettes.append(_palette(frame))
+            images.append(Image.fromarray(frame).quantize(palette=palettes[0], dither=Image.Dither.NONE))
+
+        yield add
+        duration = round(1000.0 / min(fps, MAX_GIF_FPS))
+        images[0].save(target, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
         return
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ImportError("An MP4 needs imageio-ffmpeg: `pip install sb3-hrl[visual]`, or write a .gif instead.")
@@ -135,3 +141,12 @@ def open_video(target: str | Path | io.BytesIO, fps: float, suffix: str) -> Iter
     # imageio's newer interface cannot write a video frame by frame
     with get_writer(target, format="FFMPEG", mode="I", fps=fps, macro_block_size=2) as writer:
         yield writer.append_data  # type: ignore[attr-defined]
+
+
+def _palette(frame: np.ndarray) -> Image.Image:
+    """One palette for all frames, which makes a GIF half as large. Markers are in it, however few their pixels are."""
+    shades = np.linspace(0.3, 1.0, 8)[:, None, None]
+    swatches = 255.0 * shades * np.array([GOAL_COLOUR, SUBGOAL_COLOUR])
+    n_rows = max(len(frame) // 40, 1)
+    strips = [np.broadcast_to(swatch, (n_rows, frame.shape[1], 3)) for swatch in swatches.reshape(-1, 1, 1, 3)[:, 0]]
+    return Image.fromarray(np.concatenate([frame, *strips]).astype(np.uint8)).quantize(256)
