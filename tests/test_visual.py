@@ -13,7 +13,7 @@ import gymnasium_robotics
 import imageio.v3 as imageio
 import numpy as np
 import pytest
-from conftest import NO_RENDERER, PointEnv, point_vec_env, renders_offscreen
+from conftest import PointEnv, point_vec_env
 from matplotlib.collections import LineCollection, PatchCollection, PathCollection, PolyCollection
 from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -419,31 +419,42 @@ PointMaze_UMaze-v3:
 """
 
 
-@pytest.mark.slow
-def test_watch_a_run_of_the_zoo(tmp_path):
-    (tmp_path / "tiny.yml").write_text(CALLBACKS)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A folder with a short run of the zoo, whose hyperparameters ask for maps in TensorBoard."""
+    folder = tmp_path_factory.mktemp("watch")
+    (folder / "tiny.yml").write_text(CALLBACKS)
     train = ["--algo", "hddpg", "--env", "PointMaze_UMaze-v3", "--conf-file", "tiny.yml", "--eval-freq", "-1"]
-    watch("train", *train, "-tb", "tb", "--save-replay-buffer", "--num-threads", "1", cwd=tmp_path)
-    assert [image.step for image in images(tmp_path / "tb", "visual/map")] == [100]
-    common = ["watch", "--env", "PointMaze_UMaze-v3", "--seed", "1"]
-    output = watch(*common, "--map", "map.png", cwd=tmp_path)
+    watch("train", *train, "-tb", "tb", "--save-replay-buffer", "--num-threads", "1", cwd=folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_callbacks_from_the_zoos_hyperparameters(run):
+    assert [image.step for image in images(run / "tb", "visual/map")] == [100]
+
+
+@pytest.mark.slow
+def test_watch_writes_a_map(run):
+    output = watch("watch", "--env", "PointMaze_UMaze-v3", "--map", "map.png", cwd=run)
     assert "map.png: visited places from the replay buffer" in output
-    assert imageio.imread(tmp_path / "map.png").std() > 10
-    assert not list(tmp_path.glob("*.gif")), "a map needs no renderer"
-    (tmp_path / "logs/hddpg/PointMaze_UMaze-v3_1/replay_buffer.pkl").unlink()
-    assert "visited places from a few episodes" in watch(*common, "--map", "map.png", cwd=tmp_path)
-    if not renders_offscreen():
-        pytest.skip(NO_RENDERER)
-    sizes = ["--env-kwargs", "width:64", "height:64", "--camera", "distance:6.0"]
-    output = watch(*common, "-n", "2", "-o", "out/agent.gif", "--frame-skip", "20", *sizes, cwd=tmp_path)
+    assert imageio.imread(run / "map.png").std() > 10
+    assert not list(run.glob("*.gif")), "a map needs no renderer"
+
+
+@pytest.mark.slow
+@needs_renderer
+def test_watch_writes_a_video(run):
+    sizes = ["--env-kwargs", "width:64", "height:64", "--camera", "distance:6.0", "--frame-skip", "20"]
+    output = watch("watch", "--env", "PointMaze_UMaze-v3", "-n", "2", "-o", "out/agent.gif", *sizes, cwd=run)
     assert "of 2 episodes ended in success" in output
-    assert imageio.imread(tmp_path / "out/agent.gif").shape[1:] == (64, 64, 3)
+    assert imageio.imread(run / "out/agent.gif").shape[1:] == (64, 64, 3)
 
 
 @pytest.mark.slow
 def test_watch_refuses(tmp_path):
     output = watch("watch", "--env", "FetchReach-v4", "--map", "map.png", cwd=tmp_path, check=False)
-    assert "watch: No model found for hddpg on FetchReach-v4" in output
+    assert "watch: The logs/hddpg folder was not found" in output
     assert "Train an agent first (--train STEPS does)" in output
     assert "Traceback" not in output
     output = watch("watch", "--env", "FetchReach-v4", "--train", "0", cwd=tmp_path, check=False)
