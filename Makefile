@@ -4,7 +4,7 @@ PYTHON ?= .venv/bin/python
 export OMP_NUM_THREADS = 1
 export MPLBACKEND = Agg
 
-.PHONY: install train test check lint format type imports docs pytest commit-checks clean
+.PHONY: install train gif test check lint format type imports docs pytest commit-checks clean
 
 # Everything that development, training and tests need, in .venv
 .venv/.installed: pyproject.toml constraints.txt
@@ -18,6 +18,10 @@ install: .venv/.installed
 # The main job: watch a hierarchical agent learn to reach
 train: install
 	$(PYTHON) -m rl_zoo3.train --algo hddpg --env FetchReach-v2 --eval-freq 1000 --eval-episodes 50 -P
+
+# See it: an agent is trained, and recorded with its subgoals in the scene
+gif: install
+	$(PYTHON) -m sb3_hrl watch --env FetchReach-v4 --train 2000 --output agent.gif --env-kwargs width:320 height:320
 
 # Set up and check everything, as CI does
 test: install check

@@ -15,6 +15,8 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_hrl.visual import use_offscreen_renderer
+
 
 class PointEnv(gym.Env):
     """
@@ -59,6 +61,25 @@ class PointEnv(gym.Env):
         success = bool(np.linalg.norm(self.position - self.goal) <= self.threshold)
         terminated = self.compute_terminated(self.position, self.goal, {})
         return self._obs(), reward, terminated, self.steps >= self.max_steps, {"is_success": success}
+
+
+NO_RENDERER = "no offscreen renderer here: apt-get install libegl1 libopengl0 libgl1-mesa-dri"
+
+
+def renders_offscreen() -> bool:
+    """:return: whether MuJoCo can render here; if so, ``MUJOCO_GL`` is set to how"""
+    try:
+        use_offscreen_renderer()
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.fixture
+def renderer() -> None:
+    """MuJoCo can render here, and ``MUJOCO_GL`` says how; else the test is skipped, with what to install."""
+    if not renders_offscreen():
+        pytest.skip(NO_RENDERER)
 
 
 def point_vec_env(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import gymnasium as gym
 import pytest
+from conftest import NO_RENDERER, renders_offscreen
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -116,6 +117,8 @@ def test_links_to_files_outside_lead_to_pages(site):
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippets(snippet, tmp_path):
+    if "record_agent" in snippet and not renders_offscreen():
+        pytest.skip(NO_RENDERER)
     script = tmp_path / "snippet.py"
     script.write_text(re.sub(r"\.learn\([\d_]+", ".learn(300", snippet))
     result = subprocess.run(
@@ -144,7 +147,7 @@ def test_the_drawings_are_drawn(tmp_path):
 
 def test_the_architecture_names_every_file():
     page = (ROOT / "docs/architecture.md").read_text()
-    layers = ("zoo", "doctor", "plots", "hddpg", "parallel", "common")
+    layers = ("zoo", "visual", "doctor", "plots", "hddpg", "parallel", "common")
     files = [path for layer in layers for path in (ROOT / "sb3_hrl" / layer).glob("*.py") if path.name != "__init__.py"]
     assert len(files) > 30
     assert [path.name for path in files if f"`{path.name}`" not in page] == []

@@ -67,7 +67,7 @@ def folder(tmp_path_factory) -> Path:
 def test_the_readmes_commands_are_known():
     others = set(COMMANDS) - set(ZOO_COMMANDS)
     # `pip install .` is run by test_hook.py, `make test` by CI
-    assert others == {"pip install .", "make train", "make test"}
+    assert others == {"pip install .", "make train", "make gif", "make test"}
     assert len(ZOO_COMMANDS) >= 4
 
 
@@ -83,6 +83,14 @@ def test_make_train(folder):
     output = run([*in_miniature(command), "--eval-freq", "400", "--eval-episodes", "2"], folder)
     assert "Success rate:" in output
     assert "400/400" in output
+
+
+def test_make_gif(folder, renderer):
+    lines = run(["make", "--dry-run", "gif", f"PYTHON={sys.executable}"], ROOT).splitlines()
+    parts = shlex.split(next(line for line in lines if "sb3_hrl watch" in line))
+    parts[parts.index("--train") + 1] = "550"
+    assert "3 episodes ended in success" in run([*parts, "--frame-skip", "10"], folder)
+    assert (folder / "agent.gif").read_bytes().startswith(b"GIF8")
 
 
 def test_make_test_is_what_ci_calls():

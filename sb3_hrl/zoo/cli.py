@@ -21,6 +21,7 @@ COMMANDS = {
 OWN_COMMANDS: dict[str, tuple[str, str]] = {
     "curves": ("sb3_hrl.zoo.curves", "one figure of the curves of a log folder's runs"),
     "doctor": ("sb3_hrl.zoo.doctor", "what is wrong with an environment, and with the run that was trained on it"),
+    "watch": ("sb3_hrl.zoo.watch", "a GIF or MP4 of an agent with its subgoals in the scene, or a map of its maze"),
 }
 
 

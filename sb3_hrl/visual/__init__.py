@@ -1,0 +1,8 @@
+"""Pictures of what a hierarchy does: videos with its subgoals in the scene, maps of mazes, both in TensorBoard as well."""
+
+from sb3_hrl.visual.callbacks import SubgoalPlotCallback, SubgoalVideoCallback
+from sb3_hrl.visual.maze import plot_maze
+from sb3_hrl.visual.rendering import use_offscreen_renderer
+from sb3_hrl.visual.video import record_agent
+
+__all__ = ["SubgoalPlotCallback", "SubgoalVideoCallback", "plot_maze", "record_agent", "use_offscreen_renderer"]

@@ -1,0 +1,122 @@
+"""Episodes of an agent, one moment at a time, with the subgoals in force."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_hrl.common.buffers import GOAL_KEYS
+from sb3_hrl.common.type_aliases import SubgoalState
+from sb3_hrl.hddpg.policies import HierarchicalPolicy
+
+
+class Moment(NamedTuple):
+    """What is to be seen before a step of an episode, or after its last one."""
+
+    episode: int
+    step: int  # environment steps since the episode began
+    observation: np.ndarray  # (obs_dim,)
+    achieved_goal: np.ndarray  # (goal_dim,)
+    goal: np.ndarray  # (goal_dim,), the desired one
+    subgoal: np.ndarray | None  # (goal_dim,), in force; None for agents without subgoals
+    issued: bool  # whether the subgoal is a new one
+    is_last: bool  # whether the episode is over
+    success: bool  # whether the environment said so after the last step
+
+
+def single_env(env: gym.Env | VecEnv) -> gym.Env:
+    """
+    :param env: an environment, or a ``DummyVecEnv`` of one
+    :return: the environment itself: a VecEnv resets it before its last state has been seen
+    :raises ValueError: if there is more than one, if it lives in another process, or if its observations are normalised
+    """
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize) and env.norm_obs:
+            raise ValueError("`env` normalises observations by VecNormalize, which pictures leave out: pass `norm_obs=False`.")
+        env = env.venv
+    if isinstance(env, VecEnv):
+        if not isinstance(env, DummyVecEnv) or env.num_envs != 1:
+            raise ValueError(
+                f"`env` must be one environment in this process, not {type(env).__name__} of {env.num_envs}: "
+                "pass what `gymnasium.make` returns, or a DummyVecEnv of one."
+            )
+        env = env.envs[0]
+    return env
+
+
+def check_fit(model: BaseAlgorithm, env: gym.Env) -> None:
+    """
+    :param model: an agent
+    :param env: the environment that it is to play
+    :raises ValueError: if the environment has no goals, or is not like the one that the agent was trained on
+    """
+    space = env.observation_space
+    if not isinstance(space, spaces.Dict) or not set(GOAL_KEYS) <= set(space.spaces):
+        raise ValueError(f"`env` must be goal-conditioned: its observations need the keys {GOAL_KEYS}, not {space}.")
+    if model.observation_space != space:
+        raise ValueError(
+            f"The agent was trained on observations {model.observation_space}, `env` gives {space}: pass an environment of "
+            "the same id and the same arguments as in training."
+        )
+
+
+def check_at_least(name: str, value: float, least: float, unit: str) -> None:
+    """
+    :param name: of an argument
+    :param value: its value
+    :param least: what it must be at least
+    :param unit: what it counts
+    :raises ValueError: if it is less
+    """
+    if not value >= least:
+        raise ValueError(f"`{name}` must be at least {least:g} ({unit}), not {value}.")
+
+
+def play(
+    model: BaseAlgorithm,
+    env: gym.Env,
+    n_episodes: int,
+    deterministic: bool = True,
+    seed: int | None = None,
+    max_steps: int = 1_000,
+) -> Iterator[Moment]:
+    """
+    Let an agent act, and stop at every moment: the environment is then as the moment says, to be rendered.
+
+    :param model: the agent; any algorithm of SB3 will do
+    :param env: goal-conditioned environment
+    :param n_episodes: how many episodes
+    :param deterministic: whether it acts without noise
+    :param seed: of the environment's first reset
+    :param max_steps: environment steps after which an episode is left, for environments without a time limit
+    :return: the moments; an episode of n steps has n + 1
+    """
+    for episode in range(n_episodes):
+        obs, info = env.reset(seed=seed if episode == 0 else None)
+        state: SubgoalState | None = None
+        starts, step, is_over = np.array([True]), 0, False
+        while not is_over:
+            # Recurrent algorithms of SB3 and ours alike carry a state that belongs to the episode
+            action, state = model.predict(obs, state, starts, deterministic)  # type: ignore[assignment]
+            yield _moment(model, obs, state, (episode, step), info)
+            obs, _, terminated, truncated, info = env.step(action)
+            starts, step = np.array([False]), step + 1
+            is_over = terminated or truncated or step >= max_steps
+        yield _moment(model, obs, state, (episode, step), info)._replace(issued=False, is_last=True)
+
+
+def _moment(
+    model: BaseAlgorithm, obs: dict[str, np.ndarray], state: SubgoalState | None, when: tuple[int, int], info: dict
+) -> Moment:
+    subgoal, issued = None, False
+    if isinstance(state, SubgoalState):
+        assert isinstance(model.policy, HierarchicalPolicy)
+        subgoal = state.subgoals[0].copy()
+        issued = int(state.steps_left[0]) == model.policy.rules.max_steps - 1
+    observation, achieved, goal = (np.array(obs[key], dtype=np.float32).ravel() for key in GOAL_KEYS)
+    success = bool(info.get("is_success", info.get("success", False)))
+    return Moment(*when, observation, achieved, goal, subgoal, issued, is_last=False, success=success)

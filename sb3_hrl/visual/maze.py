@@ -1,0 +1,160 @@
+"""A top-down picture of a maze and of what a hierarchy makes of it, by matplotlib: nothing is rendered."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
+from sb3_hrl.hddpg.policies import HierarchicalPolicy
+from sb3_hrl.visual.episodes import Moment, check_at_least, check_fit, play, single_env
+
+# Cells of the heat map along the longer axis
+N_CELLS = 30
+
+
+def plot_maze(
+    model: BaseAlgorithm,
+    env: gym.Env | VecEnv,
+    deterministic: bool = True,
+    seed: int | None = None,
+    n_states: int = 10_000,
+    n_episodes: int = 10,
+    max_steps: int = 1_000,
+) -> Figure:
+    """
+    Draw an episode from above: its path, its subgoals coloured by the step at which they were issued, and its goal. Behind it
+    lies what the high level's critic says of the visited places, for this episode's goal: about minus the segments to it,
+    discounted. Visited places are drawn from the replay buffer, or, if that is empty, are those of ``n_episodes`` episodes.
+    Walls are drawn if the environment has a maze, landmarks and the ways between them if the agent plans over any. Of goals in
+    more than two dimensions the first two are shown.
+
+    :param model: a :class:`~sb3_hrl.HierarchicalDDPG`
+    :param env: its environment, or a ``DummyVecEnv`` of one; it need not be able to render
+    :param deterministic: whether the agent acts without noise
+    :param seed: of the environment's first reset
+    :param n_states: how many visited states are drawn from the replay buffer
+    :param n_episodes: how many episodes are played for visited states without a replay buffer; the first is the one shown
+    :param max_steps: environment steps after which an episode is left
+    :return: the figure, to be saved by ``savefig``
+    :raises ValueError: if an argument is out of its range, or the agent has no subgoals
+    """
+    policy = model.policy
+    if not isinstance(policy, HierarchicalPolicy):
+        raise ValueError(f"`model` must be a HierarchicalDDPG: {type(model).__name__} has no subgoals to draw.")
+    if policy.goal_dim < 2:
+        raise ValueError("A map needs goals of at least two dimensions: those of this environment have one.")
+    check_at_least("n_states", n_states, 1, "visited states")
+    check_at_least("n_episodes", n_episodes, 1, "episodes")
+    check_at_least("max_steps", max_steps, 1, "environment steps")
+    env = single_env(env)
+    check_fit(model, env)
+    buffer = getattr(model, "replay_buffer", None)
+    has_buffer = isinstance(buffer, SharedMemoryReplayBuffer) and buffer.size() > 0
+    moments = list(play(model, env, 1 if has_buffer else n_episodes, deterministic, seed, max_steps))
+    if has_buffer:
+        assert isinstance(buffer, SharedMemoryReplayBuffer)
+        observations, achieved = _states(buffer, n_states)
+    else:
+        observations = np.stack([moment.observation for moment in moments])
+        achieved = np.stack([moment.achieved_goal for moment in moments])
+    shown = [moment for moment in moments if moment.episode == 0]
+    values = high_values(policy, observations, achieved, shown[0].goal)
+
+    figure = Figure(figsize=(8.0, 6.0), layout="constrained")
+    axes = figure.subplots()
+    _draw_values(figure, axes, achieved, values)
+    _draw_walls(axes, env.unwrapped)
+    _draw_landmarks(axes, policy)
+    _draw_episode(figure, axes, shown, policy.subgoal_threshold.item())
+    axes.set_aspect("equal")
+    outcome = "success" if shown[-1].success else "no success"
+    axes.set_title(f"{model.num_timesteps:,} steps of training; this episode: {shown[-1].step} steps, {outcome}")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+def _states(buffer: SharedMemoryReplayBuffer, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Visited states, drawn by a generator of their own, so that a picture changes nothing in a seeded run."""
+    reader = buffer.reader(seed=0)
+    reader.shards = buffer.shards
+    states = reader.sample_states(n)
+    return states["observation"], states["achieved_goal"]
+
+
+def high_values(policy: HierarchicalPolicy, observations: np.ndarray, achieved: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """
+    What the high level expects from states on, by its most pessimistic critic.
+
+    :param policy: the policy
+    :param observations: shape (n, obs_dim)
+    :param achieved: goals achieved there, shape (n, goal_dim)
+    :param goal: the desired goal, shape (goal_dim,)
+    :return: values, shape (n,)
+    """
+    arrays = (observations, achieved, np.broadcast_to(goal, achieved.shape).copy())
+    policy.set_training_mode(False)
+    with th.no_grad():
+        inputs = policy.high_inputs(*(th.as_tensor(array, dtype=th.float32, device=policy.device) for array in arrays))
+        values = policy.high.critic(inputs, policy.high.actor(inputs))
+    return th.min(th.cat(values, dim=1), dim=1).values.cpu().numpy()
+
+
+def _draw_values(figure: Figure, axes: Axes, achieved: np.ndarray, values: np.ndarray) -> None:
+    x, y = achieved[:, 0], achieved[:, 1]
+    width, height = np.maximum(np.ptp(achieved[:, :2], axis=0), 1e-6)
+    cell = max(width, height) / N_CELLS
+    # Regular hexagons: their rows lie closer to each other than their columns
+    grid = (max(round(width / cell), 1), max(round(height / cell / np.sqrt(3.0)), 1))
+    cells = axes.hexbin(x, y, C=values, reduce_C_function=np.mean, gridsize=grid, cmap="Blues", linewidths=0.1, zorder=1)
+    axes.plot(x, y, ".", color="0.4", markersize=0.7, zorder=2, label="visited")
+    figure.colorbar(cells, ax=axes, label="high level's value of being here", shrink=0.8)
+
+
+def _draw_walls(axes: Axes, env: Any) -> None:
+    """Of gymnasium-robotics' mazes."""
+    maze = getattr(env, "maze", None)
+    if maze is None:
+        return
+    size = maze.maze_size_scaling
+    cells = [(row, column) for row, line in enumerate(maze.maze_map) for column, cell in enumerate(line) if cell == 1]
+    corners = [maze.cell_rowcol_to_xy(np.array(cell)) - 0.5 * size for cell in cells]
+    walls = [Rectangle(tuple(corner), size, size) for corner in corners]
+    axes.add_collection(PatchCollection(walls, facecolor="0.75", edgecolor="0.75", zorder=0), autolim=True)
+    axes.autoscale_view()
+
+
+def _draw_landmarks(axes: Axes, policy: HierarchicalPolicy) -> None:
+    n = int(policy.get_buffer("landmark_count").item()) if policy.n_landmarks > 0 else 0
+    if n == 0:
+        return
+    goals = policy.get_buffer("landmark_goals")[:n, :2].cpu().numpy()
+    steps = policy.get_buffer("landmark_steps")[:n, :n].cpu().numpy()
+    starts, ends = np.nonzero(np.isfinite(steps) & ~np.eye(n, dtype=bool))
+    edges = np.stack([goals[starts], goals[ends]], axis=1)
+    axes.add_collection(LineCollection(list(edges), colors="tab:green", linewidths=0.4, alpha=0.35, zorder=3))
+    axes.plot(*goals.T, "s", color="tab:green", markersize=2.5, zorder=3, label="landmarks")
+
+
+def _draw_episode(figure: Figure, axes: Axes, moments: list[Moment], threshold: float) -> None:
+    path = np.stack([moment.achieved_goal for moment in moments])
+    axes.plot(path[:, 0], path[:, 1], "-", color="black", linewidth=1.5, zorder=4, label="path")
+    axes.plot(*path[0, :2], "o", color="white", markeredgecolor="black", markersize=8, zorder=5, label="start")
+    issued = [moment for moment in moments if moment.issued]
+    subgoals = np.stack([moment.subgoal for moment in issued if moment.subgoal is not None])
+    steps = [moment.step for moment in issued]
+    x, y = subgoals[:, 0], subgoals[:, 1]
+    style: dict[str, Any] = dict(cmap="autumn_r", edgecolors="black", zorder=6, label="subgoals")
+    dots = axes.scatter(x, y, c=steps, vmin=0, vmax=moments[-1].step, **style)
+    figure.colorbar(dots, ax=axes, label="subgoal issued at step", shrink=0.8)
+    goal = moments[0].goal
+    axes.plot(*goal[:2], "*", color="red", markeredgecolor="black", markersize=16, zorder=7, label="goal")
+    # Where goals and subgoals count as reached
+    axes.add_patch(Circle((goal[0], goal[1]), threshold, fill=False, edgecolor="red", linestyle="--", zorder=7))

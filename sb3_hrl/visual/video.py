@@ -1,0 +1,152 @@
+"""A GIF or MP4 of an agent with its subgoals in the scene."""
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from PIL import Image
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_hrl.hddpg.policies import HierarchicalPolicy
+from sb3_hrl.visual.episodes import Moment, check_at_least, check_fit, play, single_env
+from sb3_hrl.visual.rendering import GOAL_COLOUR, SUBGOAL_COLOUR, Scene
+
+SUFFIXES = (".gif", ".mp4")
+# A GIF counts in hundredths of a second, and browsers slow down what is faster than this
+MAX_GIF_FPS = 50
+
+
+def agent_frames(
+    model: BaseAlgorithm,
+    env: gym.Env,
+    n_episodes: int,
+    deterministic: bool = True,
+    seed: int | None = None,
+    frame_skip: int = 1,
+    n_past: int = 10,
+    max_steps: int = 1_000,
+    camera: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[Moment, np.ndarray]]:
+    """
+    Frames of :func:`record_agent`, as they are rendered.
+
+    :return: moments and pictures of them, uint8, shape (height, width, 3)
+    """
+    check_fit(model, env)
+    policy = model.policy
+    scene = Scene(env, policy.subgoal_threshold.item() if isinstance(policy, HierarchicalPolicy) else 0.0, camera)
+    past: list[np.ndarray] = []
+    newest: np.ndarray | None = None
+    for moment in play(model, env, n_episodes, deterministic, seed, max_steps):
+        if moment.step == 0:
+            past, newest = [], None
+        if moment.issued:
+            past += [] if newest is None else [newest]
+            newest = moment.subgoal
+        if moment.step % frame_skip == 0 or moment.is_last:
+            yield moment, scene.frame(moment.goal, moment.subgoal, past[-n_past:] if n_past else [])
+
+
+def record_agent(
+    model: BaseAlgorithm,
+    env: gym.Env | VecEnv,
+    path: str | Path,
+    n_episodes: int = 3,
+    fps: float | None = None,
+    deterministic: bool = True,
+    seed: int | None = None,
+    frame_skip: int = 1,
+    n_past: int = 10,
+    max_steps: int = 1_000,
+    camera: Mapping[str, Any] | None = None,
+) -> list[bool]:
+    """
+    Record an agent as a GIF or MP4, with the desired goal (red) and the subgoals (amber) in the scene. Around the subgoal in
+    force is a halo as large as the distance at which it counts as reached; the subgoals before it fade. Agents without
+    subgoals, such as SB3's own DDPG, are recorded with the goal alone.
+
+    :param model: a :class:`~sb3_hrl.HierarchicalDDPG`, or another algorithm of SB3
+    :param env: goal-conditioned environment of MuJoCo with ``render_mode="rgb_array"``, or a ``DummyVecEnv`` of one
+    :param path: the file to write, ``.gif`` or ``.mp4`` (for which ``pip install sb3-hrl[visual]`` brings ffmpeg)
+    :param n_episodes: how many episodes
+    :param fps: frames per second, by default as many as the environment takes steps in one, at most 30
+    :param deterministic: whether the agent acts without noise
+    :param seed: of the environment's first reset
+    :param frame_skip: environment steps per frame, for smaller files
+    :param n_past: how many past subgoals of the episode are drawn
+    :param max_steps: environment steps after which an episode is left
+    :param camera: ``distance`` (metres), ``azimuth``, ``elevation`` (degrees) or ``lookat`` (a point) of MuJoCo's camera, if
+        mazes are not to be seen from above and robots from nearby
+    :return: for each episode, whether it ended in success
+    :raises ValueError: if an argument is out of its range, or the environment cannot be drawn
+    :raises RuntimeError: if there is no offscreen renderer, with what to install
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"`path` must end in {' or '.join(SUFFIXES)}, not {path.name!r}.")
+    check_at_least("n_episodes", n_episodes, 1, "episodes")
+    check_at_least("frame_skip", frame_skip, 1, "environment steps per frame")
+    check_at_least("n_past", n_past, 0, "past subgoals")
+    check_at_least("max_steps", max_steps, 1, "environment steps")
+    if fps is not None and not fps > 0:
+        raise ValueError(f"`fps` must be positive (frames per second), not {fps}.")
+    env = single_env(env)
+    if fps is None:
+        fps = min(env.metadata.get("render_fps", 30) / frame_skip, 30.0)
+    frames = agent_frames(model, env, n_episodes, deterministic, seed, frame_skip, n_past, max_steps, camera)
+    # The first frame tells whether there will be any, before a file is opened
+    moment, frame = next(frames)
+    successes: list[bool] = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_video(path, fps, path.suffix.lower()) as add:
+        add(frame)
+        for moment, frame in frames:
+            add(frame)
+            if moment.is_last:
+                successes.append(moment.success)
+    return successes
+
+
+@contextlib.contextmanager
+def open_video(target: str | Path | io.BytesIO, fps: float, suffix: str) -> Iterator[Callable[[np.ndarray], Any]]:
+    """
+    :param target: a path, or a file object
+    :param fps: frames per second
+    :param suffix: ``.gif`` or ``.mp4``
+    :return: a context with a function that adds a frame, uint8, shape (height, width, 3)
+    """
+    if suffix == ".gif":
+        images: list[Image.Image] = []
+        palettes: list[Image.Image] = []
+
+        def add(frame: np.ndarray) -> None:
+            if not palettes:
+                palettes.append(_palette(frame))
+            images.append(Image.fromarray(frame).quantize(palette=palettes[0], dither=Image.Dither.NONE))
+
+        yield add
+        duration = round(1000.0 / min(fps, MAX_GIF_FPS))
+        images[0].save(target, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
+        return
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ImportError("An MP4 needs imageio-ffmpeg: `pip install sb3-hrl[visual]`, or write a .gif instead.")
+    from imageio.v2 import get_writer
+
+    # imageio's newer interface cannot write a video frame by frame
+    with get_writer(target, format="FFMPEG", mode="I", fps=fps, macro_block_size=2) as writer:
+        yield writer.append_data  # type: ignore[attr-defined]
+
+
+def _palette(frame: np.ndarray) -> Image.Image:
+    """One palette for all frames, which makes a GIF half as large. Markers are in it, however few their pixels are."""
+    shades = np.linspace(0.3, 1.0, 8)[:, None, None]
+    swatches = 255.0 * shades * np.array([GOAL_COLOUR, SUBGOAL_COLOUR])
+    n_rows = max(len(frame) // 40, 1)
+    strips = [np.broadcast_to(swatch, (n_rows, frame.shape[1], 3)) for swatch in swatches.reshape(-1, 1, 1, 3)[:, 0]]
+    return Image.fromarray(np.concatenate([frame, *strips]).astype(np.uint8)).quantize(256)
