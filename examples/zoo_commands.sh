@@ -17,7 +17,7 @@ python -m rl_zoo3.enjoy --algo hddpg --env FetchReach-v2 -f logs --exp-id 1 --no
 # Go on with a saved agent, and its replay buffer beside it
 python -m rl_zoo3.train --algo hddpg --env FetchReach-v2 -i logs/hddpg/FetchReach-v2_1/FetchReach-v2.zip -n 2000
 
-# Search hyperparameters, then train with those of a trial
+# Search hyperparameters, then train with those of a trial (put the best one's number, which the search prints, for 1)
 python -m rl_zoo3.train --algo hddpg --env FetchReach-v4 -optimize --n-trials 10 -n 2000 --storage sqlite:///study.db --study-name reach
 python -m rl_zoo3.train --algo hddpg --env FetchReach-v4 --storage sqlite:///study.db --study-name reach --trial-id 1 -n 3000
 

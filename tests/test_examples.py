@@ -49,7 +49,7 @@ def in_miniature(command: str) -> list[str]:
     if "rl_zoo3.enjoy" in parts or "rl_zoo3.record_video" in parts:
         return [*parts, "-n", "100"]
     if "-optimize" in parts:
-        budget += ["--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+        budget += ["--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
     elif "--eval-freq" not in parts:
         budget += ["--eval-freq", "-1"]
     if "-params" not in parts:
