@@ -154,7 +154,10 @@ def test_values_that_are_not_finite_end_the_run(make_model):
 # ---------------------------------------------------------------- the learner dies
 
 SCRIPT = """
+import signal
 import sys
+# What a shell starts in the background ignores Ctrl-C, and so do its children
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 from conftest import point_env_fn
 from sb3_hrl import HierarchicalDDPG, ParallelCollector

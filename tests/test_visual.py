@@ -1,5 +1,6 @@
 """What is to be seen: videos with subgoals in the scene, maps, both in TensorBoard, and the command that makes them."""
 
+import gc
 import itertools
 import os
 import subprocess
@@ -124,6 +125,7 @@ def test_the_camera_is_the_users():
 
 
 @needs_renderer
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # imageio's, of ffmpeg's pipes when it reads
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_record_agent(maze_model, tmp_path, suffix):
     path = tmp_path / "folder" / f"agent{suffix}"
@@ -136,6 +138,7 @@ def test_record_agent(maze_model, tmp_path, suffix):
     assert frames.shape == (12, 96, 96, 3)
     assert (frames[0] != frames[5]).any()
     env.close()
+    gc.collect()  # here, where that is ignored
 
 
 @needs_renderer
