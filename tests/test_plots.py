@@ -1,13 +1,15 @@
 """Curves from miniature log folders like those of rl_zoo3."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from stable_baselines3.common.logger import configure
 
-from sb3_hrl.plots import band, find_runs, plot_curves, read_run, read_runs
+from sb3_hrl.plots import band, find_runs, plot_curves, read_arguments, read_run, read_runs
 from sb3_hrl.zoo.curves import main
 
 START = 1_700_000_000.0
@@ -171,6 +173,9 @@ def test_arguments_are_data(tmp_path):
     (folder / "Point-v0/args.yml").write_text(f"!!python/object/apply:os.mkdir\n- {tmp_path}/made\n")
     assert read_run(folder).seed is None
     assert not (tmp_path / "made").exists()
+    arguments = OrderedDict(env_kwargs=dict(camera=(1, 2)), seed=7)  # as the zoo writes them
+    (folder / "Point-v0/args.yml").write_text(yaml.dump(arguments))
+    assert read_arguments(folder) == arguments
 
 
 def test_mean_and_range():

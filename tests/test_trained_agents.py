@@ -8,8 +8,7 @@ from pathlib import Path
 import gymnasium as gym
 import gymnasium_robotics
 import pytest
-import yaml
-from rl_zoo3.utils import get_wrapper_class
+from rl_zoo3.utils import get_saved_hyperparams, get_wrapper_class
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -27,8 +26,7 @@ ENVS = [run.name.removesuffix("_1") for run in RUNS]
 def test_it_reaches_its_goals(run):
     gym.register_envs(gymnasium_robotics)
     env_id = run.name.removesuffix("_1")
-    hyperparams = yaml.load((run / env_id / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
-    hyperparams = dict(hyperparams)
+    hyperparams, _ = get_saved_hyperparams(str(run / env_id))
     env = make_vec_env(
         env_id, 5, seed=77, env_kwargs=hyperparams.get("env_kwargs"), wrapper_class=get_wrapper_class(hyperparams)
     )

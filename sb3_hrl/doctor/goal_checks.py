@@ -102,7 +102,7 @@ def reached_at_reset(survey: Survey) -> Finding | None:
 
 def out_of_reach(survey: Survey) -> Finding | None:
     """Goals that lie farther away than an episode can go."""
-    moves = [np.linalg.norm(np.diff(episode.goals("achieved_goal"), axis=0), axis=1) for episode in survey.episodes]
+    moves = [episode.moves for episode in survey.episodes]
     spans = [np.linalg.norm(goals - goals[0], axis=1).max() for e in survey.episodes for goals in [e.goals("achieved_goal")]]
     # What has to be pushed first says nothing about how far it can be pushed, nor do falls about the length of an episode
     if max(spans) <= survey.task.threshold or (survey.time_limit is None and any(e.terminated for e in survey.episodes)):
@@ -140,9 +140,7 @@ def goal_scales(survey: Survey) -> Finding | None:
 
 def coarse_steps(survey: Survey) -> Finding | None:
     """A single step goes farther than the tolerance is wide."""
-    moves = np.concatenate(
-        [np.linalg.norm(np.diff(episode.goals("achieved_goal"), axis=0), axis=1) for episode in survey.episodes]
-    )
+    moves = np.concatenate([episode.moves for episode in survey.episodes])
     moves = moves[moves > 0.0]
     if not survey.has_real_goals or len(moves) == 0 or np.median(moves) <= 2.0 * survey.task.threshold:
         return None

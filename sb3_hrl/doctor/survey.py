@@ -35,8 +35,12 @@ class Episode(NamedTuple):
         :param key: ``achieved_goal`` or ``desired_goal``
         :return: what the learner sees of them, float32, shape (T + 1, goal_dim)
         """
-        values = self.observations[key].astype(np.float32)
-        return values.reshape(len(values), -1)
+        return _flat(self.observations[key])
+
+    @property
+    def moves(self) -> np.ndarray:
+        """How far the achieved goal went in each step, shape (T,)."""
+        return np.asarray(np.linalg.norm(np.diff(self.goals("achieved_goal"), axis=0), axis=1))
 
 
 class Survey(NamedTuple):
@@ -63,8 +67,7 @@ class Survey(NamedTuple):
         :param key: ``achieved_goal`` or ``desired_goal``
         :return: those of the first observations, float32, shape (n_resets, goal_dim)
         """
-        values = self.starts[key].astype(np.float32)
-        return values.reshape(len(values), -1)
+        return _flat(self.starts[key])
 
     @property
     def has_real_goals(self) -> bool:
@@ -84,6 +87,10 @@ def time_limit_of(env: gym.Env) -> int | None:
     # A TimeLimit around an environment without a spec
     limit = env.get_wrapper_attr("_max_episode_steps") if env.has_wrapper_attr("_max_episode_steps") else None
     return None if limit is None else int(limit)
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32).reshape(len(values), -1)
 
 
 def _stack(observations: list[Observation]) -> Observation:

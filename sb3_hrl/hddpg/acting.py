@@ -207,10 +207,25 @@ class ActingPolicy:
         :param subgoal: shape (n, goal_dim)
         :return: steps, infinite where it does not believe that it gets there, shape (n,)
         """
+        return self._steps_from_members(observation[:, None], achieved_goal[:, None], subgoal)
+
+    def _steps_from_members(self, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
+        """
+        :param observations: of the members of each start, shape (n, n_members, obs_dim)
+        :param achieved: goals achieved in these, shape (n, n_members, goal_dim); the first is that of the start itself
+        :param subgoals: shape (n, goal_dim)
+        :return: steps, shape (n,)
+        """
         if self.options.landmark_distance == "euclidean":
             pace = np.linalg.norm(self._box.radius) / self.options.rules.max_steps
-            return np.asarray(np.linalg.norm(subgoal - achieved_goal, axis=-1) / pace)
-        return value_to_steps(self._low_values(observation, achieved_goal, subgoal), self.options.low_gamma)
+            return np.asarray(np.linalg.norm(subgoals - achieved[:, 0], axis=-1) / pace)
+        n, n_members, goal_dim = achieved.shape
+        values = self._low_values(
+            observations.reshape(n * n_members, observations.shape[2]),
+            achieved.reshape(n * n_members, goal_dim),
+            np.repeat(subgoals, n_members, axis=0),
+        )
+        return value_to_steps(values.reshape(n, n_members).mean(axis=1), self.options.low_gamma)
 
     def _low_values(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         inputs = self._inputs(1, observation, achieved_goal, subgoal)
@@ -226,20 +241,11 @@ class ActingPolicy:
         :param subgoals: shape (n_subgoals, goal_dim)
         :return: steps, infinite where there are more than the cutoff, or out of reach, shape (n_landmarks, n_subgoals)
         """
-        n_members, goal_dim = achieved.shape[1:]
         steps = np.full((len(achieved), len(subgoals)), np.inf, dtype=np.float32)
         for i, subgoal in enumerate(subgoals):
             near = np.flatnonzero(self.is_within_reach(achieved[:, 0], subgoal))
-            if self.options.landmark_distance == "euclidean":
-                steps[near, i] = self.steps_between(observations[near, 0], achieved[near, 0], subgoal)
-                continue
-            n_starts = len(near) * n_members
-            values = self._low_values(
-                observations[near].reshape(n_starts, observations.shape[2]),
-                achieved[near].reshape(n_starts, goal_dim),
-                np.broadcast_to(subgoal, (n_starts, goal_dim)),
-            )
-            steps[near, i] = value_to_steps(values.reshape(-1, n_members).mean(axis=1), self.options.low_gamma)
+            targets = np.broadcast_to(subgoal, (len(near), len(subgoal)))
+            steps[near, i] = self._steps_from_members(observations[near], achieved[near], targets)
         return self._cut(steps)
 
     def _cut(self, steps: np.ndarray) -> np.ndarray:

@@ -62,7 +62,8 @@ def low_batch(
         is_trivial = policy.is_reached(steps.achieved_goals, steps.subgoals)[:first_commanded]
         rows = without_trivial(is_trivial, config.trivial_target_prob)[:n_hindsight]
         commanded = first_commanded + th.arange(batch_size - n_hindsight, device=rows.device)
-        steps = LowSamples(*(tensor[th.cat([rows, commanded])] for tensor in steps))
+        kept = th.cat([rows, commanded])
+        steps = LowSamples(*(tensor[kept] for tensor in steps))
     n_random = int(config.random_target_prob * batch_size)
     if n_random > 0:
         # The last entries, which are not in hindsight: what lies behind a wall is never achieved, and would not be learnt of

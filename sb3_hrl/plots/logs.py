@@ -64,7 +64,12 @@ def _ordered_dict(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> dict[str,
     return dict(loader.construct_sequence(node, deep=True)[0])
 
 
+def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
 _ArgsLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ordered_dict)
+_ArgsLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 # Of other Python objects, such as paths, nothing is needed
 _ArgsLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
 
@@ -156,7 +161,7 @@ def read_run(folder: str | Path, events: str | Path | None = None) -> Run:
 
 def read_arguments(folder: Path) -> dict[str, Any]:
     """
-    :param folder: of a run
+    :param folder: of a run, ``<log folder>/<algo>/<env>_<n>``
     :return: arguments of the zoo's command line, empty if they were not written down
     """
     for path in folder.glob("*/args.yml"):

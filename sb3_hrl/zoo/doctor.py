@@ -148,7 +148,7 @@ def judge_log(
     findings = diagnose_log(log, config, n_asked if n_asked > 0 else None)
     if not is_logged:
         findings.append(no_log(folder, unreadable))
-    return by_severity(findings), sources
+    return findings, sources
 
 
 def no_log(folder: Path, found: str) -> Finding:

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sb3_hrl.plots.logs import read_arguments
 from sb3_hrl.zoo.registration import ALGO
 
 # Training that is long enough to be seen, without evaluation; what a map shows of the past is in the replay buffer
@@ -138,13 +137,11 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Path]:
         raise SystemExit(f"watch: {error}. Train an agent first (--train STEPS does), or say where it is (-f).") from error
     print(f"Loading {model_path}")
     set_random_seed(args.seed)
-    parameters = Path(log_path) / env_name
-    hyperparams, stats_path = get_saved_hyperparams(str(parameters), test_mode=True)
+    hyperparams, stats_path = get_saved_hyperparams(str(Path(log_path) / env_name), test_mode=True)
     env_kwargs = hyperparams.pop("env_kwargs", {})
     # What was given on the command line of the training, and of this
-    if (parameters / "args.yml").is_file():
-        saved = yaml.load((parameters / "args.yml").read_text(), Loader=yaml.UnsafeLoader)
-        env_kwargs = saved["env_kwargs"] if saved["env_kwargs"] is not None else env_kwargs
+    saved = read_arguments(Path(log_path)).get("env_kwargs")
+    env_kwargs = env_kwargs if saved is None else saved
     env_kwargs = {**env_kwargs, **(args.env_kwargs or {})}
     if args.output is not None:
         env_kwargs["render_mode"] = "rgb_array"
