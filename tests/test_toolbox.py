@@ -10,12 +10,13 @@ import pytest
 import torch as th
 from conftest import PointEnv, point_vec_env
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.subgoals import shrinking_scale
 from sb3_hrl.common.type_aliases import HighSamples, SegmentSteps
-from sb3_hrl.common.wrappers import ActionLimitWrapper, FallTruncationWrapper, ReducedWorkspaceWrapper, truncate_falls
+from sb3_hrl.common.wrappers import ActionLimitWrapper, FallTerminationWrapper, ReducedWorkspaceWrapper, terminate_falls
 from sb3_hrl.hddpg.acting import N_MISSED, Plan, SegmentRules
 from sb3_hrl.hddpg.batches import (
     HighBatchOptions,
@@ -28,6 +29,7 @@ from sb3_hrl.hddpg.batches import (
 from sb3_hrl.hddpg.landmarks import costs_to_go, failed_edges, farthest_points, members_of, value_to_steps
 from sb3_hrl.hddpg.samplers import LowBatchMaker, _batch_tensors
 from sb3_hrl.hddpg.segments import SegmentTracker
+from sb3_hrl.parallel.serial import SerialCollector
 
 
 def make_model(small, env=None, **kwargs) -> HierarchicalDDPG:
@@ -200,7 +202,7 @@ def test_noise_is_held(small):
 # -------------------------------------------------------------------------------------------------------------------- batches
 
 
-def fill(model, subgoal=(1.0, 0.0), n: int = 12, step: float = 0.1, segment: int = 4) -> None:
+def fill(model, subgoal=(1.0, 0.0), n: int = 12, step: float = 0.1, segment: int = 4, info=None) -> None:
     """An episode along the first axis: ``n`` steps of length ``step`` in segments of ``segment`` with one subgoal."""
     space = model.observation_space.spaces
     for i in range(n):
@@ -219,7 +221,7 @@ def fill(model, subgoal=(1.0, 0.0), n: int = 12, step: float = 0.1, segment: int
             np.full((1, 2), 0.1 * i),
             np.zeros(1),
             np.array([i == n - 1]),
-            [{}],
+            [info or {}],
             subgoal=float32(subgoal),
             segment_done=np.array([(i + 1) % segment == 0 or i == n - 1]),
         )
@@ -374,6 +376,7 @@ def test_off_policy_correction_finds_the_subgoal_that_explains_the_actions(small
         next_observations=zeros,
         next_achieved_goals=th.tensor([[0.3, 0.0], [0.3, 0.0]]),
         tested=th.zeros(2, dtype=th.bool),
+        failed=th.zeros(2, dtype=th.bool),
         lengths=th.tensor([2.0, 2.0]),
         steps=SegmentSteps(th.zeros(2, 3, 3), achieved, actions),
     )
@@ -426,6 +429,60 @@ def test_trivial_targets_are_left_out(small):
     assert (offsets[48:] > 0.99).all(), "commanded ones stay, clipped here"
     everything = low_batch(model.policy, model.replay_buffer, replace(model._low, trivial_target_prob=1.0), 64)
     assert (everything.inputs[:48, -2] < 0.6).any()
+
+
+FALL = {"is_success": False}
+
+
+@pytest.mark.parametrize(
+    ("info", "is_failure"),
+    [(FALL, True), ({"is_success": True}, False), ({}, False), (FALL | {"TimeLimit.truncated": True}, False)],
+)
+def test_an_end_that_is_no_success_is_worth_never_reaching_it(small, task, info, is_failure):
+    """Three steps, one segment, gamma 0.9 and 0.8 on the two levels: -10 and -5, and nothing follows."""
+    kwargs = dict(low_kwargs=dict(gamma=0.9, n_sampled_goal=0), high_kwargs=dict(gamma=0.8, n_sampled_goal=0))
+    model = with_threshold(make_model(small, subgoal_test_prob=0.0, **kwargs))
+    fill(model, subgoal=(0.3, 0.0), n=3, info=info)
+    low = low_batch(model.policy, model.replay_buffer, model._low, 64)
+    achieved = low.inputs[:, -2] * model.policy.box.radius[0]
+    is_last = achieved < 0.15  # of 0.3, 0.2 and 0.1 that are left
+    assert is_last.any()
+    # The subgoal is at hand after the last two steps, but an episode that has failed has not reached it
+    assert low.rewards[is_last].unique().tolist() == [pytest.approx(-10.0) if is_failure else 0.0]
+    assert (low.discounts[is_last] == 0.0).all()
+    assert (low.rewards[~is_last] >= -1.0).all()
+    high = high_batch(model.policy, model.replay_buffer, model._high, 64, task, HighBatchOptions())
+    assert high.rewards.unique().tolist() == [pytest.approx(-5.0) if is_failure else -1.0]
+    assert high.discounts.unique().tolist() == [0.0 if is_failure else pytest.approx(0.8)]
+
+
+def test_a_goal_in_hindsight_that_was_passed_before_the_fall_is_reached(small, task):
+    """Where episodes end at success, this one would have ended there."""
+    task.ends_at_success = True
+    model = with_threshold(make_model(small, high_kwargs=dict(n_sampled_goal=10**6)))
+    fill(model, n=3, info=FALL)
+    high = high_batch(model.policy, model.replay_buffer, model._high, 64, task, HighBatchOptions())
+    assert (high.rewards[:63] == 0.0).all()
+
+
+def test_workers_tell_failures_from_success():
+    """The same episodes through SB3's loop and through a worker: falls are marked, and nothing else is."""
+
+    class Falling(PointEnv):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs, reward, terminated or self.steps >= 7, truncated, info
+
+    for env in (DummyVecEnv([Falling] * 2), SerialCollector([Falling] * 2)):
+        kwargs = dict(async_collection=True) if isinstance(env, SerialCollector) else {}
+        model = HierarchicalDDPG("MultiInputPolicy", env, learning_starts=10**6, seed=0, **kwargs)
+        model.learn(60)
+        for steps in model.replay_buffer.recent(60, ("terminated", "failed", "next_achieved_goal", "desired_goal")):
+            distances = np.linalg.norm(steps["next_achieved_goal"] - steps["desired_goal"], axis=1)
+            is_end = steps["terminated"].ravel() > 0
+            assert is_end.sum() >= 3
+            assert ((steps["failed"].ravel() > 0) == is_end & (distances > PointEnv.threshold)).all()
+        env.close()
 
 
 def test_relative_subgoals_stay_where_they_are(small):
@@ -701,22 +758,22 @@ class TurningEnv(PointEnv):
 
 
 def test_an_episode_ends_when_the_robot_lies_on_its_back():
-    env = FallTruncationWrapper(TurningEnv(), orientation=0, patience=3)
+    env = FallTerminationWrapper(TurningEnv(), orientation=0, patience=3)
     for _ in range(2):
         env.reset(seed=0)
-        assert [env.step(np.zeros(2))[3] for _ in range(8)] == [False] * 7 + [True]
+        assert [env.step(np.zeros(2))[2] for _ in range(8)] == [False] * 7 + [True]
     with pytest.raises(ValueError, match="patience"):
-        FallTruncationWrapper(TurningEnv(), patience=0)
+        FallTerminationWrapper(TurningEnv(), patience=0)
 
 
 def test_monitor_sees_the_falls():
     """Evaluation counts the episodes that Monitor has seen: those that ended by a fall were left out."""
-    with pytest.raises(ValueError, match="truncate_falls"):
-        FallTruncationWrapper(Monitor(TurningEnv()))
-    env = truncate_falls(ActionLimitWrapper(Monitor(TurningEnv())), orientation=0, patience=3)
+    with pytest.raises(ValueError, match="terminate_falls"):
+        FallTerminationWrapper(Monitor(TurningEnv()))
+    env = terminate_falls(ActionLimitWrapper(Monitor(TurningEnv())), orientation=0, patience=3)
     assert isinstance(env, ActionLimitWrapper)
     env.reset(seed=0)
     for _ in range(8):
-        _, _, _, truncated, info = env.step(np.zeros(2))
-    assert truncated
+        _, _, terminated, _, info = env.step(np.zeros(2))
+    assert terminated
     assert info["episode"]["l"] == 8

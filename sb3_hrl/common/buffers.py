@@ -95,7 +95,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         self.rng = np.random.default_rng(np.random.randint(2**31))
 
         sizes = {field: spaces.flatdim(observation_space[key]) for field, key in self._FIELDS.items()}
-        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "tested": 1}
+        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "failed": 1, "tested": 1}
         ends = np.cumsum(list(sizes.values())).tolist()
         self._columns = {field: slice(end - size, end) for (field, size), end in zip(sizes.items(), ends, strict=True)}
         # The span of the episode comes last, on an even column as its integers take two
@@ -127,7 +127,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param action: actions scaled to [-1, 1], shape (n_envs, action_dim)
         :param reward: the environment's rewards, shape (n_envs,)
         :param done: whether the episode ended, shape (n_envs,)
-        :param infos: the environment's infos; ``TimeLimit.truncated`` marks time limits
+        :param infos: the environment's infos; ``TimeLimit.truncated`` marks time limits, ``is_success`` what is no failure
         :param subgoal: subgoals in force, shape (n_envs, goal_dim); ``None`` without a hierarchy
         :param segment_done: whether the step was the last one of its segment, shape (n_envs,)
         :param tested: whether the segment is a subgoal test, shape (n_envs,)
@@ -140,7 +140,9 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         self._stage("next_achieved_goal", next_obs["achieved_goal"])
         self._stage("action", action)
         self._stage("reward", reward)
-        self._stage("terminated", done & ~np.asarray(timeouts, dtype=bool))
+        terminated = done & ~np.asarray(timeouts, dtype=bool)
+        self._stage("terminated", terminated)
+        self._stage("failed", np.array([is_failure(*end) for end in zip(terminated, infos, strict=True)]))
         if subgoal is not None:
             self._stage("subgoal", subgoal)
             self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
@@ -238,7 +240,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
 
         rows, recent = self.shards.read(read)
         fields = ("observation", "achieved_goal", "subgoal", "action", "next_observation", "next_achieved_goal")
-        arrays = [*(rows[:, columns[field]] for field in fields), recent]
+        failed = rows[:, columns["failed"]].ravel() > 0
+        arrays = [*(rows[:, columns[field]] for field in fields), failed, recent]
         return LowSamples(*(self._to_device(array) for array in arrays))
 
     def sample_high(
@@ -294,7 +297,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         arrays = [first_rows[:, columns[field]] for field in first_fields]
         arrays += [last_rows[:, columns[field]] for field in last_fields]
         tested = first_rows[:, columns["tested"]].ravel() > 0
-        tensors = [self._to_device(array) for array in (*arrays, tested, lengths.astype(np.float32))]
+        failed = last_rows[:, columns["failed"]].ravel() > 0
+        tensors = [self._to_device(array) for array in (*arrays, tested, failed, lengths.astype(np.float32))]
         steps = SegmentSteps(*(self._to_device(array) for array in segment_steps)) if n_steps > 0 else None
         return HighSamples._make([visited, *tensors, steps])
 
@@ -393,6 +397,17 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
     def __getstate__(self) -> dict[str, Any]:
         """The reward function belongs to an environment."""
         return {**self.__dict__, "compute_reward": None}
+
+
+def is_failure(terminated: bool, info: Mapping[str, Any]) -> bool:
+    """
+    Whether an episode has ended for good elsewhere than at its goal, as by a fall.
+
+    :param terminated: whether the environment says that it is over (a time limit is none of this)
+    :param info: the environment's info; without ``is_success`` nothing is known, and nothing is a failure
+    :return: whether the goal can no longer be reached
+    """
+    return bool(terminated) and not info.get("is_success", True)
 
 
 def check_finite(rows: np.ndarray, columns: Mapping[str, slice]) -> None:

@@ -54,5 +54,18 @@ def apply_subgoal_tests(
     :param penalty: reward of a missed test, negative
     :return: rewards and discounts, shapes (n,)
     """
-    missed = tested & ~reached
-    return rewards.masked_fill(missed, penalty), discounts.masked_fill(missed, 0.0)
+    return end_worthless(rewards, discounts, tested & ~reached, penalty)
+
+
+def end_worthless(rewards: th.Tensor, discounts: th.Tensor, where: th.Tensor, penalty: float) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Let nothing follow some transitions but the worst. An episode that fails for good is one: with rewards of -1 an end
+    without a penalty would be the best that can happen, and one that bootstraps as good as going on.
+
+    :param rewards: shape (n,)
+    :param discounts: of what follows, shape (n,)
+    :param where: which transitions, booleans of shape (n,)
+    :param penalty: their reward, the value of never reaching the goal: ``-1 / (1 - gamma)``
+    :return: rewards and discounts, shapes (n,)
+    """
+    return rewards.masked_fill(where, penalty), discounts.masked_fill(where, 0.0)

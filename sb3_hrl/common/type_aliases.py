@@ -25,6 +25,7 @@ class LowSamples(NamedTuple):
     actions: th.Tensor  # (batch, action_dim), scaled to [-1, 1]
     next_observations: th.Tensor  # (batch, obs_dim)
     next_achieved_goals: th.Tensor  # (batch, goal_dim)
+    failed: th.Tensor  # (batch,) booleans, whether the episode ended here for good, and not at its goal
     recent_goals: th.Tensor  # (batch, history, goal_dim), achieved after the last steps, infinite before the episode
 
 
@@ -47,6 +48,7 @@ class HighSamples(NamedTuple):
     next_observations: th.Tensor  # (batch, obs_dim), at the segment's end
     next_achieved_goals: th.Tensor  # (batch, goal_dim), at the segment's end
     tested: th.Tensor  # (batch,) booleans, whether the low level ran without exploration (HAC's subgoal test)
+    failed: th.Tensor  # (batch,) booleans, whether the episode ended with the segment for good, and not at its goal
     lengths: th.Tensor  # (batch,), environment steps
     steps: SegmentSteps | None  # if asked for
 

@@ -12,13 +12,13 @@ from sb3_hrl.common.goal_wrapper import GoalFromObservationWrapper
 
 __all__ = [
     "ActionLimitWrapper",
-    "FallTruncationWrapper",
+    "FallTerminationWrapper",
     "GoalFromObservationWrapper",
     "ReducedWorkspaceWrapper",
     "SuccessInfoWrapper",
     "add_goals",
     "add_success_info",
-    "truncate_falls",
+    "terminate_falls",
 ]
 
 
@@ -146,24 +146,25 @@ class ReducedWorkspaceWrapper(gym.Wrapper):
         )
 
 
-class FallTruncationWrapper(gym.Wrapper):
+class FallTerminationWrapper(gym.Wrapper):
     """
-    Truncate an episode when the robot has lain on its back for a while: MuJoCo's ant cannot get up, and AntMaze would go on
-    for hundreds of steps that teach nothing. Nothing is won by it in evaluation: such an episode counts as failed at once.
+    Terminate an episode when the robot has lain on its back for some steps: MuJoCo's ant cannot get up, and AntMaze would go
+    on for hundreds of steps that teach nothing. An end that is no success (``is_success`` in the info, see
+    :func:`add_success_info`) is the worst that can happen to both levels. Nothing is won by it in evaluation.
 
-    To wrap an environment that has a ``Monitor`` already, as in the zoo or with ``make_vec_env``, use :func:`truncate_falls`.
+    To wrap an environment that has a ``Monitor`` already, as in the zoo or with ``make_vec_env``, use :func:`terminate_falls`.
 
     :param env: goal-conditioned environment whose observation has the torso's orientation, a quaternion (w, x, y, z)
     :param orientation: where the quaternion begins in the observation; AntMaze's comes after the height
     :param patience: steps on its back before the episode ends
     """
 
-    def __init__(self, env: gym.Env, orientation: int = 1, patience: int = 20):
+    def __init__(self, env: gym.Env, orientation: int = 1, patience: int = 5):
         super().__init__(env)
         if is_wrapped(env, Monitor):
             raise ValueError(
-                "FallTruncationWrapper belongs beneath Monitor, which would not see episodes end: use "
-                "`sb3_hrl.common.wrappers.truncate_falls` with the same arguments, also as `wrapper_class` or `env_wrapper`."
+                "FallTerminationWrapper belongs beneath Monitor, which would not see episodes end: use "
+                "`sb3_hrl.common.wrappers.terminate_falls` with the same arguments, also as `wrapper_class` or `env_wrapper`."
             )
         if patience < 1:
             raise ValueError(f"`patience` must be at least 1 (steps), not {patience}.")
@@ -181,22 +182,22 @@ class FallTruncationWrapper(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """
         :param action: action of the environment
-        :return: what the environment returned, truncated if the robot is down for good
+        :return: what the environment returned, terminated if the robot is down for good
         """
         obs, reward, terminated, truncated, info = self.env.step(action)
         _, x, y, _ = obs["observation"][self._quaternion]
         # The z axis of the torso, seen along that of the world
         is_down = 1.0 - 2.0 * (x * x + y * y) < 0.0
         self._n_down = self._n_down + 1 if is_down else 0
-        return obs, reward, terminated, truncated or self._n_down >= self._patience, info
+        return obs, reward, terminated or self._n_down >= self._patience, truncated, info
 
 
-def truncate_falls(env: gym.Env, **kwargs: Any) -> gym.Env:
+def terminate_falls(env: gym.Env, **kwargs: Any) -> gym.Env:
     """
-    Wrap in :class:`FallTruncationWrapper`, beneath a ``Monitor`` if there is one.
+    Wrap in :class:`FallTerminationWrapper`, beneath a ``Monitor`` if there is one.
 
     :param env: the environment
-    :param kwargs: arguments of :class:`FallTruncationWrapper`
+    :param kwargs: arguments of :class:`FallTerminationWrapper`
     :return: the environment whose episodes end when the robot is down for good
     """
-    return _beneath_monitor(env, FallTruncationWrapper, **kwargs)
+    return _beneath_monitor(env, FallTerminationWrapper, **kwargs)

@@ -172,12 +172,12 @@ def ends_without_success(survey: Survey) -> Finding | None:
     if len(ended) < 0.5 * len(survey.episodes):
         return None
     lengths = {len(episode.rewards) for episode in ended}
-    cure = "Truncate instead (a fall is a failed episode then), or leave it a share of its actions (`ActionLimitWrapper`)."
+    cure = "Leave it a share of its actions (`ActionLimitWrapper`), or let episodes go on."
     if len(lengths) == 1 and len(ended) > 1:
         cure = "If this is a time limit, return `truncated`, not `terminated`."
     return warning(
         "ends_without_success",
-        "Episodes terminate without success. HierarchicalDDPG does not learn from that: nothing tells it to avoid it.",
+        "Most episodes terminate without success, which for both levels is the worst that can happen.",
         f"{len(ended)} of {len(survey.episodes)} episodes, after {min(lengths)} to {max(lengths)} steps",
         cure,
     )

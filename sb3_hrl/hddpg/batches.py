@@ -7,7 +7,7 @@ import torch as th
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.goals import GoalTask
-from sb3_hrl.common.relabeling import apply_subgoal_tests, hindsight_count
+from sb3_hrl.common.relabeling import apply_subgoal_tests, end_worthless, hindsight_count
 from sb3_hrl.common.subgoals import decode_subgoal
 from sb3_hrl.common.type_aliases import HighSamples, LevelSamples, LowSamples
 from sb3_hrl.hddpg.levels import LevelConfig
@@ -45,7 +45,8 @@ def low_batch(
     policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, config: LevelConfig, batch_size: int
 ) -> LevelSamples:
     """
-    Low level: reach the subgoal. The reward is -1 per environment step until it is reached, and nothing follows.
+    Low level: reach the subgoal. The reward is -1 per environment step until it is reached, and nothing follows. An episode
+    that fails for good has the value of never reaching it.
 
     :param policy: gives inputs and says what is reached
     :param buffer: where to sample from
@@ -80,12 +81,13 @@ def low_batch(
         pace = policy.box.radius.norm() / policy.subgoal_steps
         rewards += relative_progress(steps.achieved_goals, steps.next_achieved_goals, steps.subgoals, pace)
         rewards.clamp_(max=0.0)
+    rewards, discounts = end_worthless(rewards, config.gamma * (1.0 - held), steps.failed[:, None], config.min_value)
     return LevelSamples(
         inputs=policy.low_inputs(steps.observations, steps.achieved_goals, steps.subgoals),
         actions=steps.actions,
         next_inputs=policy.low_inputs(steps.next_observations, steps.next_achieved_goals, steps.subgoals),
         rewards=rewards,
-        discounts=config.gamma * (1.0 - held),
+        discounts=discounts,
     )
 
 
@@ -109,6 +111,7 @@ def high_batch(
 ) -> LevelSamples:
     """
     High level: choose the subgoals that lead to the goal. The reward is -1 per segment until it is reached, nothing follows.
+    An episode that fails for good has the value of never reaching it.
 
     :param policy: gives inputs and says what is reached
     :param buffer: where to sample from
@@ -135,6 +138,8 @@ def high_batch(
         # A segment of k of the c steps costs k / c, and what follows is discounted by gamma^(k / c)
         durations = segments.lengths / policy.subgoal_steps
         rewards, discounts = rewards * durations, config.gamma**durations * (1.0 - dones)
+
+    rewards, discounts = end_worthless(rewards, discounts, segments.failed & (dones == 0.0), config.min_value)
 
     # HAC's hindsight action: what was achieved had been commanded. But a missed test punishes the action that was taken
     reached = policy.is_reached(segments.next_achieved_goals, segments.subgoals)

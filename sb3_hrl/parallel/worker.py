@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_hrl.common.buffers import check_finite
+from sb3_hrl.common.buffers import check_finite, is_failure
 from sb3_hrl.common.weight_sync import WeightSource
 
 # What comes home of an info when an episode ends: what SB3's Monitor adds, and what SB3's logger and callbacks read
@@ -227,7 +227,8 @@ class Worker:
         row[columns["next_achieved_goal"]] = observation["achieved_goal"].reshape(-1)
         row[columns["reward"]] = reward
         done = bool(terminated or truncated)
-        row[columns["terminated"]] = terminated if self._task.handle_timeout_termination else done
+        is_end = terminated if self._task.handle_timeout_termination else done
+        row[columns["terminated"]], row[columns["failed"]] = is_end, is_failure(is_end, info)
         if done:
             info["TimeLimit.truncated"] = truncated and not terminated
             self._episodes.append((self._first_env + i, {key: info[key] for key in EPISODE_KEYS if key in info}))
