@@ -7,7 +7,7 @@ import numpy as np
 
 from sb3_hrl.common.networks import NumpyNetwork
 from sb3_hrl.common.subgoals import SubgoalBox, decode_subgoal, encode_subgoal, is_reached
-from sb3_hrl.hddpg.landmarks import costs_to_go, value_to_steps
+from sb3_hrl.hddpg.landmarks import LandmarkConfig, costs_to_go, value_to_steps
 
 # Normalised inputs are clipped to [-INPUT_CLIP, INPUT_CLIP], as in HER (appendix A, https://arxiv.org/abs/1707.01495)
 INPUT_CLIP = 5.0
@@ -70,8 +70,7 @@ class ActingOptions(NamedTuple):
     direct_goal_steps: float  # environment steps; 0: never
     low_level: LowLevel | None
     low_gamma: float
-    landmark_cutoff: float | None  # environment steps; None without landmarks
-    landmark_distance: str  # "value" or "euclidean"
+    landmarks: LandmarkConfig | None  # None without a planner
 
 
 class ActingPolicy:
@@ -216,7 +215,8 @@ class ActingPolicy:
         :param subgoals: shape (n, goal_dim)
         :return: steps, shape (n,)
         """
-        if self.options.landmark_distance == "euclidean":
+        landmarks = self.options.landmarks
+        if landmarks is not None and landmarks.distance == "euclidean":
             pace = np.linalg.norm(self._box.radius) / self.options.rules.max_steps
             return np.asarray(np.linalg.norm(subgoals - achieved[:, 0], axis=-1) / pace)
         n, n_members, goal_dim = achieved.shape
@@ -250,8 +250,9 @@ class ActingPolicy:
 
     def _cut(self, steps: np.ndarray) -> np.ndarray:
         """:return: steps, infinite where the low level's estimate is not believed"""
-        assert self.options.landmark_cutoff is not None
-        return np.where(steps <= self.options.landmark_cutoff, steps, np.float32(np.inf))
+        assert self.options.landmarks is not None
+        cutoff = self.options.landmarks.cutoff or self.options.rules.max_steps
+        return np.where(steps <= cutoff, steps, np.float32(np.inf))
 
     def is_within_reach(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """

@@ -23,7 +23,7 @@ def acting_networks(policy: "HierarchicalPolicy") -> dict[str, TracedNetwork]:
     low_actor, low_critics = policy.low.networks
     high_actor, high_critics = policy.high.networks
     networks = {"low_actor": low_actor, "high_actor": high_actor, "high_critic": high_critics[0]}
-    if policy.n_landmarks > 0 or policy.direct_goal_steps > 0.0:
+    if policy.landmarks is not None or policy.direct_goal_steps > 0.0:
         networks |= {f"low_critic_{i}": critic for i, critic in enumerate(low_critics)}
     return networks
 
@@ -41,7 +41,7 @@ def acting_tensors(policy: "HierarchicalPolicy") -> dict[str, th.Tensor]:
         "radius": policy.subgoal_radius,
         "threshold": policy.subgoal_threshold,
     }
-    if policy.n_landmarks > 0:
+    if policy.landmarks is not None:
         tensors |= {name: getattr(policy, name) for name in LANDMARK_ARRAYS}
     return tensors
 
@@ -63,8 +63,7 @@ def acting_options(policy: "HierarchicalPolicy") -> ActingOptions:
         direct_goal_steps=policy.direct_goal_steps,
         low_level=policy.low_level,
         low_gamma=policy.low_gamma,
-        landmark_cutoff=policy.landmark_cutoff,
-        landmark_distance=policy.landmark_distance,
+        landmarks=policy.landmarks,
     )
 
 

@@ -333,17 +333,13 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             level_kwargs[name] = dict(lr_schedule=config.lr_schedule, n_critics=config.n_critics)
             if config.net_arch is not None:
                 level_kwargs[name]["net_arch"] = config.net_arch
-        landmarks = self._landmark_config
         return self.policy_kwargs | dict(
             subgoal_source=self.subgoal_source,
             select_by_value=self.select_by_value,
             direct_goal_steps=self.direct_goal * self.subgoal_steps,
             low_level=self.low_level,
             low_gamma=self._low.gamma,
-            n_landmarks=landmarks.n_landmarks if landmarks is not None else 0,
-            n_members=landmarks.n_members if landmarks is not None else 1,
-            landmark_cutoff=None if landmarks is None else landmarks.cutoff or self.subgoal_steps,
-            landmark_distance=landmarks.distance if landmarks is not None else "value",
+            landmarks=self._landmark_config,
             level_kwargs=level_kwargs,
             rules=SegmentRules(self.subgoal_steps, self.min_segment_steps, self.subgoal_hold_steps),
             relative_subgoals=self.relative_subgoals,

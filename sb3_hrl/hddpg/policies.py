@@ -16,6 +16,7 @@ from sb3_hrl.common.subgoals import ArrayT, SubgoalBox, encode_subgoal, is_misse
 from sb3_hrl.common.type_aliases import SubgoalState
 from sb3_hrl.hddpg.acting import INPUT_CLIP, N_MISSED, ActingPolicy, LowLevel, SegmentRules, explore
 from sb3_hrl.hddpg.copies import live_acting_policy
+from sb3_hrl.hddpg.landmarks import LandmarkConfig
 from sb3_hrl.hddpg.levels import LevelPolicy
 from sb3_hrl.hddpg.validation import per_dimension
 
@@ -55,10 +56,7 @@ class HierarchicalPolicy(BasePolicy):
     :param direct_goal_steps: the goal itself is the subgoal if the low level takes no more environment steps to it; 0: never
     :param low_level: acts in place of the low level's actor
     :param low_gamma: the low level's discount factor, for what its values say in steps
-    :param n_landmarks: room for so many landmarks; 0: no planner
-    :param n_members: visited states around each landmark
-    :param landmark_cutoff: environment steps above which the low level's estimates are not believed
-    :param landmark_distance: ``value`` or ``euclidean``, see :class:`~sb3_hrl.hddpg.landmarks.LandmarkConfig`
+    :param landmarks: settings of the planner over landmarks; ``None``: the high level's actor chooses subgoals
     """
 
     def __init__(
@@ -83,10 +81,7 @@ class HierarchicalPolicy(BasePolicy):
         direct_goal_steps: float = 0.0,
         low_level: LowLevel | None = None,
         low_gamma: float = 0.99,
-        n_landmarks: int = 0,
-        n_members: int = 1,
-        landmark_cutoff: float | None = None,
-        landmark_distance: str = "value",
+        landmarks: LandmarkConfig | None = None,
     ):
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
             optimizer_kwargs = {"fused": True}
@@ -111,10 +106,7 @@ class HierarchicalPolicy(BasePolicy):
         self.direct_goal_steps = direct_goal_steps
         self.low_level = low_level
         self.low_gamma = low_gamma
-        self.n_landmarks = n_landmarks
-        self.n_members = n_members
-        self.landmark_cutoff = landmark_cutoff
-        self.landmark_distance = landmark_distance
+        self.landmarks = landmarks
 
         self.observation_dim = spaces.flatdim(observation_space["observation"])
         self.goal_dim = spaces.flatdim(observation_space["desired_goal"])
@@ -140,7 +132,8 @@ class HierarchicalPolicy(BasePolicy):
         # What normalises the inputs of (high, low): derived from the moments and the radius
         self.register_buffer("input_shift", th.zeros(2, self.observation_dim + 3 * self.goal_dim))
         self.register_buffer("input_scale", th.ones(2, self.observation_dim + 3 * self.goal_dim))
-        if n_landmarks > 0:
+        if landmarks is not None:
+            n_landmarks, n_members = landmarks.n_landmarks, landmarks.n_members
             self.register_buffer("landmark_count", th.zeros(()))
             self.register_buffer("landmark_observations", th.zeros(n_landmarks, n_members, self.observation_dim))
             self.register_buffer("landmark_achieved", th.zeros(n_landmarks, n_members, self.goal_dim))
@@ -201,10 +194,7 @@ class HierarchicalPolicy(BasePolicy):
             direct_goal_steps=self.direct_goal_steps,
             low_level=self.low_level,
             low_gamma=self.low_gamma,
-            n_landmarks=self.n_landmarks,
-            n_members=self.n_members,
-            landmark_cutoff=self.landmark_cutoff,
-            landmark_distance=self.landmark_distance,
+            landmarks=self.landmarks,
         )
 
     @property
@@ -243,7 +233,7 @@ class HierarchicalPolicy(BasePolicy):
 
     def set_landmarks(self, observations: np.ndarray, achieved: np.ndarray, steps: np.ndarray) -> None:
         """
-        :param observations: of the landmarks' members, shape (n, n_members, obs_dim), n at most ``n_landmarks``
+        :param observations: of the landmarks' members, shape (n, n_members, obs_dim), n at most the planner's ``n_landmarks``
         :param achieved: goals achieved in these, shape (n, n_members, goal_dim); the first one is the landmark itself
         :param steps: environment steps from each to each other one, infinite where there is no edge, shape (n, n)
         """

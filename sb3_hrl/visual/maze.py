@@ -132,7 +132,7 @@ def _draw_walls(axes: Axes, env: Any) -> None:
 
 
 def _draw_landmarks(axes: Axes, policy: HierarchicalPolicy) -> None:
-    n = int(policy.get_buffer("landmark_count").item()) if policy.n_landmarks > 0 else 0
+    n = int(policy.get_buffer("landmark_count").item()) if policy.landmarks is not None else 0
     if n == 0:
         return
     goals = policy.get_buffer("landmark_goals")[:n, :2].cpu().numpy()
