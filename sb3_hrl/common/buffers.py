@@ -140,9 +140,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         self._stage("next_achieved_goal", next_obs["achieved_goal"])
         self._stage("action", action)
         self._stage("reward", reward)
-        terminated = done & ~np.asarray(timeouts, dtype=bool)
-        self._stage("terminated", terminated)
-        self._stage("failed", np.array([is_failure(*end) for end in zip(terminated, infos, strict=True)]))
+        self._stage("terminated", done & ~np.asarray(timeouts, dtype=bool))
+        self._stage("failed", np.array([is_failure(*end) for end in zip(done, infos, strict=True)]))
         if subgoal is not None:
             self._stage("subgoal", subgoal)
             self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
@@ -399,15 +398,16 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         return {**self.__dict__, "compute_reward": None}
 
 
-def is_failure(terminated: bool, info: Mapping[str, Any]) -> bool:
+def is_failure(done: bool, info: Mapping[str, Any]) -> bool:
     """
     Whether an episode has ended for good elsewhere than at its goal, as by a fall.
 
-    :param terminated: whether the environment says that it is over (a time limit is none of this)
-    :param info: the environment's info; without ``is_success`` nothing is known, and nothing is a failure
+    :param done: whether it has ended
+    :param info: the environment's info; ``TimeLimit.truncated`` marks time limits, which are no failure. Without
+        ``is_success`` nothing is known, and nothing is a failure
     :return: whether the goal can no longer be reached
     """
-    return bool(terminated) and not info.get("is_success", True)
+    return bool(done) and not info.get("TimeLimit.truncated", False) and not info.get("is_success", True)
 
 
 def check_finite(rows: np.ndarray, columns: Mapping[str, slice]) -> None:

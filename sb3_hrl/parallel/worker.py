@@ -227,8 +227,8 @@ class Worker:
         row[columns["next_achieved_goal"]] = observation["achieved_goal"].reshape(-1)
         row[columns["reward"]] = reward
         done = bool(terminated or truncated)
-        is_end = terminated if self._task.handle_timeout_termination else done
-        row[columns["terminated"]], row[columns["failed"]] = is_end, is_failure(is_end, info)
+        row[columns["terminated"]] = terminated if self._task.handle_timeout_termination else done
+        row[columns["failed"]] = is_failure(terminated, info)
         if done:
             info["TimeLimit.truncated"] = truncated and not terminated
             self._episodes.append((self._first_env + i, {key: info[key] for key in EPISODE_KEYS if key in info}))
