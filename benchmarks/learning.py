@@ -52,8 +52,8 @@ def run(env_id: str, seed: int, args: argparse.Namespace) -> list[Row]:
         if args.agents is not None and seed == args.seeds[0]:
             keep(trained, env_id, args.agents / args.algo / f"{env_id}_1")
         evaluations = np.load(trained / "evaluations.npz")
-        rates = evaluations["successes"].mean(axis=1)
-        return [(seed, int(steps), round(float(rate), 4), seconds) for steps, rate in zip(evaluations["timesteps"], rates, strict=True)]
+        rates = evaluations["successes"].astype(float).mean(axis=1)
+        return [(seed, int(steps), float(rate), seconds) for steps, rate in zip(evaluations["timesteps"], rates, strict=True)]
 
 
 def keep(trained: Path, env_id: str, folder: Path) -> None:

@@ -26,7 +26,8 @@ from sb3_hrl.hddpg.batches import (
     relative_distance,
     without_trivial,
 )
-from sb3_hrl.hddpg.landmarks import costs_to_go, failed_edges, farthest_points, members_of, value_to_steps
+from sb3_hrl.hddpg.landmarks import costs_to_go, failed_edges, farthest_points, hit_rates, members_of, value_to_steps
+from sb3_hrl.hddpg.mapping import update_landmarks
 from sb3_hrl.hddpg.samplers import LowBatchMaker, _batch_tensors
 from sb3_hrl.hddpg.segments import SegmentTracker
 from sb3_hrl.parallel.serial import SerialCollector
@@ -277,6 +278,37 @@ def test_edges_that_failed():
     missed[10:] = True
     assert not failed_edges(starts, subgoals, missed, landmarks)[0].any()
     assert not failed_edges(starts, subgoals, missed | True, landmarks).any()
+
+
+def test_rates_of_segments_that_do_not_miss():
+    """Two landmarks at a distance of 1, which is the kernels' width: a segment counts by exp(-1/2) at the other landmark."""
+    landmarks, e = np.array([[0.0], [1.0]]), math.exp(-0.5)
+    starts, subgoals = np.array([[0.0], [0.0], [1.0]]), np.array([[1.0], [1.0], [0.0]])
+    missed = np.array([False, False, True])
+    # The two from 0 to 1 hit, the one back missed; and all of them together, 2 of 3, count as one
+    expected = [[(2 * e + 2 / 3) / (3 * e + 1), (2 + 2 / 3) / (3 + e**2)], [(2 * e**2 + 2 / 3) / (2 * e**2 + 2), 0.0]]
+    expected[1][1] = (2 * e + 2 / 3) / (3 * e + 1)
+    np.testing.assert_allclose(hit_rates(starts, subgoals, missed, landmarks), expected)
+    assert hit_rates(starts, subgoals, missed & False, landmarks).tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert np.isfinite(hit_rates(starts, subgoals, missed, np.zeros((2, 1)))).all(), "landmarks in one place"
+
+
+def test_ways_that_are_missed_cost_more(small, monkeypatch):
+    """Segments of 4 steps of 0.1 from 0 towards 1.2: the first one misses (0.8 is left), the last one arrives."""
+    config = dict(n_landmarks=3, n_visited=12, n_members=1, distance="euclidean")
+    kwargs = dict(low_kwargs=dict(reward="dense"), planner="landmarks", planner_kwargs=config)
+    model = with_threshold(make_model(small, **kwargs), 0.05, radius=2.0)
+    fill(model, subgoal=(1.2, 0.0))
+    monkeypatch.setattr("sb3_hrl.hddpg.landmarks.SIGNIFICANCE", 0.0)  # no edge fails for good
+    steps = []
+    for miss_cost in (0.0, 100.0):
+        model.replay_buffer.rng = np.random.default_rng(0)
+        update_landmarks(model.policy, model.replay_buffer, replace(model._landmark_config, miss_cost=miss_cost))
+        steps.append(model.policy.landmark_steps.numpy().copy())
+    goals, more = model.policy.landmark_goals[:, 0].numpy(), steps[1] - steps[0]
+    first, last = goals.argmin(), goals.argmax()
+    assert (more > 0.0).all()
+    assert more[first, last] > more[last, last], "from the start, where segments missed"
 
 
 def test_members_of_landmarks_lie_around_them():
@@ -696,6 +728,7 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
         (dict(planner_kwargs=dict(cutoff=1)), "planner='landmarks'"),
         (dict(planner="landmarks", planner_kwargs=dict(n=1)), "Known keys"),
         (dict(planner="landmarks", planner_kwargs=dict(n_landmarks=1)), "n_landmarks"),
+        (dict(planner="landmarks", planner_kwargs=dict(miss_cost=-1.0)), "miss_cost"),
         (dict(planner="landmarks", planner_kwargs=dict(cutoff=-1.0)), "cutoff"),
         (dict(low_level="oracle"), "low_level"),
         (dict(low_kwargs=dict(reward="shaped")), "'dense'"),

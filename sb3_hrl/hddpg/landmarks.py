@@ -31,6 +31,9 @@ class LandmarkConfig:
     :param distance: what says how many steps it is from one place to another: ``value``, the low level's own; or
         ``euclidean``, the straight way at the pace that covers the radius in ``subgoal_steps``, for low levels whose reward
         is not sparse. Which ways do not exist is found by trying them, then
+    :param miss_cost: environment steps that a miss is worth: an edge costs ``-miss_cost log p`` more, where ``p`` is the share
+        of similar segments that did not miss their subgoals. With a large one the path is that which most likely leads to the
+        goal, for low levels that get stuck or fall at some places; 0: the shortest one
     """
 
     n_landmarks: int = 100
@@ -39,6 +42,7 @@ class LandmarkConfig:
     cutoff: float | None = None
     update_interval: int = 2_000
     distance: str = "value"
+    miss_cost: float = 0.0
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any] | None) -> "LandmarkConfig":
@@ -61,6 +65,7 @@ class LandmarkConfig:
             ),
             "update_interval": (config.update_interval >= 1, "at least 1 (environment steps)"),
             "distance": (config.distance in DISTANCES, f"one of {DISTANCES}"),
+            "miss_cost": (config.miss_cost >= 0.0, "at least 0 (environment steps)"),
         }
         for name, (valid, rule) in rules.items():
             if not valid:
@@ -119,13 +124,38 @@ def failed_edges(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, l
     return (n_missed == n_tried) & (chance < SIGNIFICANCE)
 
 
+def hit_rates(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """
+    How likely segments from one landmark to the other are not to miss: a kernel estimate (Nadaraya and Watson) over segments
+    that began and were to end nearby, with the rate of all segments as one more observation. Gaussian kernels, as wide as
+    landmarks lie apart: there are too few segments to count them by edge.
+
+    :param starts: goals achieved where segments began, shape (m, goal_dim)
+    :param subgoals: what they were to reach, shape (m, goal_dim)
+    :param missed: whether they missed it, shape (m,)
+    :param landmarks: goals achieved at the landmarks, shape (n, goal_dim)
+    :return: rates between 0 and 1, shape (n, n)
+    """
+    apart = _square_distances(landmarks, landmarks)
+    np.fill_diagonal(apart, np.inf)
+    width = max(np.sqrt(apart.min(axis=1)).mean(), 1e-6)
+    from_, to = (np.exp(-0.5 * _square_distances(points, landmarks) / width**2) for points in (starts, subgoals))
+    n_tried, n_hit = from_.T @ to, (from_ * ~missed[:, None]).T @ to
+    return (n_hit + np.mean(~missed)) / (n_tried + 1.0)
+
+
+def _square_distances(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """:return: shape (m, n)"""
+    return np.asarray(np.square(points[:, None] - landmarks).sum(axis=2))
+
+
 def nearest_landmarks(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """
     :param points: shape (m, dim)
     :param landmarks: shape (n, dim)
     :return: index of the landmark that is nearest to each point, shape (m,)
     """
-    return np.square(points[:, None] - landmarks).sum(axis=2).argmin(axis=1)
+    return _square_distances(points, landmarks).argmin(axis=1)
 
 
 def value_to_steps(values: np.ndarray, gamma: float) -> np.ndarray:

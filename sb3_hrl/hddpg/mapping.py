@@ -4,7 +4,7 @@ import numpy as np
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.subgoals import is_missed
-from sb3_hrl.hddpg.landmarks import LandmarkConfig, failed_edges, farthest_points, members_of
+from sb3_hrl.hddpg.landmarks import LandmarkConfig, failed_edges, farthest_points, hit_rates, members_of
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 
 
@@ -23,7 +23,11 @@ def update_landmarks(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffe
     steps = policy.acting().steps_from_landmarks(observations, achieved, achieved[:, 0])
     if buffer.n_segments() > 0:
         starts, subgoals, missed = _some_segments(policy, buffer, config.n_visited)
-        steps[failed_edges(starts / std, subgoals / std, missed, achieved[:, 0] / std)] = np.inf
+        experience = (starts / std, subgoals / std, missed, achieved[:, 0] / std)
+        steps[failed_edges(*experience)] = np.inf
+        if config.miss_cost > 0.0:
+            # A rate of 0 is that of no segment that ever arrived
+            steps -= config.miss_cost * np.log(np.maximum(hit_rates(*experience), 1e-6), dtype=np.float32)
     policy.set_landmarks(observations, achieved, steps)
 
 
