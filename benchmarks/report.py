@@ -83,7 +83,7 @@ def table(files: dict[str, dict[str, Path]]) -> str:
             cells = [
                 env_id,
                 METHODS[method],
-                f"{max(steps[-1] for steps, _ in curves.values()):,}",
+                " to ".join(f"{n:,}" for n in sorted({steps[-1] for steps, _ in curves.values()})),
                 ", ".join(f"{rate:.2f}" for rate in final),
                 f"**{final.min():.2f}**",
                 f"{final.mean():.2f} [{low:.2f}, {high:.2f}]",
