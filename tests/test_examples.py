@@ -187,6 +187,7 @@ def test_notebooks(notebook, folder):
         f"--conf-file {ROOT}/benchmarks/hyperparams/flat.yml --params n_timesteps:150 learning_starts:100",
         f"learning.py --env PointMaze_UMaze-v3 --seeds 0 --eval-freq 400 --eval-episodes 1 --results out --name sb3-ddpg "
         f"--algo ddpg --conf-file {ROOT}/benchmarks/hyperparams/ddpg.yml --params n_timesteps:400 learning_starts:350",
+        "replan.py --steps 300 --episodes 2 --miss-cost 500",
         "speed.py --rounds 1 --steps 50",
         "buffer.py --sizes 500 1000 --rounds 1 --repeats 2",
         "update.py --rounds 1 --updates 2",
