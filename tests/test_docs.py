@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import os
 import pkgutil
 import re
 import subprocess
@@ -13,7 +12,7 @@ from types import ModuleType
 
 import gymnasium as gym
 import pytest
-from conftest import NO_RENDERER, renders_offscreen
+from conftest import NO_RENDERER, renders_offscreen, run
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -121,16 +120,7 @@ def test_snippets(snippet, tmp_path):
         pytest.skip(NO_RENDERER)
     script = tmp_path / "snippet.py"
     script.write_text(re.sub(r"\.learn\([\d_]+", ".learn(300", snippet))
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stdout[-5000:]
+    run(["python", "-W", "ignore", str(script)], tmp_path)
 
 
 def test_there_are_snippets():

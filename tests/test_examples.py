@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -23,21 +24,6 @@ def blocks(language: str) -> list[str]:
 
 COMMANDS = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
 ZOO_COMMANDS = [command for command in COMMANDS if command.startswith("python -m rl_zoo3")]
-
-
-def run(command: list[str], cwd: Path, env: dict[str, str] | None = None) -> str:
-    command = [sys.executable if part == "python" else part for part in command]
-    result = subprocess.run(
-        command,
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stdout[-5000:]
-    return result.stdout
 
 
 def in_miniature(command: str) -> list[str]:

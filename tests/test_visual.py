@@ -15,6 +15,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 from conftest import PointEnv, point_vec_env
+from conftest import run as run_command
 from matplotlib.collections import LineCollection, PatchCollection, PathCollection, PolyCollection
 from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -395,17 +396,7 @@ def test_callbacks_refuse(tmp_path, small):
 
 def watch(*arguments: str, cwd: Path, check: bool = True, **env: str) -> str:
     """:return: what ``python -m sb3_hrl watch`` printed"""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "sb3_hrl", *arguments],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
-    assert (result.returncode == 0) == check, result.stdout[-5000:]
-    return result.stdout
+    return run_command(["python", "-W", "ignore", "-m", "sb3_hrl", *arguments], cwd, env, check)
 
 
 CALLBACKS = """

@@ -1,13 +1,10 @@
 """Ordinary environments with goals from their observations, on every way that leads an environment to an agent."""
 
-import subprocess
-import sys
-
 import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
-from conftest import PointEnv
+from conftest import PointEnv, run
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 from stable_baselines3 import DDPG, HerReplayBuffer
@@ -283,15 +280,9 @@ def test_the_zoo_trains_on_it(tmp_path, vec_env):
     )
     (tmp_path / "car.yml").write_text(yaml.safe_dump({"MountainCarContinuous-v0": hyperparams}))
     arguments = "--algo hddpg --env MountainCarContinuous-v0 --conf-file car.yml --num-threads 1 --eval-freq 300"
-    result = subprocess.run(
-        [sys.executable, "-m", "sb3_hrl", "train", *arguments.split(), "--eval-episodes", "1", "--vec-env", vec_env],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
+    output = run(
+        ["python", "-m", "sb3_hrl", "train", *arguments.split(), "--eval-episodes", "1", "--vec-env", vec_env], tmp_path
     )
-    assert result.returncode == 0, result.stdout[-5000:]
-    assert "Success rate:" in result.stdout
+    assert "Success rate:" in output
     monitor = (tmp_path / "logs/hddpg/MountainCarContinuous-v0_1/0.monitor.csv").read_text().splitlines()
     assert monitor[1] == "r,l,t,is_success"

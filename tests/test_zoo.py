@@ -1,8 +1,6 @@
 """The zoo's real command lines, in processes of their own, with nothing but the package installed."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,6 +9,7 @@ import optuna
 import pytest
 import yaml
 from conftest import PointEnv
+from conftest import run as run_command
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_hrl import HierarchicalDDPG
@@ -25,17 +24,7 @@ TINY = ["--num-threads", "1", "--eval-freq", "-1", "-params", "learning_starts:1
 
 def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None, check: bool = True) -> str:
     """:return: what ``python <arguments>`` printed, standard output and error"""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
-    assert (result.returncode == 0) == check, result.stdout[-5000:]
-    return result.stdout
+    return run_command(["python", *arguments], cwd, env, check)
 
 
 @pytest.fixture(scope="session")
