@@ -63,12 +63,17 @@ def keep(trained: Path, env_id: str, folder: Path) -> None:
         shutil.copy(trained / name, folder / name)
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
+def write(path: Path, rows: Sequence[Row], add: bool) -> None:
+    """:param add: keep the rows that the file has of other seeds"""
+    others = []
+    if add and path.exists():
+        with path.open() as file:
+            others = [row for row in list(csv.reader(file))[1:] if int(row[0]) not in {seed for seed, *_ in rows}]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["seed", "timesteps", "success_rate", "seconds"])
-        writer.writerows(rows)
+        writer.writerows(sorted([*others, *rows], key=lambda row: (int(row[0]), int(row[1]))))
 
 
 def main() -> None:
@@ -85,13 +90,16 @@ def main() -> None:
     parser.add_argument("--name", default="hddpg", help="beginning of the files' names")
     parser.add_argument("--agents", type=Path, help="keep the first seed's agent in this folder, for the zoo's `enjoy -f`")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the csv files")
+    parser.add_argument(
+        "--add", action="store_true", help="keep other seeds in the csv files: seeds run one at a time"
+    )
     args = parser.parse_args()
 
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {env_id: [pool.submit(run, env_id, seed, args) for seed in args.seeds] for env_id in args.env}
         for env_id, runs in futures.items():
             rows = [row for future in runs for row in future.result()]
-            write(args.results / f"{args.name}-{env_id}.csv", rows)
+            write(args.results / f"{args.name}-{env_id}.csv", rows, args.add)
             for seed in args.seeds:
                 curve = " ".join(f"{steps}:{rate:.2f}" for row_seed, steps, rate, _ in rows if row_seed == seed)
                 print(f"{env_id} seed {seed}: {curve}", flush=True)

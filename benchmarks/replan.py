@@ -3,6 +3,7 @@ What the planner's settings are worth to a low level that is trained already: th
 then, for each `miss_cost`, landmarks are chosen anew over the same experience and the agent is evaluated without noise.
 
     python benchmarks/replan.py --env AntMaze_UMaze-v4 --miss-cost 0 150 500 1500
+    python benchmarks/replan.py --env AntMaze_UMaze-v4 --play-in AntMaze_Medium-v4 --steps 60000 --miss-cost 0 500
 """
 
 import argparse
@@ -24,7 +25,8 @@ from sb3_hrl.hddpg.mapping import update_landmarks
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="AntMaze_UMaze-v4")
+    parser.add_argument("--env", default="AntMaze_UMaze-v4", help="what the agent was trained in")
+    parser.add_argument("--play-in", help="another environment with the same spaces: what the low level knows, and a new map")
     parser.add_argument("-f", "--folder", type=Path, default=Path(__file__).parents[1] / "trained_agents")
     parser.add_argument("--steps", type=int, default=40_000, help="environment steps of experience")
     parser.add_argument("--episodes", type=int, default=240, help="evaluation episodes")
@@ -38,7 +40,9 @@ def main() -> None:
     wrapper = get_wrapper_class(hyperparams)
 
     def make_env(n_envs: int, seed: int):
-        return make_vec_env(args.env, n_envs, seed, env_kwargs=hyperparams.get("env_kwargs"), wrapper_class=wrapper)
+        return make_vec_env(
+            args.play_in or args.env, n_envs, seed, env_kwargs=hyperparams.get("env_kwargs"), wrapper_class=wrapper
+        )
 
     model = HierarchicalDDPG.load(run / f"{args.env}.zip", make_env(1, 0), gradient_steps=0, learning_starts=0)
     model.learn(args.steps)

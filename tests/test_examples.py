@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -174,6 +175,7 @@ def test_notebooks(notebook, folder):
         f"learning.py --env PointMaze_UMaze-v3 --seeds 0 --eval-freq 400 --eval-episodes 1 --results out --name sb3-ddpg "
         f"--algo ddpg --conf-file {ROOT}/benchmarks/hyperparams/ddpg.yml --params n_timesteps:400 learning_starts:350",
         "replan.py --steps 300 --episodes 2 --miss-cost 500",
+        "replan.py --play-in AntMaze_Medium-v4 --steps 300 --episodes 2 --miss-cost 500",
         "speed.py --rounds 1 --steps 50",
         "buffer.py --sizes 500 1000 --rounds 1 --repeats 2",
         "update.py --rounds 1 --updates 2",
@@ -188,3 +190,15 @@ def test_notebooks(notebook, folder):
 def test_benchmarks(command, folder):
     script, *arguments = shlex.split(command)
     run(["python", "-W", "ignore", str(ROOT / "benchmarks" / script), *arguments], folder)
+
+
+def test_seeds_that_run_one_at_a_time(tmp_path):
+    write, path = runpy.run_path(str(ROOT / "benchmarks/learning.py"))["write"], tmp_path / "out.csv"
+    seeds = {seed: [(seed, 200, 0.75, 7), (seed, 1000, 1.0, 7)] for seed in (3, 4, 5)}
+    write(path, seeds[4] + seeds[5], add=True)
+    write(path, [(4, 200, 0.25, 9)], add=True)
+    write(path, seeds[3], add=True)
+    lines = path.read_text().split()
+    assert lines[1:] == ["3,200,0.75,7", "3,1000,1.0,7", "4,200,0.25,9", "5,200,0.75,7", "5,1000,1.0,7"]
+    write(path, seeds[3], add=False)
+    assert len(path.read_text().split()) == 3
