@@ -90,9 +90,7 @@ def main() -> None:
     parser.add_argument("--name", default="hddpg", help="beginning of the files' names")
     parser.add_argument("--agents", type=Path, help="keep the first seed's agent in this folder, for the zoo's `enjoy -f`")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the csv files")
-    parser.add_argument(
-        "--add", action="store_true", help="keep other seeds in the csv files: seeds run one at a time"
-    )
+    parser.add_argument("--add", action="store_true", help="keep other seeds in the csv files: seeds run one at a time")
     args = parser.parse_args()
 
     with ThreadPoolExecutor(args.jobs) as pool:
