@@ -43,7 +43,7 @@ def test_it_reaches_its_goals(run):
     env.close()
 
 
-@pytest.mark.parametrize("env_id", ENVS[:1])
+@pytest.mark.parametrize("env_id", ["FetchReach-v4"])
 def test_the_zoo_finds_it(env_id, tmp_path):
     command = ["-m", "sb3_hrl", "enjoy", "--algo", "hddpg", "--env", env_id, "-f", str(FOLDER), "--no-render", "-n", "100"]
     result = subprocess.run(
@@ -62,4 +62,4 @@ def test_each_is_listed():
     page = (FOLDER / "README.md").read_text()
     assert ENVS
     assert all(f"| {env_id} |" in page for env_id in ENVS)
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*.zip")) < 20_000_000, "small files"
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.zip")) < 28_000_000, "small files"
