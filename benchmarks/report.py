@@ -107,6 +107,8 @@ def plot(env_id: str, methods: dict[str, Path], folder: Path) -> None:
         axes.plot(steps, rates.mean(axis=0), color=f"C{color}", label=METHODS[method])
         axes.fill_between(steps, rates.min(axis=0), rates.max(axis=0), color=f"C{color}", alpha=0.2, linewidth=0)
     axes.set(xlabel="environment steps", ylabel="success rate", title=env_id, ylim=(-0.02, 1.02))
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="lower right", fontsize=7)
     figure.tight_layout()
     figure.savefig(folder / f"learning-{env_id}.png")
