@@ -67,8 +67,9 @@ def write(path: Path, rows: Sequence[Row], add: bool) -> None:
     """:param add: keep the rows that the file has of other seeds"""
     others = []
     if add and path.exists():
+        measured = {seed for seed, *_ in rows}
         with path.open() as file:
-            others = [row for row in list(csv.reader(file))[1:] if int(row[0]) not in {seed for seed, *_ in rows}]
+            others = [row for row in list(csv.reader(file))[1:] if int(row[0]) not in measured]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
