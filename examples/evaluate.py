@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_hrl import HierarchicalDDPG
-from sb3_hrl.hddpg.evaluation import HierarchicalEvalCallback
+from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--timesteps", type=int, default=3_000)

@@ -13,9 +13,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
 from sb3_hrl.common.goals import ComputeReward
-from sb3_hrl.common.relabeling import hindsight_count, sample_goal_steps
+from sb3_hrl.common.hindsight import hindsight_count, sample_goal_steps
 from sb3_hrl.common.shards import SPAN_COLUMNS, Read, Shards, View, spans
-from sb3_hrl.common.type_aliases import HighSamples, LowSamples, SegmentSteps
+from sb3_hrl.common.subgoals import SegmentEnd
+from sb3_hrl.common.type_aliases import HighSamples, LowSamples
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
@@ -116,7 +117,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
         subgoal: np.ndarray | None = None,
-        segment_done: np.ndarray | None = None,
+        segment_ends: np.ndarray | None = None,
         tested: np.ndarray | None = None,
     ) -> None:
         """
@@ -129,7 +130,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param done: whether the episode ended, shape (n_envs,)
         :param infos: the environment's infos; ``TimeLimit.truncated`` marks time limits, ``is_success`` what is no failure
         :param subgoal: subgoals in force, shape (n_envs, goal_dim); ``None`` without a hierarchy
-        :param segment_done: whether the step was the last one of its segment, shape (n_envs,)
+        :param segment_ends: how segments ended with this step, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape
+            (n_envs,)
         :param tested: whether the segment is a subgoal test, shape (n_envs,)
         """
         timeouts = [info.get("TimeLimit.truncated", False) for info in infos] if self.handle_timeout_termination else False
@@ -147,10 +149,10 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
             self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
         check_finite(self._staging, self._columns)
         # Without a hierarchy nothing lists segments
-        segment_ends = None if subgoal is None else (done if segment_done is None else segment_done)
+        is_end = None if subgoal is None else (done if segment_ends is None else segment_ends != SegmentEnd.NONE)
         for i, writer in enumerate(self.shards.writers()):
             step = slice(i, i + 1)
-            writer.write(self._staging[step], done[step], None if segment_ends is None else segment_ends[step])
+            writer.write(self._staging[step], done[step], None if is_end is None else is_end[step])
 
     def _stage(self, field: str, value: np.ndarray) -> None:
         self._staging[:, self._columns[field]] = np.reshape(value, (self.n_envs, -1))
@@ -208,7 +210,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         """Goals achieved by steps of any shape: only these columns are read."""
         return self.shards.gather_columns(shards, steps, self._columns["next_achieved_goal"])
 
-    def sample_low(self, batch_size: int, n_sampled_goal: int, window: int, history: int = 1) -> LowSamples:
+    def sample_low(self, batch_size: int, n_sampled_goal: int, window: int) -> LowSamples:
         """
         Environment steps for the low level. The first entries get subgoals in hindsight: what was achieved within the next
         ``window`` steps; the others keep the subgoal that was in force.
@@ -216,41 +218,27 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param batch_size: number of steps
         :param n_sampled_goal: entries in hindsight per entry with the commanded subgoal
         :param window: how many steps ahead a subgoal in hindsight may lie
-        :param history: how many steps back ``recent_goals`` go
         :return: a batch of steps
         """
         columns = self._columns
         n_hindsight = hindsight_count(batch_size, n_sampled_goal)
 
-        def read(view: View) -> tuple[tuple[np.ndarray, np.ndarray], Read]:
+        def read(view: View) -> tuple[np.ndarray, Read]:
             shards, steps = self.shards.draw(view.head, view.tail, batch_size, self.rng)
             rows = self.shards.gather(shards, steps)
-            oldest, recent = steps, rows[:, None, columns["next_achieved_goal"]]
-            if history > 1:
-                first, _ = self.shards.episode_span(rows, shards, view)
-                back = steps[:, None] - np.arange(history - 1, -1, -1)
-                oldest = np.maximum(back[:, 0], first)
-                recent = self._goals_after(_column(shards), np.maximum(back, first[:, None]))
-                recent[back < first[:, None]] = np.inf
             if n_hindsight > 0:
+                # Rows are copies: the subgoal in hindsight replaces the one in force here, not in the buffer
                 shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
                 self._relabel(rows[:n_hindsight], "subgoal", shards_, steps_, GoalSelectionStrategy.FUTURE, view, window)
-            return (rows, recent), Read(shards, oldest)
+            # Goals in hindsight come from later steps, which are trimmed later than these
+            return rows, Read(shards, steps)
 
-        rows, recent = self.shards.read(read)
+        rows = self.shards.read(read)
         fields = ("observation", "achieved_goal", "subgoal", "action", "next_observation", "next_achieved_goal")
         failed = rows[:, columns["failed"]].ravel() > 0
-        arrays = [*(rows[:, columns[field]] for field in fields), failed, recent]
-        return LowSamples(*(self._to_device(array) for array in arrays))
+        return LowSamples(*(self._to_device(array) for array in (*(rows[:, columns[field]] for field in fields), failed)))
 
-    def sample_high(
-        self,
-        batch_size: int,
-        n_sampled_goal: int,
-        max_steps: int,
-        window: int | None = None,
-        n_steps: int = 0,
-    ) -> HighSamples:
+    def sample_high(self, batch_size: int, n_sampled_goal: int, max_steps: int, window: int | None = None) -> HighSamples:
         """
         Segments for the high level. The first entries get goals in hindsight, by ``goal_selection_strategy``, from the
         achieved goals of the episode; the others keep the desired goal.
@@ -259,7 +247,6 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param n_sampled_goal: entries in hindsight per entry with the desired goal
         :param max_steps: length of ``visited_goals``: 1 for the segment's end only, ``subgoal_steps`` for every step
         :param window: how many environment steps ahead a goal in hindsight may lie; ``None``: the rest of the episode
-        :param n_steps: also the first ``n_steps`` environment steps of each segment; 0 for none
         :return: a batch of segments
         """
         columns = self._columns
@@ -267,6 +254,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
 
         def read(view: View) -> tuple[tuple[np.ndarray, ...], Read]:
             shards, numbers = self.shards.draw(view.segment_head, view.segment_tail, batch_size, self.rng)
+            # A segment is what lies between the state before its first step and the state after its last one
             start, end = self.shards.gather_segments(shards, numbers)
             first_rows, last_rows = self.shards.gather(shards, start), self.shards.gather(shards, end - 1)
             oldest = start
@@ -275,31 +263,24 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
                 strategy = self.goal_selection_strategy
                 rows_ = first_rows[:n_hindsight]
                 goal_steps = self._relabel(rows_, "desired_goal", shards_, start_, strategy, view, window)
+                # With the strategy `episode` a goal may come from before the segment
                 oldest = np.append(np.minimum(start_, goal_steps), start[n_hindsight:])
-
-            def first_steps(n: int) -> np.ndarray:
-                return np.minimum(start[:, None] + np.arange(n), end[:, None] - 1)
-
             if max_steps == 1:
                 visited = last_rows[:, None, columns["next_achieved_goal"]]
             else:
-                visited = self._goals_after(_column(shards), first_steps(max_steps))
-            arrays = [first_rows, last_rows, visited, end - start]
-            if n_steps > 0:
-                steps, fields = first_steps(n_steps), ("observation", "achieved_goal", "action")
-                arrays += [self.shards.gather_columns(_column(shards), steps, columns[field]) for field in fields]
-            return tuple(arrays), Read(shards, oldest, numbers)
+                # Where a segment is shorter, its last step repeats
+                steps = np.minimum(start[:, None] + np.arange(max_steps), end[:, None] - 1)
+                visited = self._goals_after(_column(shards), steps)
+            return (first_rows, last_rows, visited), Read(shards, oldest, numbers)
 
-        first_rows, last_rows, visited, lengths, *segment_steps = self.shards.read(read)
+        first_rows, last_rows, visited = self.shards.read(read)
         first_fields = ("observation", "achieved_goal", "desired_goal", "subgoal")
         last_fields = ("next_observation", "next_achieved_goal")
         arrays = [first_rows[:, columns[field]] for field in first_fields]
         arrays += [last_rows[:, columns[field]] for field in last_fields]
         tested = first_rows[:, columns["tested"]].ravel() > 0
         failed = last_rows[:, columns["failed"]].ravel() > 0
-        tensors = [self._to_device(array) for array in (*arrays, tested, failed, lengths.astype(np.float32))]
-        steps = SegmentSteps(*(self._to_device(array) for array in segment_steps)) if n_steps > 0 else None
-        return HighSamples._make([visited, *tensors, steps])
+        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested, failed)))
 
     def sample_states(self, n: int) -> dict[str, np.ndarray]:
         """

@@ -1,8 +1,11 @@
 """Checks of arguments: what is refused, is refused by a sentence that names the parameter and the cure."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 
 def require(valid: bool, name: str, rule: str, value: Any) -> None:
@@ -35,3 +38,23 @@ def check_keys(what: str, keys: Iterable[str], known: Iterable[str]) -> None:
     nearest = {key: difflib.get_close_matches(key, known, n=1) for key in unknown}
     names = ", ".join(f"`{key}`" + "".join(f" (did you mean `{match}`?)" for match in nearest[key]) for key in unknown)
     raise ValueError(f"`{what}` has unknown keys: {names}. It may have {', '.join(f'`{key}`' for key in known)}.")
+
+
+def is_integer(value: Any, least: int) -> bool:
+    """
+    :param value: an argument
+    :param least: what it must be at least
+    :return: whether it is a whole number (no bool, no float, no string) that is large enough
+    """
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """
+    :param value: an argument
+    :param low: lower bound, included
+    :param high: upper bound, included
+    :return: whether it is a number (no bool, no string, not NaN) within the bounds
+    """
+    is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return is_real and bool(low <= value <= high)

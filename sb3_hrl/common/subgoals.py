@@ -1,11 +1,11 @@
 """
 Pure functions on subgoals.
 
-A subgoal is a point in the space of achieved goals; the high level commands it by an action in [-1, 1]^goal_dim.
-Absolute commands address the box ``[low, high]`` (HAC, https://arxiv.org/abs/1712.00948), relative ones a box of
-``radius`` around the goal that is achieved now (HIRO, https://arxiv.org/abs/1805.08296).
+A subgoal is a point in the space of achieved goals. The high level commands it by an action in [-1, 1]^goal_dim, an offset
+from the goal that is achieved now in units of a radius (HIRO, https://arxiv.org/abs/1805.08296), within bounds.
 """
 
+from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,8 +16,21 @@ ArrayT = TypeVar("ArrayT", th.Tensor, np.ndarray)
 # A segment misses its subgoal if more than this share of the way to it is left
 MISSED_SHARE = 0.5
 
+# For so many segments of an episode a missed subgoal is remembered; it is not issued again for so many
+N_MISSED = 20
+N_MISSED_RECENTLY = 4
 
-class SubgoalBox(NamedTuple):
+
+class SegmentEnd(IntEnum):
+    """How a segment, one step of the high level, ended."""
+
+    NONE = 0  # it goes on
+    REACHED = 1  # at its subgoal
+    OUT_OF_STEPS = 2  # after `subgoal_steps` environment steps, its subgoal not reached
+    EPISODE_OVER = 3  # with the episode, before either: it says nothing about the subgoal
+
+
+class SubgoalBounds(NamedTuple):
     """Where subgoals may lie, all tensors or all arrays of shape (goal_dim,), in the units of the achieved goal."""
 
     low: Any
@@ -25,39 +38,30 @@ class SubgoalBox(NamedTuple):
     radius: Any
 
 
-def decode_subgoal(action: ArrayT, achieved_goal: ArrayT, box: SubgoalBox, relative: bool) -> ArrayT:
+def action_to_subgoal(action: ArrayT, achieved_goal: ArrayT, bounds: SubgoalBounds) -> ArrayT:
     """
     Subgoal that a high-level action commands.
 
     :param action: high-level action in [-1, 1], shape (..., goal_dim)
     :param achieved_goal: goal achieved now, shape (..., goal_dim)
-    :param box: where subgoals may lie
-    :param relative: whether actions are offsets from the achieved goal (else they address the whole box)
-    :return: subgoal within the box, shape (..., goal_dim)
+    :param bounds: where subgoals may lie
+    :return: subgoal within the bounds, shape (..., goal_dim)
     """
-    if relative:
-        subgoal = achieved_goal + box.radius * action
-    else:
-        subgoal = 0.5 * (box.low + box.high) + 0.5 * (box.high - box.low) * action
-    return subgoal.clip(box.low, box.high)
+    return (achieved_goal + bounds.radius * action).clip(bounds.low, bounds.high)
 
 
-def encode_subgoal(subgoal: ArrayT, achieved_goal: ArrayT, box: SubgoalBox, relative: bool) -> ArrayT:
+def subgoal_to_action(subgoal: ArrayT, achieved_goal: ArrayT, bounds: SubgoalBounds) -> ArrayT:
     """
-    High-level action that commands a subgoal: the inverse of :func:`decode_subgoal`, clipped to [-1, 1].
-    With the goal that a segment achieved as ``subgoal`` it is HAC's hindsight action (section 4.1 of the paper).
+    High-level action that commands a subgoal: the inverse of :func:`action_to_subgoal`, clipped to [-1, 1].
+    With the goal that a segment achieved as ``subgoal`` it is HAC's hindsight action (section 4.1,
+    https://arxiv.org/abs/1712.00948).
 
     :param subgoal: subgoal, shape (..., goal_dim)
     :param achieved_goal: goal achieved when the subgoal was issued, shape (..., goal_dim)
-    :param box: where subgoals may lie
-    :param relative: whether actions are offsets from the achieved goal
+    :param bounds: where subgoals may lie
     :return: high-level action, shape (..., goal_dim)
     """
-    if relative:
-        action = (subgoal - achieved_goal) / box.radius
-    else:
-        action = (2.0 * subgoal - box.low - box.high) / (box.high - box.low).clip(1e-8)
-    return action.clip(-1.0, 1.0)
+    return ((subgoal - achieved_goal) / bounds.radius).clip(-1.0, 1.0)
 
 
 def is_reached(achieved_goal: ArrayT, subgoal: ArrayT, threshold: float) -> ArrayT:
@@ -126,15 +130,3 @@ def displacements(achieved: np.ndarray, next_achieved: np.ndarray, episodes: np.
     n_starts = max(len(achieved) - n_steps + 1, 0)
     in_episode = episodes[:n_starts] == episodes[n_steps - 1 :][:n_starts]
     return (next_achieved[n_steps - 1 :][:n_starts] - achieved[:n_starts])[in_episode]
-
-
-def shrinking_scale(scale: float, fraction: float, progress: float) -> float:
-    """
-    Factor of a threshold that shrinks to its own size while an agent learns.
-
-    :param scale: factor at the beginning
-    :param fraction: share of the training after which it is 1
-    :param progress: share of the training that is over
-    :return: factor now, between 1 and ``scale``
-    """
-    return 1.0 + (scale - 1.0) * max(1.0 - progress / fraction, 0.0) if fraction > 0.0 else 1.0

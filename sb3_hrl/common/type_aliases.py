@@ -10,8 +10,7 @@ class SubgoalState(NamedTuple):
     """What ``predict`` carries between calls, one row per environment."""
 
     subgoals: np.ndarray  # (n, goal_dim), in force
-    steps_left: np.ndarray  # (n,), environment steps
-    held: np.ndarray  # (n,), for how many steps in a row the subgoal has been at hand
+    steps: np.ndarray  # (n,), environment steps since they were issued, without the one that the action is for: 0 if new
     starts: np.ndarray  # (n, goal_dim), goals achieved when the subgoals were issued
     missed: np.ndarray  # (n, n_missed, 2, goal_dim), starts and subgoals of segments that missed, infinite for the others
 
@@ -26,15 +25,6 @@ class LowSamples(NamedTuple):
     next_observations: th.Tensor  # (batch, obs_dim)
     next_achieved_goals: th.Tensor  # (batch, goal_dim)
     failed: th.Tensor  # (batch,) booleans, whether the episode ended here for good, and not at its goal
-    recent_goals: th.Tensor  # (batch, history, goal_dim), achieved after the last steps, infinite before the episode
-
-
-class SegmentSteps(NamedTuple):
-    """The environment steps of a batch of segments (float32; the last one repeats)."""
-
-    observations: th.Tensor  # (batch, steps, obs_dim)
-    achieved_goals: th.Tensor  # (batch, steps, goal_dim)
-    actions: th.Tensor  # (batch, steps, action_dim), scaled to [-1, 1]
 
 
 class HighSamples(NamedTuple):
@@ -49,11 +39,9 @@ class HighSamples(NamedTuple):
     next_achieved_goals: th.Tensor  # (batch, goal_dim), at the segment's end
     tested: th.Tensor  # (batch,) booleans, whether the low level ran without exploration (HAC's subgoal test)
     failed: th.Tensor  # (batch,) booleans, whether the episode ended with the segment for good, and not at its goal
-    lengths: th.Tensor  # (batch,), environment steps
-    steps: SegmentSteps | None  # if asked for
 
 
-class LevelSamples(NamedTuple):
+class Transitions(NamedTuple):
     """What a level learns from: the same five tensors for both."""
 
     inputs: th.Tensor  # (batch, input_dim)
@@ -63,8 +51,8 @@ class LevelSamples(NamedTuple):
     discounts: th.Tensor  # (batch, 1), of what follows: 0 where nothing does
 
 
-class TargetedSamples(NamedTuple):
-    """The same with what the critics are to say about it, which is all that an update needs."""
+class TDBatch(NamedTuple):
+    """The same with the targets of the critics, which is all that an update needs."""
 
     inputs: th.Tensor  # (batch, input_dim)
     actions: th.Tensor  # (batch, action_dim), in [-1, 1]

@@ -16,13 +16,13 @@ from sb3_hrl.doctor.episode_checks import EPISODE_CHECKS
 from sb3_hrl.doctor.findings import Finding, by_severity, error, has_error
 from sb3_hrl.doctor.goal_checks import GOAL_CHECKS, TOLERANCE_CHECKS
 from sb3_hrl.doctor.survey import Survey, make_survey
-from sb3_hrl.hddpg.validation import check_spaces
+from sb3_hrl.hddpg.validation import check_observation_space
 
 
 def goal_spaces(env: gym.Env) -> Finding | None:
     """The observation space is not that of a goal-conditioned environment."""
     try:
-        check_spaces(env.observation_space)
+        check_observation_space(env.observation_space)
     except ValueError as refusal:
         cure = (
             "Give `observation`, `achieved_goal` and `desired_goal`, the goals in one and the same space; "

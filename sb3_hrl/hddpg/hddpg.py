@@ -4,36 +4,51 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
-from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
-from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, goal_strategy
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.goals import GoalTask, goal_task_from_env
-from sb3_hrl.common.subgoals import shrinking_scale
-from sb3_hrl.hddpg.acting import LowLevel, SegmentRules
-from sb3_hrl.hddpg.calibration import calibrated_box, first_box
-from sb3_hrl.hddpg.exploration import ExplorationConfig, Explorer
-from sb3_hrl.hddpg.landmarks import LandmarkConfig
-from sb3_hrl.hddpg.levels import LevelConfig, UpdateInfo, ddpg_update
-from sb3_hrl.hddpg.mapping import update_landmarks
+from sb3_hrl.common.subgoals import SubgoalBounds
+from sb3_hrl.hddpg.async_rollouts import AsyncRollouts, collector_of, n_steps_to_take
+from sb3_hrl.hddpg.batch_source import BatchSource, PrefetchedBatchSource
+from sb3_hrl.hddpg.config import HierarchyConfig
+from sb3_hrl.hddpg.exploration import Explorer, WorkerAgent
+from sb3_hrl.hddpg.inference import PolicySnapshot
+from sb3_hrl.hddpg.level import UpdateInfo
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
-from sb3_hrl.hddpg.rollouts import AsyncRollouts, collector_of
-from sb3_hrl.hddpg.samplers import Samplers
-from sb3_hrl.hddpg.validation import check_options, check_spaces, check_vec_normalize, per_dimension
+from sb3_hrl.hddpg.subgoal_bounds import fit_bounds, initial_bounds
+from sb3_hrl.hddpg.validation import check_action_space, check_arguments, check_observation_space, check_vec_normalize
+from sb3_hrl.parallel.worker import CollectTask
 
 SelfHierarchicalDDPG = TypeVar("SelfHierarchicalDDPG", bound="HierarchicalDDPG")
 
-# Input statistics are refreshed once this many new steps are there, the subgoal box once per so many steps
+# Input statistics are refreshed once so many new steps are there, the subgoals' bounds once per so many steps
 NORMALIZER_INTERVAL = 100
 CALIBRATION_INTERVAL = 1_000
+
+# Arguments that are options, see :mod:`sb3_hrl.hddpg.config`
+_OPTIONS = (
+    "learning_rate",
+    "batch_size",
+    "tau",
+    "gamma",
+    "max_grad_value",
+    "subgoal_steps",
+    "subgoal_kwargs",
+    "planner",
+    "planner_kwargs",
+    "exploration_kwargs",
+    "hindsight_kwargs",
+    "high_kwargs",
+    "low_kwargs",
+)
 
 
 class HierarchicalDDPG(OffPolicyAlgorithm):
@@ -65,55 +80,18 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
     :param optimize_memory_usage: not supported, must be False
     :param n_steps: not supported, must be 1
     :param subgoal_steps: environment steps per segment at most
-    :param relative_subgoals: whether subgoals are issued within ``subgoal_radius`` of the achieved goal; else anywhere within
-        ``subgoal_bounds``
-    :param subgoal_radius: reach of relative subgoals in the units of the goal, a float or one per dimension;
-        ``None``: what the low level covers in ``subgoal_steps`` steps, found from the data
-    :param subgoal_bounds: lower and upper bounds of subgoals; ``None``: the box of the goals seen so far
-    :param subgoal_threshold: Euclidean distance at which a subgoal counts as reached; ``None``: the tolerance of the
-        environment's own sparse reward
-    :param avoid_reached_subgoals: replace a subgoal that is reached before its first step by the best of 64 fixed candidates
-        (by the high level's critic), unless the goal itself is reached
-    :param avoid_missed_subgoals: do not issue a subgoal again that was missed of late in the same episode (of which more than
-        half of the way was left), where the low level would run against the same wall for ever
-    :param min_segment_steps: environment steps before which a segment does not end because its subgoal is reached
-    :param subgoal_hold_steps: a subgoal is reached when it has been at hand for so many environment steps in a row
-    :param hindsight_action_prob: share of the high-level batch whose action is the subgoal that was achieved (HAC)
-    :param subgoal_test_prob: share of segments that run without low-level noise; a subgoal missed in such a test gets the
-        value of never reaching the goal, -1 / (1 - gamma) (HAC)
-    :param off_policy_correction: relabel commanded subgoals by those under which the low level of today would have acted most
-        as it did (HIRO); slow, as it looks at every step of each segment
-    :param smdp: a segment of k of the ``subgoal_steps`` c costs the high level k / c instead of 1, and what follows is
-        discounted by gamma^(k / c)
-    :param trivial_segment_prob: probability of learning from a segment that went less than half the threshold without reaching
-        the goal; below 1 others take its place in the batch
-    :param n_sampled_goal: number of virtual transitions per real one, by sampling new goals, on both levels
-    :param goal_selection_strategy: ``future``, ``final`` or ``episode``, for the high level's goals in hindsight; the low
-        level's come from the next ``subgoal_steps`` steps
-    :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value] per network; ``None`` for no clipping
-    :param random_action_prob: probability of a uniformly random action (low) or subgoal (high) in training
-    :param noise_std: Gaussian noise on the actions of both levels in training, in units of actions scaled to [-1, 1]
-    :param target_policy_noise: standard deviation of the smoothing noise on the target's actions (TD3)
-    :param target_noise_clip: limit of that noise
-    :param normalize_inputs: normalise observations and goals by their running moments, inside the policy
+    :param subgoal_kwargs: what subgoals are, and where they come from: radius, threshold, source, ..., see
+        :class:`~sb3_hrl.hddpg.config.SubgoalConfig`
+    :param planner: ``"landmarks"``: subgoals are the first waypoints of shortest paths over visited states, where one is
+        known, see :mod:`sb3_hrl.hddpg.planners.landmarks`; ``None``: the high level's actor chooses them
+    :param planner_kwargs: settings of the planner, see :class:`~sb3_hrl.hddpg.planners.LandmarkConfig`
+    :param exploration_kwargs: noise, random actions, subgoal tests, see :class:`~sb3_hrl.hddpg.config.ExplorationConfig`
+    :param hindsight_kwargs: how experience is relabelled, see :class:`~sb3_hrl.hddpg.config.HindsightConfig`
+    :param high_kwargs: settings of the high level that differ, see :class:`~sb3_hrl.hddpg.config.LevelConfig`
+    :param low_kwargs: settings of the low level that differ
     :param high_update_interval: low-level gradient steps per high-level gradient step; ``None``: ``subgoal_steps``, so that
         both levels learn once per step of their own
-    :param high_kwargs: settings of the high level that differ, see :class:`~sb3_hrl.hddpg.levels.LevelConfig`
-    :param low_kwargs: settings of the low level that differ
-    :param subgoal_source: where subgoals come from: ``policy``, the high level; ``goal``, the goal itself (flat DDPG+HER);
-        ``random``, uniformly drawn in training and the goal in evaluation; or one point in the space of goals. But for
-        ``policy`` the high level does not learn
-    :param select_by_value: subgoals are the best of 64 fixed candidates by the high level's critic, not the actor's proposals
-    :param direct_goal: the goal itself is the subgoal when the low level's value says that it is no more than ``direct_goal``
-        times ``subgoal_steps`` environment steps away; 0: never
-    :param low_level: a function that acts in place of the low level, which does not learn then: from observations, achieved
-        goals and subgoals, each of shape (n, dim), to actions scaled to [-1, 1], shape (n, action_dim)
-    :param threshold_scale: the threshold of subgoals is so many times larger at the beginning
-    :param threshold_shrink_fraction: share of the training in which it shrinks linearly to its own size
-    :param noise_hold_steps: environment steps for which the low level's exploration noise stays the same
-    :param planner: ``landmarks``: subgoals are the first waypoints of shortest paths over visited states, where one is known,
-        see :mod:`sb3_hrl.hddpg.landmarks`; ``None``: the high level's actor chooses them
-    :param planner_kwargs: settings of the planner, see :class:`~sb3_hrl.hddpg.landmarks.LandmarkConfig`
+    :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value] per network; ``None`` for no clipping
     :param async_collection: whether the environments, a :class:`~sb3_hrl.ParallelCollector`, step by themselves while the
         agent learns; the ratio of updates to steps stays what ``train_freq`` and ``gradient_steps`` ask for
     :param prefetch_depth: batches that a process prepares ahead, with their targets, if ``async_collection``; 0 for none
@@ -149,39 +127,15 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         subgoal_steps: int = 10,
-        relative_subgoals: bool = True,
-        subgoal_radius: float | list[float] | None = None,
-        subgoal_bounds: tuple[list[float], list[float]] | None = None,
-        subgoal_threshold: float | None = None,
-        avoid_reached_subgoals: bool = True,
-        avoid_missed_subgoals: bool = False,
-        min_segment_steps: int = 1,
-        subgoal_hold_steps: int = 1,
-        hindsight_action_prob: float = 0.5,
-        subgoal_test_prob: float = 0.0,
-        off_policy_correction: bool = False,
-        smdp: bool = False,
-        trivial_segment_prob: float = 1.0,
-        n_sampled_goal: int = 4,
-        goal_selection_strategy: GoalSelectionStrategy | str = "future",
-        max_grad_value: float | None = 1.0,
-        random_action_prob: float = 0.2,
-        noise_std: float = 0.1,
-        target_policy_noise: float = 0.0,
-        target_noise_clip: float = 0.5,
-        normalize_inputs: bool = True,
-        high_update_interval: int | None = None,
-        high_kwargs: dict[str, Any] | None = None,
-        low_kwargs: dict[str, Any] | None = None,
-        subgoal_source: str | list[float] = "policy",
-        select_by_value: bool = False,
-        direct_goal: float = 0.0,
-        low_level: LowLevel | None = None,
-        threshold_scale: float = 1.0,
-        threshold_shrink_fraction: float = 0.5,
-        noise_hold_steps: int = 1,
+        subgoal_kwargs: dict[str, Any] | None = None,
         planner: str | None = None,
         planner_kwargs: dict[str, Any] | None = None,
+        exploration_kwargs: dict[str, Any] | None = None,
+        hindsight_kwargs: dict[str, Any] | None = None,
+        high_kwargs: dict[str, Any] | None = None,
+        low_kwargs: dict[str, Any] | None = None,
+        high_update_interval: int | None = None,
+        max_grad_value: float | None = 1.0,
         async_collection: bool = False,
         prefetch_depth: int = 2,
         stats_window_size: int = 100,
@@ -215,139 +169,71 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             device=device,
             seed=seed,
             sde_support=False,
-            supported_action_spaces=(spaces.Box,),
             support_multi_env=True,
         )
         self.subgoal_steps = subgoal_steps
-        self.relative_subgoals = relative_subgoals
-        self.subgoal_radius = subgoal_radius
-        self.subgoal_bounds = subgoal_bounds
-        self.subgoal_threshold = subgoal_threshold
-        self.avoid_reached_subgoals = avoid_reached_subgoals
-        self.avoid_missed_subgoals = avoid_missed_subgoals
-        self.min_segment_steps = min_segment_steps
-        self.subgoal_hold_steps = subgoal_hold_steps
-        self.hindsight_action_prob = hindsight_action_prob
-        self.subgoal_test_prob = subgoal_test_prob
-        self.off_policy_correction = off_policy_correction
-        self.smdp = smdp
-        self.trivial_segment_prob = trivial_segment_prob
-        self.n_sampled_goal = n_sampled_goal
-        self.goal_selection_strategy = goal_selection_strategy
-        self.max_grad_value = max_grad_value
-        self.random_action_prob = random_action_prob
-        self.noise_std = noise_std
-        self.target_policy_noise = target_policy_noise
-        self.target_noise_clip = target_noise_clip
-        self.normalize_inputs = normalize_inputs
-        self.high_update_interval = high_update_interval
-        self.high_kwargs = high_kwargs
-        self.low_kwargs = low_kwargs
-        self.subgoal_source = subgoal_source
-        self.select_by_value = select_by_value
-        self.direct_goal = direct_goal
-        self.low_level = low_level
-        self.threshold_scale = threshold_scale
-        self.threshold_shrink_fraction = threshold_shrink_fraction
-        self.noise_hold_steps = noise_hold_steps
+        self.subgoal_kwargs = subgoal_kwargs
         self.planner = planner
         self.planner_kwargs = planner_kwargs
+        self.exploration_kwargs = exploration_kwargs
+        self.hindsight_kwargs = hindsight_kwargs
+        self.high_kwargs = high_kwargs
+        self.low_kwargs = low_kwargs
+        self.high_update_interval = high_update_interval
+        self.max_grad_value = max_grad_value
         self.async_collection = async_collection
         self.prefetch_depth = prefetch_depth
 
         self._goal_task: GoalTask | None = None
-        self._has_box = False
+        self._has_bounds = False
         self._n_normalized = 0  # steps of the buffer that the normalisers have seen
-        self._n_calibrated = 0  # steps of the buffer at the last calibration of the box
-        self._n_mapped = 0  # steps of the buffer at the last choice of landmarks
+        self._n_calibrated = 0  # steps of the buffer at the last calibration of the bounds
+        self._n_planned = 0  # steps of the buffer at the last update of the planner
         self._rollouts: AsyncRollouts | None = None  # while workers collect
-        self._samplers: Samplers | None = None  # while the agent learns
+        self._batches: BatchSource | None = None  # while the agent learns
         self._n_untaken = 0  # steps that workers have written, and that were not taken in before learn() ended
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
-        check_options(self)
-        check_spaces(self.observation_space)
+        check_arguments(self)
+        check_observation_space(self.observation_space)
+        check_action_space(self.action_space)
         check_vec_normalize(self._vec_normalize_env)
-        shared = LevelConfig(
-            learning_rate=self.learning_rate,
-            batch_size=None,
-            tau=self.tau,
-            gamma=self.gamma,
-            n_sampled_goal=self.n_sampled_goal,
-            max_grad_value=self.max_grad_value,
-            noise_std=self.noise_std,
-            random_action_prob=self.random_action_prob,
-            n_critics=self.policy_kwargs.get("n_critics", 1),
-            target_policy_noise=self.target_policy_noise,
-            target_noise_clip=self.target_noise_clip,
-        )
-        self._high = shared.override("high", self.high_kwargs)
-        self._low = shared.override("low", self.low_kwargs)
-        self._landmark_config = LandmarkConfig.from_kwargs(self.planner_kwargs) if self.planner is not None else None
-        self._learns_high = isinstance(self.subgoal_source, str) and self.subgoal_source == "policy"
-        asks_values = (
-            self._landmark_config.distance == "value" if self._landmark_config is not None else self.direct_goal > 0.0
-        )
-        if self._low.reward != "sparse" and asks_values:
-            raise ValueError(
-                "`planner` and `direct_goal` read environment steps from the low level's values, which they are with sparse "
-                "rewards only: pass `reward='sparse'` in `low_kwargs`, or `distance='euclidean'` in `planner_kwargs`."
-            )
-        self._high_interval = self.high_update_interval or self.subgoal_steps
+        policy_kwargs = self.policy_kwargs.copy()
+        self._options = self._read_options()
+        config = HierarchyConfig.from_arguments(self, n_critics=policy_kwargs.pop("n_critics", 1))
+        self.lr_schedule = config.low.lr_schedule
+        self.set_random_seed(self.seed)
         self.replay_buffer_class = self.replay_buffer_class or SharedMemoryReplayBuffer
-        buffer_kwargs, policy_kwargs = self.replay_buffer_kwargs, self.policy_kwargs
-        # What the policy and the buffer need of our own arguments is not saved twice, as theirs
-        self.replay_buffer_kwargs = {"goal_selection_strategy": goal_strategy(self.goal_selection_strategy)} | buffer_kwargs
-        self.policy_kwargs = self._complete_policy_kwargs()
-        super()._setup_model()
-        self.replay_buffer_kwargs, self.policy_kwargs = buffer_kwargs, policy_kwargs
+        self.replay_buffer = self.replay_buffer_class(  # type: ignore[assignment]
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            **({"goal_selection_strategy": config.hindsight.goal_selection_strategy} | self.replay_buffer_kwargs),
+        )
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space, self.action_space, self.lr_schedule, config=config, **policy_kwargs
+        ).to(self.device)
+        # Convert train freq parameter to TrainFreq object
+        self._convert_train_freq()
         self._explorer = self._make_explorer()
 
+    def _read_options(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in _OPTIONS)
+
+    def _refresh_config(self) -> None:
+        """Options may be set after construction, as in SB3 (``model.gamma = 0.9``), but not those that shape networks."""
+        options = self._read_options()
+        if any(new is not old for new, old in zip(options, self._options, strict=True)):
+            self._options = options
+            n_critics = self.policy_kwargs.get("n_critics", 1)
+            self.policy.config = HierarchyConfig.from_arguments(self, n_critics)
+
     def _make_explorer(self) -> Explorer:
-        return Explorer(
-            self.n_envs,
-            self.policy.goal_dim,
-            self.replay_buffer.action_dim,
-            self.exploration_config(),
-            self.replay_buffer.rng,
-        )
-
-    def exploration_config(self) -> ExplorationConfig:
-        """:return: how training environments are explored"""
-        return ExplorationConfig(
-            noise_std=(self._high.noise_std, self._low.noise_std),
-            random_action_prob=(self._high.random_action_prob, self._low.random_action_prob),
-            subgoal_test_prob=self.subgoal_test_prob,
-            noise_hold_steps=self.noise_hold_steps,
-        )
-
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = self._low.lr_schedule
-
-    def _complete_policy_kwargs(self) -> dict[str, Any]:
-        """The user's ``policy_kwargs`` with what the policy needs of our own arguments."""
-        level_kwargs = {}
-        for name, config in (("high", self._high), ("low", self._low)):
-            level_kwargs[name] = dict(lr_schedule=config.lr_schedule, n_critics=config.n_critics)
-            if config.net_arch is not None:
-                level_kwargs[name]["net_arch"] = config.net_arch
-        return self.policy_kwargs | dict(
-            subgoal_source=self.subgoal_source,
-            select_by_value=self.select_by_value,
-            direct_goal_steps=self.direct_goal * self.subgoal_steps,
-            low_level=self.low_level,
-            low_gamma=self._low.gamma,
-            landmarks=self._landmark_config,
-            level_kwargs=level_kwargs,
-            rules=SegmentRules(self.subgoal_steps, self.min_segment_steps, self.subgoal_hold_steps),
-            relative_subgoals=self.relative_subgoals,
-            avoid_reached_subgoals=self.avoid_reached_subgoals,
-            avoid_missed_subgoals=self.avoid_missed_subgoals,
-            normalize_inputs=self.normalize_inputs,
-            noise_std=(self._high.noise_std, self._low.noise_std),
-        )
+        return Explorer(self.n_envs, self.policy.goal_dim, self.replay_buffer.action_dim, self.replay_buffer.rng)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -370,6 +256,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
     ) -> Any:
         is_reset = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._refresh_config()
         if is_reset:
             # The environments start anew: what was running in them is over
             self.replay_buffer.end_episodes()
@@ -380,27 +267,17 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         return result
 
     def _setup_goals(self) -> None:
-        """Ask the environment what reaching a goal means, and give subgoals a first box around the first observations."""
+        """Ask the environment what reaching a goal means, and give subgoals first bounds around the first observations."""
         assert isinstance(self.env, VecEnv)
         assert isinstance(self._last_obs, dict)
-        goals = np.asarray(self._last_obs["desired_goal"], dtype=np.float32).reshape(self.n_envs, -1)
-        achieved = np.asarray(self._last_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
-        self._goal_task = goal_task_from_env(self.env, goals, self.subgoal_threshold)
+        _, achieved, goals = self.policy.flatten_obs(self._last_obs)
+        self._goal_task = goal_task_from_env(self.env, goals, self.policy.config.subgoals.threshold)
         threshold = self._goal_task.threshold
-        self.policy.subgoal_threshold.fill_(self.threshold_scale * threshold)
-        if not self._has_box:
-            self._has_box = True
-            self._set_box(first_box(np.concatenate([goals, achieved]), threshold))
-
-    def _set_box(self, box: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-        """Set bounds and radius of subgoals; what the user gave stays as given."""
-        low, high, radius = box
-        dim = self.policy.goal_dim
-        if self.subgoal_bounds is not None:
-            low, high = (per_dimension("subgoal_bounds", bound, dim) for bound in self.subgoal_bounds)
-        if self.subgoal_radius is not None:
-            radius = per_dimension("subgoal_radius", self.subgoal_radius, dim)
-        self.policy.set_box(low, high, radius)
+        self.policy.subgoal_threshold.fill_(threshold)
+        if not self._has_bounds:
+            self._has_bounds = True
+            goals = np.concatenate([goals, achieved])
+            self.policy.set_bounds(initial_bounds(self.policy.config.subgoals, goals, threshold))
 
     def _sample_action(
         self,
@@ -418,7 +295,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         """
         assert isinstance(self._last_obs, dict)
         scaled = self._explorer.act(
-            self.policy.acting(),
+            self.policy.numpy_policy(),
             *self.policy.flatten_obs(self._last_obs),
             is_warm_up=self.num_timesteps < learning_starts,
             action_noise=None if action_noise is None else np.reshape(action_noise(), (n_envs, -1)),
@@ -454,7 +331,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
                     next_obs[key][env] = value
         # In the precision that the buffer has
         achieved = np.asarray(next_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
-        segment_done = self._explorer.step(achieved, dones.tolist())
+        segment_ends = self._explorer.step(self.policy.numpy_policy(), achieved, dones.tolist())
         replay_buffer.add(
             self._last_obs,  # type: ignore[arg-type]
             next_obs,
@@ -462,9 +339,9 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             reward,
             dones,
             infos,
-            subgoal=self._explorer.tracker.subgoals,
-            segment_done=segment_done,
-            tested=self._explorer.tracker.tested,
+            subgoal=self._explorer.segments.subgoals,
+            segment_ends=segment_ends,
+            tested=self._explorer.tested,
         )
         self._last_obs = new_obs
 
@@ -495,14 +372,63 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
                 env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
             )
         if self._rollouts is None:
-            self._rollouts = AsyncRollouts(self)
-        return self._rollouts.collect(callback, train_freq, log_interval)
+            self._rollouts = self._start_collecting()
+        self._rollouts.publish(self._n_updates)
+        n_steps = n_episodes = 0
+        callback.on_rollout_start()
+        while should_collect_more_steps(train_freq, n_steps, n_episodes) and not self._rollouts.is_over:
+            infos, dones = self._rollouts.take()
+            self.num_timesteps += self.n_envs
+            n_steps += 1
+            # Give access to local variables
+            callback.update_locals(locals())
+            # Only stop training if return value is False, not when it is None.
+            if not callback.on_step():
+                return RolloutReturn(n_steps * self.n_envs, n_episodes, continue_training=False)
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self._on_step()
+            if dones.any():
+                # Retrieve reward and episode length if using Monitor wrapper
+                self._update_info_buffer(infos, dones)
+            for _ in range(int(dones.sum())):
+                n_episodes += 1
+                self._episode_num += 1
+                if log_interval is not None and self._episode_num % log_interval == 0:
+                    self.dump_logs()
+        callback.on_rollout_end()
+        return RolloutReturn(n_steps * self.n_envs, n_episodes, continue_training=True)
+
+    def _start_collecting(self) -> AsyncRollouts:
+        """Send the policy to the workers, and let them go."""
+        assert self.env is not None
+        buffer, snapshot = self.replay_buffer, PolicySnapshot(self.policy)
+        noise = getattr(self.action_noise, "base_noise", self.action_noise)
+        task = CollectTask(
+            agent=WorkerAgent(snapshot, self.policy.goal_dim, buffer.action_dim, noise),
+            columns=buffer.columns,
+            row_dim=buffer.shards.row_dim,
+            action_space=self.action_space,  # type: ignore[arg-type]
+            warm_up_rounds=max(-(-(self.learning_starts - self.num_timesteps) // self.n_envs), 0),
+            handle_timeout_termination=buffer.handle_timeout_termination,
+            seed=int(buffer.rng.integers(2**31)),
+        )
+        n_left = self._total_timesteps - self.num_timesteps
+        return AsyncRollouts(
+            collector_of(self.env),
+            buffer.shards,
+            task,
+            write_weights=lambda vector: snapshot.write(self.policy, vector),
+            n_steps=n_steps_to_take(n_left, self._n_untaken, self.train_freq, self.n_envs),  # type: ignore[arg-type]
+            n_untaken=self._n_untaken,
+            n_updates=self._n_updates,
+        )
 
     def dump_logs(self) -> None:
         """Write log data."""
         if self._rollouts is not None:
-            self._rollouts.log()
-        self._explorer.tracker.log(self.logger)
+            self._rollouts.log(self.logger)
+        else:
+            self._explorer.statistics.log(self.logger)
         super().dump_logs()
 
     # ----------------------------------------------------------------- training
@@ -516,72 +442,70 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
-        assert self._goal_task is not None, "train() needs what learn() asks the environment about goals"
-        if self._samplers is None or self._samplers.batch_size != batch_size:
-            self._close_samplers()
-            self._samplers = Samplers(self, batch_size, depth=self._prefetch_depth())
-        samplers = self._samplers
+        self._refresh_config()
         self._update_learning_rates()
         self._update_statistics()
+        if self._batches is None:
+            self._batches = self._make_batch_source()
+        policy, interval = self.policy, self.high_update_interval or self.subgoal_steps
 
         low_infos: list[UpdateInfo] = []
         high_infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            if self.low_level is None:
-                low_infos.append(ddpg_update(self.policy.low, samplers.low(), self._low, self._n_updates))
+            if policy.config.low.oracle is None:
+                low_infos.append(policy.low.update(self._batches.low(), self._n_updates))
 
-            n_high, is_high_turn = divmod(self._n_updates, self._high_interval)
-            if is_high_turn == 0 and self._learns_high and self.replay_buffer.n_segments() > 0:
-                high_infos.append(ddpg_update(self.policy.high, samplers.high(), self._high, n_high))
+            n_high, is_high_turn = divmod(self._n_updates, interval)
+            if is_high_turn == 0 and policy.config.subgoals.are_learnt and self.replay_buffer.n_segments() > 0:
+                high_infos.append(policy.high.update(self._batches.high(), n_high))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._log_level("low", low_infos)
         self._log_level("high", high_infos)
 
-    def _prefetch_depth(self) -> int:
-        """Batches are prepared ahead where there is no order to keep."""
-        return self.prefetch_depth if self._rollouts is not None and not self._rollouts.is_serial else 0
+    def _make_batch_source(self) -> BatchSource:
+        assert self._goal_task is not None, "train() needs what learn() asks the environment about goals"
+        parts = (self.policy, self.replay_buffer, self._goal_task)
+        # Batches are prepared ahead where there is no order to keep, and somebody asks for them
+        is_parallel = self._rollouts is not None and not self._rollouts.is_serial
+        if is_parallel and self.prefetch_depth > 0 and self.policy.config.low.oracle is None:
+            return PrefetchedBatchSource(*parts, self.prefetch_depth)
+        return BatchSource(*parts)
 
-    def _close_samplers(self) -> None:
-        if self._samplers is not None:
-            samplers, self._samplers = self._samplers, None
-            samplers.close()
+    def _close_batches(self) -> None:
+        if self._batches is not None:
+            batches, self._batches = self._batches, None
+            batches.close()
 
     def _update_learning_rates(self) -> None:
-        progress = self._current_progress_remaining
-        for name, level, config in (
-            ("train/learning_rate", self.policy.low, self._low),
-            ("train/high_learning_rate", self.policy.high, self._high),
-        ):
-            value = config.lr_schedule(progress)
-            self.logger.record(name, value)
-            update_learning_rate(level.actor.optimizer, value)
-            update_learning_rate(level.critic.optimizer, value)
+        progress, policy = self._current_progress_remaining, self.policy
+        for name, level in (("train/learning_rate", policy.low), ("train/high_learning_rate", policy.high)):
+            learning_rate = level.config.lr_schedule(progress)
+            self.logger.record(name, learning_rate)
+            level.set_learning_rate(learning_rate)
 
     def _update_statistics(self) -> None:
-        """Take new steps into the normalisers, and fit the box of subgoals to what was visited."""
+        """Take new steps into the normalisers, fit the subgoals' bounds to what was visited, and let the planner learn."""
         assert self._goal_task is not None
-        progress = 1.0 - self._current_progress_remaining
-        scale = shrinking_scale(self.threshold_scale, self.threshold_shrink_fraction, progress)
-        self.policy.subgoal_threshold.fill_(scale * self._goal_task.threshold)
-        n_added = self.replay_buffer.n_added
+        policy, buffer, n_added = self.policy, self.replay_buffer, self.replay_buffer.n_added
         # A buffer that was not saved with the model starts from 0
         self._n_normalized, self._n_calibrated = min(self._n_normalized, n_added), min(self._n_calibrated, n_added)
-        self._n_mapped = min(self._n_mapped, n_added)
+        self._n_planned = min(self._n_planned, n_added)
         n_new = n_added - self._n_normalized
-        if self.normalize_inputs and (n_new >= NORMALIZER_INTERVAL or (n_new > 0 and self._n_normalized == 0)):
-            for steps in self.replay_buffer.recent(n_new, ("observation", "next_achieved_goal", "desired_goal")):
+        if policy.normalize_inputs and (n_new >= NORMALIZER_INTERVAL or (n_new > 0 and self._n_normalized == 0)):
+            for steps in buffer.recent(n_new, ("observation", "next_achieved_goal", "desired_goal")):
                 goals = np.concatenate([steps["next_achieved_goal"], steps["desired_goal"]])
-                self.policy.update_moments(steps["observation"], goals)
+                policy.update_moments(steps["observation"], goals)
             self._n_normalized = n_added
         if n_added - self._n_calibrated >= CALIBRATION_INTERVAL or self._n_calibrated == 0:
-            self._set_box(calibrated_box(self.policy, self.replay_buffer, self._goal_task.threshold))
+            bounds = SubgoalBounds(*(bound.cpu().numpy() for bound in policy.bounds))
+            policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, self._goal_task.threshold))
             self._n_calibrated = n_added
-        landmarks = self._landmark_config
-        if landmarks is not None and n_added - self._n_mapped >= landmarks.update_interval:
-            update_landmarks(self.policy, self.replay_buffer, landmarks)
-            self._n_mapped = n_added
+        planner = policy.config.planner
+        if planner is not None and n_added - self._n_planned >= planner.update_interval:
+            policy.update_planner(buffer)
+            self._n_planned = n_added
 
     def _log_level(self, name: str, infos: list[UpdateInfo]) -> None:
         if len(infos) == 0:
@@ -620,10 +544,12 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
                 progress_bar=progress_bar,
             )
         finally:
-            self._close_samplers()
+            self._close_batches()
             if self._rollouts is not None:
                 rollouts, self._rollouts = self._rollouts, None
-                rollouts.stop()
+                self._explorer = self._make_explorer()
+                self._explorer.statistics = rollouts.statistics
+                self._last_obs, self._n_untaken = rollouts.stop()  # type: ignore[assignment]
 
     # ------------------------------------------------------------------- saving
 
@@ -649,13 +575,11 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             "_goal_task",
             "_explorer",
             "_rollouts",
-            "_samplers",
-            "_high",
-            "_low",
-            "_landmark_config",
+            "_batches",
+            "_options",
             "lr_schedule",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        optimizers = [f"policy.{level}.{network}.optimizer" for level in ("high", "low") for network in ("actor", "critic")]
-        return ["policy", *optimizers], []
+        levels = (("high", self.policy.high), ("low", self.policy.low))
+        return ["policy", *(f"policy.{name}.{optimizer}" for name, level in levels for optimizer in level.OPTIMIZERS)], []

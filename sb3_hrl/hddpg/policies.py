@@ -1,4 +1,4 @@
-"""Two mirrored levels, each an SB3 ``TD3Policy``, behind one policy whose ``predict`` carries the subgoal as state."""
+"""Two mirrored levels behind one policy whose ``predict`` carries the subgoal as state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,78 +10,78 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_hrl.common.buffers import GOAL_KEYS
-from sb3_hrl.common.moments import RunningMoments
-from sb3_hrl.common.subgoals import ArrayT, SubgoalBox, encode_subgoal, is_missed, is_reached
+from sb3_hrl.common.buffers import GOAL_KEYS, SharedMemoryReplayBuffer
+from sb3_hrl.common.running_mean_std import RunningMeanStd
+from sb3_hrl.common.subgoals import ArrayT, SubgoalBounds, is_reached, subgoal_to_action
 from sb3_hrl.common.type_aliases import SubgoalState
-from sb3_hrl.hddpg.acting import INPUT_CLIP, N_MISSED, ActingPolicy, LowLevel, SegmentRules, explore
-from sb3_hrl.hddpg.copies import live_acting_policy
-from sb3_hrl.hddpg.landmarks import LandmarkConfig
-from sb3_hrl.hddpg.levels import LevelPolicy
-from sb3_hrl.hddpg.validation import per_dimension
+from sb3_hrl.hddpg.choosers import Situation, choose_subgoals, draw_high_noise
+from sb3_hrl.hddpg.config import HierarchyConfig, LevelConfig
+from sb3_hrl.hddpg.inference import HIGH, INPUT_CLIP, LOW, NumpyPolicy, live_policy
+from sb3_hrl.hddpg.level import DDPGLevel
+from sb3_hrl.hddpg.segments import Segments
+from sb3_hrl.hddpg.validation import check_predict_input, per_dimension
 
-N_CANDIDATES = 64
+# What acting depends on beside the networks, and that changes
+_ACTING_BUFFERS = ("input_shift", "input_scale", "subgoal_low", "subgoal_high", "subgoal_radius", "subgoal_threshold")
+
+
+class Arrays(nn.Module):
+    """
+    Named arrays that belong to the state dict.
+
+    :param layout: the shape of each
+    """
+
+    def __init__(self, layout: Mapping[str, tuple[int, ...]]):
+        super().__init__()
+        for name, shape in layout.items():
+            self.register_buffer(name, th.zeros(shape))
+
+    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """
+        :param arrays: new values; where they are shorter in a dimension, what lies beyond stays as it is
+        """
+        for name, array in arrays.items():
+            buffer = self.get_buffer(name)
+            buffer[tuple(slice(n) for n in array.shape)] = th.as_tensor(array, dtype=buffer.dtype, device=buffer.device)
 
 
 class HierarchicalPolicy(BasePolicy):
     """
     Policy of :class:`~sb3_hrl.HierarchicalDDPG`: ``high`` picks subgoals, ``low`` reaches them.
 
-    Both levels are SB3's ``TD3Policy`` (actor, critics, their targets and optimizers) on a flat input:
+    Both levels (see :class:`~sb3_hrl.hddpg.level.Level`) work on a flat input:
 
     - low: ``[n(observation), n(achieved), n(subgoal), (subgoal - achieved) / radius]``
     - high: ``[n(observation), n(achieved), n(goal), (goal - achieved) / std]``
 
-    where ``n`` normalises by running moments. Moments, subgoal bounds, radius and threshold are buffers: ``state_dict`` has
-    all that ``predict`` needs.
+    where ``n`` normalises by running mean and standard deviation. These, the subgoals' bounds, radius and threshold, and what
+    the planner has made, are buffers: ``state_dict`` has all that ``predict`` needs.
 
     :param observation_space: Dict space with ``observation``, ``achieved_goal``, ``desired_goal``
     :param action_space: Box space
-    :param lr_schedule: learning rate schedule (of both levels, unless ``level_kwargs`` says otherwise)
+    :param lr_schedule: not used: each level's settings have a learning rate
     :param net_arch: hidden layers of both levels' networks, by default [256, 256]
     :param activation_fn: activation of the hidden layers
     :param optimizer_class: optimizer of all networks
     :param optimizer_kwargs: its arguments, without the learning rate; Adam is fused by default
-    :param n_critics: critics per level
-    :param level_kwargs: per level (keys ``high`` and ``low``) arguments of ``TD3Policy`` that differ
-    :param rules: when a segment ends, see :class:`~sb3_hrl.hddpg.acting.SegmentRules`
-    :param relative_subgoals: whether the high level's actions are offsets from the achieved goal
-    :param avoid_reached_subgoals: whether a subgoal that is already reached is replaced by the best of 64 fixed candidates
-        (by the high level's critic) while the goal itself is not reached
-    :param avoid_missed_subgoals: whether a subgoal missed of late in the episode is replaced likewise
-    :param normalize_inputs: whether inputs are normalised by their running moments
-    :param noise_std: Gaussian noise of (high, low) when ``predict`` is not deterministic
-    :param subgoal_source: where subgoals come from, see :class:`~sb3_hrl.HierarchicalDDPG`
-    :param select_by_value: whether subgoals are always the best candidates by the high level's critic
-    :param direct_goal_steps: the goal itself is the subgoal if the low level takes no more environment steps to it; 0: never
-    :param low_level: acts in place of the low level's actor
-    :param low_gamma: the low level's discount factor, for what its values say in steps
-    :param landmarks: settings of the planner over landmarks; ``None``: the high level's actor chooses subgoals
+    :param normalize_inputs: whether inputs are normalised
+    :param level_class: the learner of both levels, see :class:`~sb3_hrl.hddpg.level.Level`
+    :param config: the agent's options
     """
 
     def __init__(
         self,
         observation_space: spaces.Dict,
         action_space: spaces.Box,
-        lr_schedule: Schedule,
+        lr_schedule: Schedule | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
-        n_critics: int = 1,
-        level_kwargs: dict[str, dict[str, Any]] | None = None,
-        rules: tuple[int, int, int] = (10, 1, 1),
-        relative_subgoals: bool = True,
-        avoid_reached_subgoals: bool = True,
-        avoid_missed_subgoals: bool = False,
         normalize_inputs: bool = True,
-        noise_std: tuple[float, float] = (0.1, 0.1),
-        subgoal_source: str | list[float] = "policy",
-        select_by_value: bool = False,
-        direct_goal_steps: float = 0.0,
-        low_level: LowLevel | None = None,
-        low_gamma: float = 0.99,
-        landmarks: LandmarkConfig | None = None,
+        level_class: type[DDPGLevel] = DDPGLevel,
+        config: HierarchyConfig | None = None,
     ):
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
             optimizer_kwargs = {"fused": True}
@@ -94,163 +94,128 @@ class HierarchicalPolicy(BasePolicy):
         )
         self.net_arch = net_arch if net_arch is not None else [256, 256]
         self.activation_fn = activation_fn
-        self.n_critics = n_critics
-        self.level_kwargs = level_kwargs or {}
-        self.rules = SegmentRules(*rules)
-        self.relative_subgoals = relative_subgoals
-        self.avoid_reached_subgoals = avoid_reached_subgoals
-        self.avoid_missed_subgoals = avoid_missed_subgoals
         self.normalize_inputs = normalize_inputs
-        self.noise_std = noise_std
-        self.select_by_value = select_by_value
-        self.direct_goal_steps = direct_goal_steps
-        self.low_level = low_level
-        self.low_gamma = low_gamma
-        self.landmarks = landmarks
+        self.level_class = level_class
+        self._config = config if config is not None else HierarchyConfig()
+        self._numpy_policy: NumpyPolicy | None = None
+        self._looked_at: tuple[Any, ...] = ()
 
+        goal_space = observation_space["desired_goal"]
         self.observation_dim = spaces.flatdim(observation_space["observation"])
-        self.goal_dim = spaces.flatdim(observation_space["desired_goal"])
-        self.subgoal_source: str | np.ndarray
-        if isinstance(subgoal_source, str):
-            self.subgoal_source = subgoal_source
-        else:
-            self.subgoal_source = per_dimension("subgoal_source", subgoal_source, self.goal_dim)
-        self.binary_goals = isinstance(observation_space["desired_goal"], spaces.MultiBinary)
-        self.observation_moments = RunningMoments(self.observation_dim)
-        self.goal_moments = RunningMoments(self.goal_dim)
+        self.goal_dim = spaces.flatdim(goal_space)
+        assert goal_space.dtype is not None
+        # Subgoals for goals that are whole numbers are such, too
+        self.rounds_goals = isinstance(goal_space, spaces.MultiBinary) or np.issubdtype(goal_space.dtype, np.integer)
+        if not isinstance(self.config.subgoals.source, str):
+            per_dimension("source", self.config.subgoals.source, self.goal_dim)
+        self._build()
+
+    def _build(self) -> None:
+        self.observation_moments = RunningMeanStd(self.observation_dim)
+        self.goal_moments = RunningMeanStd(self.goal_dim)
         self.subgoal_low: th.Tensor
         self.subgoal_high: th.Tensor
         self.subgoal_radius: th.Tensor
         self.subgoal_threshold: th.Tensor
-        self.candidates: th.Tensor
         self.input_shift: th.Tensor
         self.input_scale: th.Tensor
         self.register_buffer("subgoal_low", th.zeros(self.goal_dim))
         self.register_buffer("subgoal_high", th.ones(self.goal_dim))
         self.register_buffer("subgoal_radius", th.ones(self.goal_dim))
         self.register_buffer("subgoal_threshold", th.zeros(()))
-        # What normalises the inputs of (high, low): derived from the moments and the radius
-        self.register_buffer("input_shift", th.zeros(2, self.observation_dim + 3 * self.goal_dim))
-        self.register_buffer("input_scale", th.ones(2, self.observation_dim + 3 * self.goal_dim))
-        if landmarks is not None:
-            n_landmarks, n_members = landmarks.n_landmarks, landmarks.n_members
-            self.register_buffer("landmark_count", th.zeros(()))
-            self.register_buffer("landmark_observations", th.zeros(n_landmarks, n_members, self.observation_dim))
-            self.register_buffer("landmark_achieved", th.zeros(n_landmarks, n_members, self.goal_dim))
-            self.register_buffer("landmark_goals", th.zeros(n_landmarks, self.goal_dim))
-            self.register_buffer("landmark_steps", th.zeros(n_landmarks, n_landmarks))
-        # Fixed, so that a deterministic policy is one; drawn apart from the global generator
-        fixed = th.Generator().manual_seed(0)
-        self.register_buffer("candidates", 2.0 * th.rand(N_CANDIDATES, self.goal_dim, generator=fixed) - 1.0)
-        self._acting: ActingPolicy | None = None
-        self._acting_place = 0
-        self._build(lr_schedule)
-
-    def _build(self, lr_schedule: Schedule) -> None:
+        # What normalises the inputs of the two levels: derived from the moments and the radius
         input_dim = self.observation_dim + 3 * self.goal_dim
+        self.register_buffer("input_shift", th.zeros(2, input_dim))
+        self.register_buffer("input_scale", th.ones(2, input_dim))
+        planner = self.config.planner
+        self.planner_arrays = Arrays({} if planner is None else planner.layout(self.observation_dim, self.goal_dim))
+
         input_space = spaces.Box(-np.inf, np.inf, (input_dim,), np.float32)
         subgoal_space = spaces.Box(-1.0, 1.0, (self.goal_dim,), np.float32)
-        self.high = self._make_level("high", input_space, subgoal_space, lr_schedule)
-        self.low = self._make_level("low", input_space, self.action_space, lr_schedule)
+        self.high = self._make_level(input_space, subgoal_space, self.config.high)
+        assert isinstance(self.action_space, spaces.Box)
+        self.low = self._make_level(input_space, self.action_space, self.config.low)
 
-    def _make_level(
-        self, name: str, input_space: spaces.Box, action_space: spaces.Space, lr_schedule: Schedule
-    ) -> LevelPolicy:
-        assert isinstance(action_space, spaces.Box)
-        kwargs: dict[str, Any] = dict(
-            lr_schedule=lr_schedule,
-            net_arch=self.net_arch,
+    def _make_level(self, input_space: spaces.Box, action_space: spaces.Box, config: LevelConfig) -> DDPGLevel:
+        return self.level_class(
+            input_space,
+            action_space,
+            config.lr_schedule,
+            config,
+            net_arch=self.net_arch if config.net_arch is None else config.net_arch,
             activation_fn=self.activation_fn,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
-            n_critics=self.n_critics,
         )
-        return LevelPolicy(input_space, action_space, **(kwargs | self.level_kwargs.get(name, {})))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         del data["normalize_images"]
-        # Schedules are not needed to load a policy alone
-        level_kwargs = {
-            name: {key: value for key, value in kwargs.items() if key != "lr_schedule"}
-            for name, kwargs in self.level_kwargs.items()
-        }
         return data | dict(
-            lr_schedule=self._dummy_schedule,
             net_arch=self.net_arch,
             activation_fn=self.activation_fn,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
-            n_critics=self.n_critics,
-            level_kwargs=level_kwargs,
-            rules=tuple(self.rules),
-            relative_subgoals=self.relative_subgoals,
-            avoid_reached_subgoals=self.avoid_reached_subgoals,
-            avoid_missed_subgoals=self.avoid_missed_subgoals,
             normalize_inputs=self.normalize_inputs,
-            noise_std=self.noise_std,
-            subgoal_source=self.subgoal_source,
-            select_by_value=self.select_by_value,
-            direct_goal_steps=self.direct_goal_steps,
-            low_level=self.low_level,
-            low_gamma=self.low_gamma,
-            landmarks=self.landmarks,
+            level_class=self.level_class,
+            config=self.config.without_schedules(),
         )
 
     @property
-    def device(self) -> th.device:
-        """Device of the policy; unlike SB3's property it does not walk through all modules, it is asked at every step."""
-        return self.subgoal_threshold.device
+    def config(self) -> HierarchyConfig:
+        """The agent's options; new ones, set as a whole, hold at once for both levels, but not for the networks' shapes."""
+        return self._config
+
+    @config.setter
+    def config(self, config: HierarchyConfig) -> None:
+        self._config = config
+        self.high.config, self.low.config = config.high, config.low
 
     @property
-    def subgoal_steps(self) -> int:
-        """Environment steps per segment at most."""
-        return self.rules.max_steps
+    def device(self) -> th.device:
+        """Device of the policy; unlike SB3's property it does not walk through all modules, as it is read at every step."""
+        return self.subgoal_threshold.device
 
     # ------------------------------------------------------------------ subgoals
 
     @property
-    def box(self) -> SubgoalBox:
+    def bounds(self) -> SubgoalBounds:
         """Where subgoals may lie."""
-        return SubgoalBox(self.subgoal_low, self.subgoal_high, self.subgoal_radius)
+        return SubgoalBounds(self.subgoal_low, self.subgoal_high, self.subgoal_radius)
 
-    def set_box(self, low: np.ndarray, high: np.ndarray, radius: np.ndarray) -> None:
+    def set_bounds(self, bounds: SubgoalBounds) -> None:
         """
         Set where subgoals may lie, within the bounds of the goal space.
 
-        :param low: lower bounds of subgoals, shape (goal_dim,)
-        :param high: upper bounds of subgoals, shape (goal_dim,)
-        :param radius: reach of relative subgoals, shape (goal_dim,)
+        :param bounds: arrays of shape (goal_dim,)
         """
+        low, high, radius = bounds
         goal_space = self.observation_space["desired_goal"]  # type: ignore[index]
         if isinstance(goal_space, spaces.Box):
             low, high = np.maximum(low, goal_space.low.ravel()), np.minimum(high, goal_space.high.ravel())
-        elif self.binary_goals:
+        else:
             low, high = np.zeros(self.goal_dim), np.ones(self.goal_dim)
-        for buffer, value in zip(self.box, (low, high, radius), strict=True):
+        for buffer, value in zip(self.bounds, (low, high, radius), strict=True):
             buffer.copy_(th.as_tensor(value))
         self._update_input_scaling()
 
-    def set_landmarks(self, observations: np.ndarray, achieved: np.ndarray, steps: np.ndarray) -> None:
-        """
-        :param observations: of the landmarks' members, shape (n, n_members, obs_dim), n at most the planner's ``n_landmarks``
-        :param achieved: goals achieved in these, shape (n, n_members, goal_dim); the first one is the landmark itself
-        :param steps: environment steps from each to each other one, infinite where there is no edge, shape (n, n)
-        """
-        n = len(achieved)
-        self.get_buffer("landmark_count").fill_(n)
-        self.get_buffer("landmark_observations")[:n] = th.as_tensor(observations)
-        self.get_buffer("landmark_achieved")[:n] = th.as_tensor(achieved)
-        self.get_buffer("landmark_goals")[:n] = th.as_tensor(achieved[:, 0])
-        self.get_buffer("landmark_steps")[:n, :n] = th.as_tensor(steps)
-
-    def encode(self, subgoal: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
-        """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.encode_subgoal`."""
-        return encode_subgoal(subgoal, achieved_goal, self.box, self.relative_subgoals)
+    def subgoal_to_action(self, subgoal: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
+        """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.subgoal_to_action`."""
+        return subgoal_to_action(subgoal, achieved_goal, self.bounds)
 
     def is_reached(self, achieved_goal: ArrayT, subgoal: ArrayT) -> ArrayT:
         """Whether subgoals are reached, see :func:`~sb3_hrl.common.subgoals.is_reached`."""
         return is_reached(achieved_goal, subgoal, self.subgoal_threshold.item())
+
+    def update_planner(self, buffer: SharedMemoryReplayBuffer) -> None:
+        """
+        Let the planner learn from what was visited.
+
+        :param buffer: has it
+        """
+        policy = self.numpy_policy()
+        assert policy.planner is not None, "there is no planner"
+        self.planner_arrays.write(policy.planner.update(buffer, policy, self.goal_moments.std.cpu().numpy()))
 
     # ------------------------------------------------------------------- levels
 
@@ -261,7 +226,7 @@ class HierarchicalPolicy(BasePolicy):
         :param goal: shape (n, goal_dim)
         :return: inputs of the high level's networks, shape (n, obs_dim + 3 * goal_dim)
         """
-        return self._inputs(0, observation, achieved_goal, goal)
+        return self._inputs(HIGH, observation, achieved_goal, goal)
 
     def low_inputs(self, observation: th.Tensor, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
         """
@@ -270,7 +235,7 @@ class HierarchicalPolicy(BasePolicy):
         :param subgoal: shape (n, goal_dim)
         :return: inputs of the low level's networks, shape (n, obs_dim + 3 * goal_dim)
         """
-        return self._inputs(1, observation, achieved_goal, subgoal)
+        return self._inputs(LOW, observation, achieved_goal, subgoal)
 
     def _inputs(self, level: int, observation: th.Tensor, achieved_goal: th.Tensor, target: th.Tensor) -> th.Tensor:
         inputs = th.cat([observation, achieved_goal, target, target - achieved_goal], dim=1)
@@ -291,18 +256,36 @@ class HierarchicalPolicy(BasePolicy):
         observation, goal = self.observation_moments, self.goal_moments
         zeros = th.zeros_like(goal.mean)
         self.input_shift.copy_(th.cat([observation.mean, goal.mean, goal.mean, zeros]))
-        for level, reach in enumerate((goal.std, self.subgoal_radius.double())):
+        for level, reach in ((HIGH, goal.std), (LOW, self.subgoal_radius.double())):
             self.input_scale[level] = 1.0 / th.cat([observation.std, goal.std, goal.std, reach])
 
-    # ------------------------------------------------------------------ predict
+    # ------------------------------------------------------------------- acting
 
-    def acting(self) -> ActingPolicy:
+    def acting_networks(self) -> dict[str, nn.Module]:
+        """:return: the networks that it acts with, see :class:`~sb3_hrl.hddpg.inference.NumpyPolicy`"""
+        low_actor, low_critics = self.low.acting_networks
+        high_actor, high_critics = self.high.acting_networks
+        networks = {"low_actor": low_actor, "high_actor": high_actor, "high_critic": high_critics[0]}
+        if self.config.planner is not None or self.config.subgoals.direct_goal > 0.0:
+            networks |= {f"low_critic_{i}": critic for i, critic in enumerate(low_critics)}
+        return networks
+
+    def acting_tensors(self) -> dict[str, th.Tensor]:
+        """:return: all else that it acts with and that changes"""
+        tensors = {name: self.get_buffer(name) for name in _ACTING_BUFFERS}
+        return tensors | {f"planner.{name}": buffer for name, buffer in self.planner_arrays.named_buffers()}
+
+    def numpy_policy(self) -> NumpyPolicy:
         """:return: the policy as functions on arrays, with the weights as they are"""
-        # Views of the weights are made once, and again after a move to another device or a copy
-        place = self.low.networks[0].weights().data_ptr()
-        if self._acting is None or self._acting_place != place or self.device.type != "cpu":
-            self._acting, self._acting_place = live_acting_policy(self), place
-        return self._acting
+        # Views are made once, and again when what they look at was replaced: by a move to a device, a copy, an assignment
+        looked_at = (self._config, *(self._buffers[name].data_ptr() for name in _ACTING_BUFFERS))  # type: ignore[union-attr]
+        if self._numpy_policy is None or looked_at != self._looked_at or self.device.type != "cpu":
+            self._numpy_policy, self._looked_at = live_policy(self), looked_at
+        return self._numpy_policy
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Views of the weights are made again."""
+        return {**self.__dict__, "_numpy_policy": None}
 
     def flatten_obs(self, observation: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
@@ -315,10 +298,10 @@ class HierarchicalPolicy(BasePolicy):
         return observation_, achieved, goal
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """Plan now and act on it, without a state."""
+        """Choose subgoals now and act on them, without a state."""
         assert isinstance(observation, dict)
         arrays = self.flatten_obs({key: value.cpu().numpy() for key, value in observation.items()})
-        actions, _ = self._predict_arrays(*arrays, self._restore_state(None, len(arrays[0])), None, deterministic)
+        actions, _ = self._predict_arrays(*arrays, None, None, deterministic)
         return th.as_tensor(actions, device=self.device)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -341,21 +324,17 @@ class HierarchicalPolicy(BasePolicy):
         on the policy, so that environments of any number can be driven side by side.
 
         :param observation: observations, arrays of shape (n, ...) or without the first dimension
-        :param state: what the last call returned, ``(subgoals, steps left)``; ``None`` plans now
-        :param episode_start: where an episode begins, shape (n,): these plan anew
+        :param state: what the last call returned; ``None`` chooses subgoals now
+        :param episode_start: where an episode begins, shape (n,): these get new subgoals
         :param deterministic: whether both levels act without exploration noise
         :return: actions, and the state for the next call (with a first dimension even for a single observation)
         """
-        if not isinstance(observation, dict):
-            raise ValueError(
-                "HierarchicalDDPG acts on observations that are dicts with `observation`, `achieved_goal` and `desired_goal`, "
-                f"not on {type(observation).__name__}. For SB3 environments pass what `env.reset()` and `env.step()` returned."
-            )
+        check_predict_input(observation, self.observation_space)
+        assert isinstance(observation, dict)
         self.set_training_mode(False)
         vectorized = self.is_vectorized_observation(observation)
         batch = observation if vectorized else {key: np.asarray(value)[None] for key, value in observation.items()}
         arrays = self.flatten_obs(batch)
-        state = self._restore_state(state, len(arrays[0]))
         actions, new_state = self._predict_arrays(*arrays, state, episode_start, deterministic)
         unscaled = self.unscale_action(actions)
         unscaled = np.clip(unscaled, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
@@ -366,52 +345,42 @@ class HierarchicalPolicy(BasePolicy):
         obs: np.ndarray,
         achieved: np.ndarray,
         goal: np.ndarray,
-        state: SubgoalState,
+        state: SubgoalState | None,
         episode_start: np.ndarray | None,
         deterministic: bool,
     ) -> tuple[np.ndarray, SubgoalState]:
         """:return: actions scaled to [-1, 1], and the state for the next call"""
-        acting, rules = self.acting(), self.rules
+        policy, n = self.numpy_policy(), len(obs)
         # A deterministic prediction draws no random numbers, the others follow SB3's seeding
         rng = None if deterministic else np.random.default_rng(np.random.randint(2**31))
-        distances = np.sqrt(np.square(state.subgoals - achieved).sum(axis=1))
-        state.held[:] = np.where(distances <= acting.threshold, state.held + 1, 0)
-        reached, steps = state.held >= rules.hold_steps, rules.max_steps - state.steps_left
-        is_over = state.steps_left <= 0
-        replan = is_over | (reached & (steps >= rules.min_steps))
-        missed = is_missed(reached, distances, np.sqrt(np.square(state.subgoals - state.starts).sum(axis=1)))
-        newest = np.where(missed[:, None, None], np.stack((state.starts, state.subgoals), axis=1), np.inf)[:, None]
-        state.missed[replan] = np.concatenate((state.missed[:, 1:], newest), axis=1)[replan]
-        if episode_start is not None:
-            starts = np.asarray(episode_start, dtype=bool)
-            replan |= starts
-            state.missed[starts] = np.inf
-        if replan.any():
-            noise = self.noise_std[0]
-            plan = acting.plan(obs[replan], achieved[replan], goal[replan], state.missed[replan], noise, 0.0, rng)
-            state.subgoals[replan], state.starts[replan] = plan.subgoals, achieved[replan]
-            state.steps_left[replan], state.held[replan] = rules.max_steps, 0
-        actions = acting.act(obs, achieved, state.subgoals)
-        if rng is not None:
-            actions, _ = explore(actions, self.noise_std[1], 0.0, rng)
-        return actions, state._replace(steps_left=state.steps_left - 1)
-
-    def _restore_state(self, state: SubgoalState | None, n: int) -> SubgoalState:
-        """:return: a copy, as the caller's arrays stay as they are; a state in which all is over where there is none"""
         if state is None:
-            return SubgoalState(
-                subgoals=np.full((n, self.goal_dim), np.inf, dtype=np.float32),
-                steps_left=np.zeros(n, dtype=np.int64),
-                held=np.zeros(n, dtype=np.int64),
-                starts=np.zeros((n, self.goal_dim), dtype=np.float32),
-                missed=np.full((n, N_MISSED, 2, self.goal_dim), np.inf, dtype=np.float32),
-            )
+            segments = Segments(n, self.goal_dim)
+        else:
+            # What the last action led to. Where an episode begins its segment is over, whatever it led to
+            segments = self._restore_segments(state, n)
+            starts = [False] * n if episode_start is None else np.reshape(episode_start, n).astype(bool).tolist()
+            segments.advance(achieved, starts, policy.max_steps, policy.threshold)
+        envs = segments.needs_subgoal
+        if envs:
+            noise = None
+            if rng is not None:
+                std = np.full((len(envs), 1), self.config.high.noise_std, dtype=np.float32)
+                noise = draw_high_noise(self.config.subgoals, std, 0.0, self.goal_dim, rng)
+            situation = Situation(obs[envs], achieved[envs], goal[envs], segments.missed[envs], noise)
+            segments.start(choose_subgoals(policy, situation).subgoals, achieved[envs])
+        actions = policy.act(obs, achieved, segments.subgoals)
+        if rng is not None:
+            actions = actions + np.float32(self.config.low.noise_std) * rng.standard_normal(actions.shape, dtype=np.float32)
+            actions = actions.clip(-1.0, 1.0)
+        return actions, segments.state
+
+    def _restore_segments(self, state: SubgoalState, n: int) -> Segments:
         if len(state) != len(SubgoalState._fields) or np.shape(state[0]) != (n, self.goal_dim):
             raise ValueError(
                 f"`state` is not one of {n} environments with goals of length {self.goal_dim}: pass the state that `predict` "
-                "returned for these environments, or None to plan now."
+                "returned for these environments, or None to choose subgoals now."
             )
-        return SubgoalState(*(np.array(array) for array in state))
+        return Segments.from_state(SubgoalState(*state))
 
     def set_training_mode(self, mode: bool) -> None:
         """

@@ -1,4 +1,7 @@
-"""Where each training environment stands in its segment, and what segments were like since the last log."""
+"""
+Segments, the steps of the high level: where each environment stands in its own, when it ends, and how. Training, ``predict``,
+evaluation and video all ask here.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,100 +9,138 @@ from collections.abc import Sequence
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
-from sb3_hrl.common.subgoals import is_missed
-from sb3_hrl.hddpg.acting import N_MISSED, Plan, SegmentRules
-
-# Sums over segments: issued, reached at issue, replaced, planned over landmarks, ended, reached, steps of those that ended
-_ISSUED, _ISSUED_REACHED, _REPLACED, _PLANNED, _ENDED, _REACHED, _STEPS = range(7)
+from sb3_hrl.common.subgoals import N_MISSED, SegmentEnd, is_missed
+from sb3_hrl.common.type_aliases import SubgoalState
 
 
-class SegmentTracker:
+class Segments:
     """
-    The segments that the training environments are in. A segment is one step of the high level: it ends when its subgoal is
-    reached, after ``subgoal_steps`` environment steps, or with the episode.
+    The segments of environments side by side. A segment ends when its subgoal is reached, after ``max_steps`` environment
+    steps, or with the episode.
 
-    :param n_envs: number of environments
+    :param n_envs: number of environments; none of them has a subgoal yet
     :param goal_dim: length of a goal
     """
 
     def __init__(self, n_envs: int, goal_dim: int):
-        self._rules = SegmentRules(1)
-        self._threshold = 0.0
+        self.needs_subgoal = list(range(n_envs))
         self.subgoals = np.zeros((n_envs, goal_dim), dtype=np.float32)
-        self.tested = np.zeros(n_envs, dtype=bool)
-        self.over = list(range(n_envs))  # environments that are without a segment
-        # Plain numbers: for a few environments they are faster than arrays
-        self._targets: list[list[float]] = self.subgoals.tolist()
+        self.steps = [0] * n_envs
+        self._starts = np.zeros((n_envs, goal_dim), dtype=np.float32)
         # Starts and subgoals of the last segments of the episode, infinite but for those that missed
         self.missed = np.full((n_envs, N_MISSED, 2, goal_dim), np.inf, dtype=np.float32)
-        self._starts = np.zeros((n_envs, goal_dim), dtype=np.float32)
-        self._start_distances = [0.0] * n_envs
-        self._held = [0] * n_envs
-        self._steps = [0] * n_envs
-        self._statistics = [0] * 7
+        # Plain numbers: for a few environments they are faster than arrays
+        self._targets: list[list[float]] = self.subgoals.tolist()
+        self._initial_distances = [0.0] * n_envs
 
-    def start(self, plan: Plan, starts: np.ndarray, tested: np.ndarray, rules: SegmentRules, threshold: float) -> None:
+    @classmethod
+    def from_state(cls, state: SubgoalState) -> "Segments":
         """
-        Begin a segment in the environments that are without one.
-
-        :param plan: their subgoals
-        :param starts: goals achieved where they begin, shape (n, goal_dim)
-        :param tested: which of them are subgoal tests, shape (n,)
-        :param rules: when segments end
-        :param threshold: distance at which a subgoal is at hand
+        :param state: what :attr:`state` was; its arrays are copied
+        :return: the segments, all with a subgoal
         """
-        self._rules, self._threshold = rules, threshold
-        self.subgoals[self.over] = plan.subgoals
-        self.tested[self.over] = tested
-        self._starts[self.over] = starts
-        for env, subgoal, distance in zip(self.over, plan.subgoals.tolist(), plan.distances.tolist(), strict=True):
-            self._targets[env], self._start_distances[env] = subgoal, distance
-            self._held[env] = self._steps[env] = 0
-        self._statistics[_ISSUED] += len(self.over)
-        self._statistics[_ISSUED_REACHED] += int((plan.distances <= threshold).sum())
-        self._statistics[_REPLACED] += int(plan.replaced.sum())
-        self._statistics[_PLANNED] += int(plan.planned.sum())
-        self.over = []
+        segments = cls(*state.subgoals.shape)
+        segments.needs_subgoal = []
+        segments.steps = np.asarray(state.steps).tolist()
+        segments.missed[:] = state.missed
+        segments._begin(list(range(len(segments.steps))), np.asarray(state.subgoals), np.asarray(state.starts))
+        return segments
 
-    def step(self, achieved_goals: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
+    @property
+    def state(self) -> SubgoalState:
+        """Where the environments stand, as arrays; all have a subgoal."""
+        return SubgoalState(self.subgoals, np.array(self.steps, dtype=np.int64), self._starts, self.missed)
+
+    def _begin(self, envs: list[int], subgoals: np.ndarray, starts: np.ndarray) -> None:
+        self.subgoals[envs], self._starts[envs] = subgoals, starts
+        distances = np.sqrt(np.square(subgoals - starts).sum(axis=1)).tolist()
+        for env, subgoal, distance in zip(envs, subgoals.tolist(), distances, strict=True):
+            self._targets[env], self._initial_distances[env] = subgoal, distance
+
+    def start(self, subgoals: np.ndarray, achieved_goals: np.ndarray) -> None:
+        """
+        Begin a segment in the environments that need a subgoal.
+
+        :param subgoals: for these, float32, shape (n, goal_dim)
+        :param achieved_goals: achieved where the segments begin, float32, shape (n, goal_dim)
+        """
+        self._begin(self.needs_subgoal, subgoals, achieved_goals)
+        for env in self.needs_subgoal:
+            self.steps[env] = 0
+        self.needs_subgoal = []
+
+    def advance(
+        self, achieved_goals: np.ndarray, episode_ends: Sequence[bool], max_steps: int, threshold: float
+    ) -> np.ndarray:
         """
         Take in one environment step.
 
-        :param achieved_goals: goals achieved now, shape (n_envs, goal_dim)
-        :param dones: whether the episodes ended, shape (n_envs,)
-        :return: whether the segments end here, shape (n_envs,)
+        :param achieved_goals: goals achieved now, float32, shape (n_envs, goal_dim)
+        :param episode_ends: whether the episodes ended, shape (n_envs,)
+        :param max_steps: environment steps after which a segment ends
+        :param threshold: Euclidean distance at which a subgoal is reached, in the units of the goal
+        :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
-        rules, threshold = self._rules, self._threshold
-        ended = np.zeros(len(self._targets), dtype=bool)
-        for env, (achieved, target, done) in enumerate(zip(achieved_goals.tolist(), self._targets, dones, strict=True)):
-            self._steps[env] += 1
+        ends = np.zeros(len(self._targets), dtype=np.int8)
+        rows = zip(achieved_goals.tolist(), self._targets, episode_ends, strict=True)
+        for env, (achieved, target, episode_over) in enumerate(rows):
+            self.steps[env] += 1
             distance = math.dist(achieved, target)
-            self._held[env] = self._held[env] + 1 if distance <= threshold else 0
-            reached = self._held[env] >= rules.hold_steps
-            if (reached and self._steps[env] >= rules.min_steps) or done or self._steps[env] >= rules.max_steps:
-                ended[env] = True
-                self.over.append(env)
-                self._statistics[_ENDED] += 1
-                self._statistics[_REACHED] += reached
-                self._statistics[_STEPS] += self._steps[env]
-                if done:
-                    self.missed[env] = np.inf
-                else:
-                    missed = is_missed(reached, distance, self._start_distances[env])
-                    self.missed[env, :-1] = self.missed[env, 1:]
-                    self.missed[env, -1] = (self._starts[env], target) if missed else np.inf
-        return ended
+            if distance <= threshold:
+                ends[env] = SegmentEnd.REACHED
+            elif self.steps[env] >= max_steps:
+                ends[env] = SegmentEnd.OUT_OF_STEPS
+            elif episode_over:
+                ends[env] = SegmentEnd.EPISODE_OVER
+            else:
+                continue
+            self.needs_subgoal.append(env)
+            if episode_over:
+                self.missed[env] = np.inf
+                continue
+            missed = is_missed(ends[env] == SegmentEnd.REACHED, distance, self._initial_distances[env])
+            self.missed[env, :-1] = self.missed[env, 1:]
+            self.missed[env, -1] = (self._starts[env], target) if missed else np.inf
+        return ends
 
-    def take_statistics(self) -> list[int]:
-        """:return: sums over the segments since the last call or log, for :meth:`add_statistics` of another tracker"""
-        statistics, self._statistics = self._statistics, [0] * 7
-        return statistics
 
-    def add_statistics(self, statistics: Sequence[int]) -> None:
+class SegmentStatistics:
+    """What segments were like since the last log, as sums over them."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(len(self._NAMES), dtype=np.int64)
+
+    _NAMES = ("issued", "issued_reached", "replaced", "planned", "ended", "reached", "steps")
+
+    def count_started(self, n: int, n_reached: int, n_replaced: int, n_planned: int) -> None:
         """
-        :param statistics: sums over segments from elsewhere
+        :param n: segments that begin
+        :param n_reached: of these: subgoals that are reached before the first step
+        :param n_replaced: subgoals in place of a proposal of the actor that was reached or missed
+        :param n_planned: subgoals that are waypoints of the planner
         """
-        self._statistics = [a + b for a, b in zip(self._statistics, statistics, strict=True)]
+        self._sums[:4] += (n, n_reached, n_replaced, n_planned)
+
+    def count_ended(self, ends: np.ndarray, steps: Sequence[int]) -> None:
+        """
+        :param ends: how segments ended, see :meth:`Segments.advance`, shape (n_envs,)
+        :param steps: environment steps of each segment so far, shape (n_envs,)
+        """
+        for end, n_steps in zip(ends.tolist(), steps, strict=True):
+            if end != SegmentEnd.NONE:
+                self._sums[4:] += (1, end == SegmentEnd.REACHED, n_steps)
+
+    def take(self) -> list[int]:
+        """:return: sums over the segments since the last call or log, for :meth:`add` of the learner's"""
+        sums = self._sums.tolist()
+        self._sums[:] = 0
+        return sums
+
+    def add(self, sums: Sequence[int]) -> None:
+        """
+        :param sums: over segments from elsewhere, see :meth:`take`
+        """
+        self._sums += sums
 
     def log(self, logger: Logger) -> None:
         """
@@ -107,11 +148,11 @@ class SegmentTracker:
 
         :param logger: where to
         """
-        sums = self.take_statistics()
-        if sums[_ENDED] > 0:
-            logger.record("rollout/subgoal_success_rate", sums[_REACHED] / sums[_ENDED])
-            logger.record("rollout/segment_length", sums[_STEPS] / sums[_ENDED])
-        if sums[_ISSUED] > 0:
-            logger.record("rollout/subgoal_reached_at_issue", sums[_ISSUED_REACHED] / sums[_ISSUED])
-            logger.record("rollout/subgoal_replaced", sums[_REPLACED] / sums[_ISSUED])
-            logger.record("rollout/subgoal_planned", sums[_PLANNED] / sums[_ISSUED])
+        sums = dict(zip(self._NAMES, self.take(), strict=True))
+        if sums["ended"] > 0:
+            logger.record("rollout/subgoal_success_rate", sums["reached"] / sums["ended"])
+            logger.record("rollout/segment_length", sums["steps"] / sums["ended"])
+        if sums["issued"] > 0:
+            logger.record("rollout/subgoal_reached_at_issue", sums["issued_reached"] / sums["issued"])
+            logger.record("rollout/subgoal_replaced", sums["replaced"] / sums["issued"])
+            logger.record("rollout/subgoal_planned", sums["planned"] / sums["issued"])

@@ -1,5 +1,6 @@
 """Bad input is refused by a sentence that names the parameter and the cure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,22 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_hrl.common.buffers import GOAL_KEYS, SharedMemoryReplayBuffer
+from sb3_hrl.common.checks import is_integer, require
 
-SUBGOAL_SOURCES = ("policy", "goal", "random")
+
+def check_action_space(action_space: spaces.Space) -> None:
+    """
+    :param action_space: action space of the environment
+    :raises ValueError: unless actions are continuous
+    """
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(
+            f"HierarchicalDDPG needs continuous actions, a Box space, not {action_space}: wrap the environment, or use an "
+            "algorithm for discrete actions, such as SB3's DQN with HerReplayBuffer."
+        )
 
 
-def check_spaces(observation_space: spaces.Space) -> None:
+def check_observation_space(observation_space: spaces.Space) -> None:
     """
     :param observation_space: observation space of the environment
     :raises ValueError: unless it is that of a goal-conditioned environment
@@ -51,37 +63,20 @@ def check_vec_normalize(env: VecNormalize | None) -> None:
         )
 
 
-def check_options(model: Any) -> None:
+def check_arguments(model: Any) -> None:
     """
+    The arguments that belong to no group of options, see :mod:`sb3_hrl.hddpg.config` for these.
+
     :param model: a HierarchicalDDPG whose arguments are stored
     :raises ValueError: if one of them is out of its range
     """
-    rules = {
-        "subgoal_steps": (model.subgoal_steps >= 1, "at least 1 (environment steps per segment)"),
-        "subgoal_threshold": (model.subgoal_threshold is None or model.subgoal_threshold > 0, "positive, or None to find it"),
-        "hindsight_action_prob": (0.0 <= model.hindsight_action_prob <= 1.0, "in [0, 1]"),
-        "subgoal_test_prob": (0.0 <= model.subgoal_test_prob <= 1.0, "in [0, 1]"),
-        "high_update_interval": (model.high_update_interval is None or model.high_update_interval >= 1, "at least 1, or None"),
-        "min_segment_steps": (1 <= model.min_segment_steps <= model.subgoal_steps, "between 1 and `subgoal_steps`"),
-        "subgoal_hold_steps": (model.subgoal_hold_steps >= 1, "at least 1 (environment steps in a row)"),
-        "noise_hold_steps": (model.noise_hold_steps >= 1, "at least 1 (environment steps)"),
-        "trivial_segment_prob": (0.0 <= model.trivial_segment_prob <= 1.0, "in [0, 1]"),
-        "direct_goal": (model.direct_goal >= 0.0, "at least 0 (times `subgoal_steps`)"),
-        "threshold_scale": (model.threshold_scale >= 1.0, "at least 1: the threshold shrinks"),
-        "threshold_shrink_fraction": (0.0 <= model.threshold_shrink_fraction <= 1.0, "in [0, 1]"),
-        "planner": (model.planner in (None, "landmarks"), "'landmarks', or None for the high level's actor"),
-        "low_level": (model.low_level is None or callable(model.low_level), "a function of (observation, achieved, subgoal)"),
-        "n_steps": (model.n_steps == 1, "1: n-step returns do not go with hindsight goals"),
-        "prefetch_depth": (model.prefetch_depth >= 0, "at least 0 (batches prepared ahead)"),
-        "optimize_memory_usage": (not model.optimize_memory_usage, "False: the buffer's rows are packed already"),
-    }
-    for name, (valid, rule) in rules.items():
-        if not valid:
-            raise ValueError(f"`{name}` must be {rule}, not {getattr(model, name)!r}.")
-    if isinstance(model.subgoal_source, str) and model.subgoal_source not in SUBGOAL_SOURCES:
-        raise ValueError(f"`subgoal_source` must be one of {SUBGOAL_SOURCES} or a point, not {model.subgoal_source!r}.")
-    if model.planner is None and model.planner_kwargs:
-        raise ValueError("`planner_kwargs` are of no use without a planner: pass `planner='landmarks'`.")
+    interval, depth = model.high_update_interval, model.prefetch_depth
+    is_valid = interval is None or is_integer(interval, 1)
+    require(is_valid, "high_update_interval", "a whole number of at least 1 (low-level gradient steps), or None", interval)
+    require(is_integer(depth, 0), "prefetch_depth", "a whole number of at least 0 (batches prepared ahead)", depth)
+    require(model.n_steps == 1, "n_steps", "1: n-step returns do not go with hindsight goals", model.n_steps)
+    packed = "False: the buffer's rows are packed already"
+    require(not model.optimize_memory_usage, "optimize_memory_usage", packed, model.optimize_memory_usage)
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, SharedMemoryReplayBuffer):
         what = "does hindsight for one level only" if issubclass(buffer_class, HerReplayBuffer) else "knows no segments"
@@ -89,12 +84,35 @@ def check_options(model: Any) -> None:
             f"`replay_buffer_class` must be SharedMemoryReplayBuffer or a subclass, not {buffer_class.__name__}, which "
             f"{what}: leave it out, hindsight is built in."
         )
-    if model.subgoal_radius is not None and np.min(model.subgoal_radius) <= 0:
-        raise ValueError(f"`subgoal_radius` must be positive, or None to find it, not {model.subgoal_radius}.")
-    if model.subgoal_bounds is not None:
-        bounds = model.subgoal_bounds
-        if len(bounds) != 2 or not np.all(np.asarray(bounds[0]) < np.asarray(bounds[1])):
-            raise ValueError(f"`subgoal_bounds` must be (low, high) with low < high in every dimension, not {bounds}.")
+
+
+def check_predict_input(observation: Any, space: spaces.Space) -> None:
+    """
+    :param observation: what ``predict`` was given
+    :param space: the agent's observation space
+    :raises ValueError: if it is not a dict of finite arrays with the three keys, for as many environments each
+    """
+    if not isinstance(observation, Mapping) or not set(GOAL_KEYS) <= set(observation):
+        keys = (
+            f"a dict with the keys {sorted(observation)}" if isinstance(observation, Mapping) else type(observation).__name__
+        )
+        raise ValueError(
+            f"HierarchicalDDPG acts on observations that are dicts with `observation`, `achieved_goal` and `desired_goal`, "
+            f"not on {keys}. For SB3 environments pass what `env.reset()` and `env.step()` returned."
+        )
+    assert isinstance(space, spaces.Dict)
+    batch_shapes = set()
+    for key in GOAL_KEYS:
+        array, shape = np.asarray(observation[key]), space[key].shape
+        assert shape is not None
+        n_batch = array.ndim - len(shape)
+        if array.shape[n_batch:] != shape or n_batch not in (0, 1):
+            raise ValueError(f"`{key}` has the shape {array.shape}, but must have {shape}, or (n, ...) for n environments.")
+        batch_shapes.add(array.shape[:n_batch])
+        if not np.isfinite(array).all():
+            raise ValueError(f"`{key}` has values that are not finite (NaN or infinite): check the environment.")
+    if len(batch_shapes) > 1:
+        raise ValueError(f"The observations' parts are of different numbers of environments: {sorted(batch_shapes)}.")
 
 
 def per_dimension(name: str, value: Any, dim: int) -> np.ndarray:

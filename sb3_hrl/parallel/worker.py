@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hrl.common.buffers import check_finite, is_failure
+from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.weight_sync import WeightSource
 
 # What comes home of an info when an episode ends: what SB3's Monitor adds, and what SB3's logger and callbacks read
@@ -215,7 +216,7 @@ class Worker:
         actions = self._low + self._half_range * (scaled + 1.0)
         dones = [self._step_env(i, env, actions[i], rows[i]) for i, env in enumerate(self._envs)]
         self._episode_ends[:, self.n_staged] = dones
-        self._segment_ends[:, self.n_staged] = agent.step(rows[:, columns["next_achieved_goal"]], dones)
+        self._segment_ends[:, self.n_staged] = agent.step(rows[:, columns["next_achieved_goal"]], dones) != SegmentEnd.NONE
         self.n_staged += 1
         self.rounds += 1
         self._since_sync += len(self._envs)

@@ -11,7 +11,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 
 from sb3_hrl.common.buffers import GOAL_KEYS
 from sb3_hrl.common.type_aliases import SubgoalState
-from sb3_hrl.hddpg.policies import HierarchicalPolicy
 
 
 class Moment(NamedTuple):
@@ -114,9 +113,7 @@ def _moment(
 ) -> Moment:
     subgoal, issued = None, False
     if isinstance(state, SubgoalState):
-        assert isinstance(model.policy, HierarchicalPolicy)
-        subgoal = state.subgoals[0].copy()
-        issued = int(state.steps_left[0]) == model.policy.rules.max_steps - 1
+        subgoal, issued = state.subgoals[0].copy(), int(state.steps[0]) == 0
     observation, achieved, goal = (np.array(obs[key], dtype=np.float32).ravel() for key in GOAL_KEYS)
     success = bool(info.get("is_success", info.get("success", False)))
     return Moment(*when, observation, achieved, goal, subgoal, issued, is_last=False, success=success)

@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
+from sb3_hrl.hddpg.planners.landmarks import LandmarkPlanner
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.visual.episodes import Moment, check_at_least, check_fit, play, single_env
 
@@ -132,11 +133,10 @@ def _draw_walls(axes: Axes, env: Any) -> None:
 
 
 def _draw_landmarks(axes: Axes, policy: HierarchicalPolicy) -> None:
-    n = int(policy.get_buffer("landmark_count").item()) if policy.landmarks is not None else 0
-    if n == 0:
+    planner = policy.numpy_policy().planner
+    if not isinstance(planner, LandmarkPlanner) or planner.n_landmarks == 0:
         return
-    goals = policy.get_buffer("landmark_goals")[:n, :2].cpu().numpy()
-    steps = policy.get_buffer("landmark_steps")[:n, :n].cpu().numpy()
+    goals, steps, n = planner.landmarks[:, :2], planner.steps, planner.n_landmarks
     starts, ends = np.nonzero(np.isfinite(steps) & ~np.eye(n, dtype=bool))
     edges = np.stack([goals[starts], goals[ends]], axis=1)
     axes.add_collection(LineCollection(list(edges), colors="tab:green", linewidths=0.4, alpha=0.35, zorder=3))

@@ -83,7 +83,7 @@ def patch_exp_manager(module: ModuleType) -> None:
 
     @functools.wraps(create_callbacks)
     def _create_callbacks(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        from sb3_hrl.hddpg.evaluation import HierarchicalEvalCallback
+        from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
 
         eval_callback = module.EvalCallback
         if self.algo == ALGO:

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import EvalCallback
 
+from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.type_aliases import SubgoalState
-from sb3_hrl.hddpg.levels import AT_BOUND
+from sb3_hrl.hddpg.level import AT_BOUND
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
+from sb3_hrl.hddpg.segments import Segments
 
 
 class HierarchicalEvalCallback(EvalCallback):
@@ -26,30 +28,29 @@ class HierarchicalEvalCallback(EvalCallback):
         super()._log_success_callback(locals_, globals_)
         state, policy = locals_["states"], self.model.policy
         if isinstance(state, SubgoalState) and isinstance(policy, HierarchicalPolicy):
-            self._count(policy, state, locals_)
+            self._count(policy, SubgoalState(*(array[[locals_["i"]]] for array in state)), locals_)
             self._record()
 
     def _count(self, policy: HierarchicalPolicy, state: SubgoalState, locals_: dict[str, Any]) -> None:
         """Take in one step of one environment."""
-        env, sums = locals_["i"], self._sums
-        subgoal, start, threshold = state.subgoals[env], state.starts[env], policy.subgoal_threshold.item()
-        steps = policy.rules.max_steps - int(state.steps_left[env])
-        if steps == 1:
-            distance = float(np.linalg.norm(subgoal - start))
+        sums, acting = self._sums, policy.numpy_policy()
+        if state.steps[0] == 0:
+            distance = float(np.linalg.norm(state.subgoals - state.starts))
             sums["issued"] += 1
-            sums["at_hand"] += distance <= threshold
-            sums["distance"] += distance / policy.box.radius.norm().item()
-            sums["at_bounds"] += bool((np.abs(policy.acting().encode(subgoal, start)) >= AT_BOUND).any())
+            sums["at_hand"] += distance <= acting.threshold
+            sums["distance"] += distance / float(np.linalg.norm(acting.bounds.radius))
+            sums["at_bounds"] += bool((np.abs(acting.subgoal_to_action(state.subgoals, state.starts)) >= AT_BOUND).any())
         if locals_["done"]:
             after = locals_["info"]["terminal_observation"]["achieved_goal"]
         else:
-            after = locals_["new_observations"]["achieved_goal"][env]
-        at_hand = float(np.linalg.norm(np.ravel(after).astype(np.float32) - subgoal)) <= threshold
-        reached = at_hand and state.held[env] + 1 >= policy.rules.hold_steps
-        if locals_["done"] or steps == policy.rules.max_steps or (reached and steps >= policy.rules.min_steps):
+            after = locals_["new_observations"]["achieved_goal"][locals_["i"]]
+        segments = Segments.from_state(state)
+        achieved = np.reshape(after, (1, -1)).astype(np.float32)
+        (end,) = segments.advance(achieved, [locals_["done"]], acting.max_steps, acting.threshold)
+        if end != SegmentEnd.NONE:
             sums["ended"] += 1
-            sums["reached"] += reached
-            sums["steps"] += steps
+            sums["reached"] += end == SegmentEnd.REACHED
+            sums["steps"] += segments.steps[0]
 
     def _record(self) -> None:
         sums = self._sums

@@ -1,11 +1,11 @@
-"""Running moments of network inputs, saved with the policy."""
+"""Running mean and standard deviation of network inputs, saved with the policy."""
 
 import numpy as np
 import torch as th
 from torch import nn
 
 
-class RunningMoments(nn.Module):
+class RunningMeanStd(nn.Module):
     """
     Running mean and variance of vectors, kept as buffers so that ``state_dict`` carries them.
 
@@ -32,7 +32,7 @@ class RunningMoments(nn.Module):
 
     def update(self, batch: np.ndarray) -> None:
         """
-        Take a batch into the running moments (Chan et al. 1979, parallel variance).
+        Update from a batch (Chan et al. 1979, parallel variance).
 
         :param batch: shape (n, dim), n may be 0
         """
@@ -42,7 +42,7 @@ class RunningMoments(nn.Module):
         count, total = float(len(batch)), float(self.count) + len(batch)
         mean, var = values.mean(0), values.var(0, unbiased=False)
         delta = mean - self.mean
-        # The variance of 1 before the first batch is none of the data's
+        # The variance of 1 before the first batch is not that of the data
         old = self.count * self.var if self.count > 0 else th.zeros_like(self.var)
         self.var.copy_((old + count * var + delta.square() * self.count * count / total) / total)
         self.mean.add_(delta * (count / total))

@@ -1,0 +1,155 @@
+"""Where the learner gets its batches from: made when they are needed, or ahead of that in another process."""
+
+import copy
+import operator
+
+import numpy as np
+import torch as th
+
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
+from sb3_hrl.common.goals import GoalTask
+from sb3_hrl.common.shards import Shards
+from sb3_hrl.common.shared_memory import Layout, SharedArrays
+from sb3_hrl.common.type_aliases import TDBatch
+from sb3_hrl.hddpg.policies import HierarchicalPolicy
+from sb3_hrl.hddpg.relabeling import high_batch, low_batch
+from sb3_hrl.parallel.prefetch import Batch, PrefetchSampler
+
+
+class BatchSource:
+    """
+    Batches for both levels, with their targets.
+
+    :param policy: the learner's policy
+    :param buffer: the learner's buffer
+    :param task: the environment's goals
+    """
+
+    def __init__(self, policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, task: GoalTask):
+        self._policy, self._buffer, self._task = policy, buffer, task
+
+    def low(self) -> TDBatch:
+        """:return: a batch for the low level, valid until the next call"""
+        return self._policy.low.td_targets(low_batch(self._policy, self._buffer))
+
+    def high(self) -> TDBatch:
+        """:return: a batch for the high level"""
+        return self._policy.high.td_targets(high_batch(self._policy, self._buffer, self._task))
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class PrefetchedBatchSource(BatchSource):
+    """
+    The low level's batches are prepared ahead, in a process (once it has started, which takes seconds). It sees the policy's
+    statistics and target networks as they were some updates earlier, twice ``depth`` at most.
+
+    :param policy: the learner's policy
+    :param buffer: the learner's buffer
+    :param task: the environment's goals
+    :param depth: batches that are ready at most
+    """
+
+    def __init__(self, policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, task: GoalTask, depth: int):
+        super().__init__(policy, buffer, task)
+        self._depth, self._n_low = depth, 0
+        maker = LowBatchMaker(policy, buffer, seed=int(buffer.rng.integers(2**31)))
+        self._prefetch: PrefetchSampler | None
+        self._prefetch = PrefetchSampler(maker, buffer.shards.blocks(), self._write_weights, depth)
+
+    def _write_weights(self, vector: np.ndarray) -> None:
+        write_tensors(batch_tensors(self._policy), vector)
+
+    def low(self) -> TDBatch:
+        """See :meth:`BatchSource.low`."""
+        if self._prefetch is not None and self._prefetch.is_ready:
+            self._n_low += 1
+            if self._n_low % self._depth == 0:
+                self._prefetch.publish(self._write_weights)
+            batch = self._prefetch.get()
+            if batch is not None:
+                return TDBatch(**{name: th.from_numpy(array).to(self._buffer.device) for name, array in batch.items()})
+            self.close()
+        return super().low()
+
+    def close(self) -> None:
+        """End the process; twice is fine."""
+        if self._prefetch is not None:
+            prefetch, self._prefetch = self._prefetch, None
+            prefetch.close()
+
+
+class LowBatchMaker:
+    """
+    Makes the low level's batches in another process, see :class:`~sb3_hrl.parallel.prefetch.BatchMaker`: sampling, hindsight,
+    normalised inputs, and the targets, which are a fifth of an update's matrix products. (The high level's batches ask the
+    environment for rewards, and stay with the learner.)
+
+    :param policy: the learner's policy
+    :param buffer: the learner's buffer
+    :param seed: of what is drawn
+    """
+
+    def __init__(self, policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, seed: int):
+        self._policy, self._buffer, self._seed = _lean_copy(policy), buffer.reader(seed), seed
+        self.n_weights = sum(tensor.numel() for tensor in batch_tensors(policy))
+
+    def layout(self) -> Layout:
+        """See :meth:`BatchMaker.layout`."""
+        policy, batch_size = self._policy, self._policy.config.low.batch_size
+        input_dim, action_dim = policy.input_shift.shape[1], policy.action_space.shape[0]  # type: ignore[index]
+        sizes = {"inputs": input_dim, "actions": action_dim, "rewards": 1, "target_q_values": 1}
+        return {name: ((batch_size, size), "float32") for name, size in sizes.items()}
+
+    def start(self, blocks: tuple[SharedArrays, SharedArrays], weights: np.ndarray) -> None:
+        """See :meth:`BatchMaker.start`."""
+        th.manual_seed(self._seed)
+        self._buffer.shards = Shards.attached(blocks)
+        self._weights = weights
+
+    def refresh(self) -> None:
+        """See :meth:`BatchMaker.refresh`."""
+        read_tensors(batch_tensors(self._policy), self._weights)
+
+    def make(self, out: Batch) -> None:
+        """See :meth:`BatchMaker.make`."""
+        batch = self._policy.low.td_targets(low_batch(self._policy, self._buffer))
+        for name, tensor in batch._asdict().items():
+            out[name][:] = tensor.numpy()
+
+
+def _lean_copy(policy: HierarchicalPolicy) -> HierarchicalPolicy:
+    """:return: a copy on the CPU to make the low level's batches with: without the high level and the optimizers"""
+    left_out = [policy.high, *(operator.attrgetter(name)(policy.low) for name in policy.low.OPTIMIZERS)]
+    # What deepcopy believes to have copied already, as None, it does not copy
+    return copy.deepcopy(policy, {id(part): None for part in left_out}).cpu()
+
+
+def batch_tensors(policy: HierarchicalPolicy) -> list[th.Tensor]:
+    """
+    :param policy: a policy
+    :return: what the low level's batches depend on and that changes
+    """
+    return [*policy.low.target_tensors, policy.input_shift, policy.input_scale, policy.subgoal_threshold, *policy.bounds]
+
+
+def write_tensors(tensors: list[th.Tensor], vector: np.ndarray) -> None:
+    """
+    :param tensors: some tensors
+    :param vector: where they are written to, one after the other, float32, shape (n,)
+    """
+    ends = np.cumsum([tensor.numel() for tensor in tensors]).tolist()
+    for tensor, end in zip(tensors, ends, strict=True):
+        vector[end - tensor.numel() : end] = tensor.detach().cpu().numpy().ravel()
+
+
+@th.no_grad()
+def read_tensors(tensors: list[th.Tensor], vector: np.ndarray) -> None:
+    """
+    :param tensors: get what :func:`write_tensors` has written
+    :param vector: shape (n,)
+    """
+    parts = th.from_numpy(vector).split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,0 +1,351 @@
+"""
+The options of :class:`~sb3_hrl.HierarchicalDDPG`, in the groups that its arguments have. Each group is checked here, once, and
+carried whole to whoever acts on it: the policy, the batches, a worker.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
+
+from sb3_hrl.common.buffers import goal_strategy
+from sb3_hrl.common.checks import check_keys, is_integer, is_number, require
+from sb3_hrl.hddpg.planners import PLANNERS, PlannerConfig
+
+SUBGOAL_SOURCES = ("policy", "goal", "random")
+REWARDS = ("sparse", "dense")
+
+# A low level that is not learnt: observations, achieved goals and subgoals, each of shape (n, dim), to actions in [-1, 1]
+LowLevel = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+GroupT = TypeVar("GroupT")
+
+
+def group_from_kwargs(group: type[GroupT], name: str, kwargs: Mapping[str, Any] | None, **others: Any) -> GroupT:
+    """
+    :param group: one of the groups of options, a dataclass
+    :param name: the argument that it comes from, for error messages
+    :param kwargs: the options that the user has set
+    :param others: options that are arguments of their own
+    :return: the group, checked
+    """
+    require(kwargs is None or isinstance(kwargs, Mapping), name, "a mapping such as dict(key=value), or None", kwargs)
+    known = [field.name for field in fields(group) if field.name not in others]  # type: ignore[arg-type]
+    check_keys(name, kwargs or (), known)
+    return group(**(kwargs or {}), **others)
+
+
+@dataclass(frozen=True)
+class SubgoalConfig:
+    """
+    What subgoals are, and where they come from (``subgoal_kwargs``).
+
+    :param steps: environment steps per segment at most (the argument ``subgoal_steps``)
+    :param radius: reach of subgoals around the achieved goal, in the units of the goal, a float or one per dimension;
+        ``None``: what the low level covers in ``steps`` steps, found from the data
+    :param bounds: lower and upper bounds of subgoals, each a float or one per dimension; ``None``: those of the goals seen so
+        far
+    :param threshold: Euclidean distance at which a subgoal counts as reached; ``None``: the tolerance of the environment's own
+        sparse reward
+    :param source: ``policy``, the high level; ``goal``, the goal itself (flat DDPG+HER); ``random``, uniformly drawn in
+        training and the goal in evaluation; or one point in the space of goals. The high level learns with ``policy`` only
+    :param avoid_reached: replace a subgoal that is reached before its first step by the best of 64 fixed candidates (by the
+        high level's critic), unless the goal itself is reached
+    :param avoid_missed: do not issue a subgoal again that was missed recently in the same episode (of which more than half of
+        the way was left), where the low level would run against the same wall again and again
+    :param direct_goal: the goal itself is the subgoal when the low level's value says that it is no more than ``direct_goal``
+        times ``steps`` environment steps away; 0: never
+    """
+
+    steps: int = 10
+    radius: float | list[float] | None = None
+    bounds: tuple[Any, Any] | None = None
+    threshold: float | None = None
+    source: str | list[float] = "policy"
+    avoid_reached: bool = True
+    avoid_missed: bool = False
+    direct_goal: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(is_integer(self.steps, 1), "subgoal_steps", "a whole number of at least 1 (environment steps)", self.steps)
+        is_positive = self.radius is None or (_all_numbers(self.radius) and bool(np.min(self.radius) > 0))
+        require(is_positive, "radius", "positive, one number or one per dimension, or None to find it", self.radius)
+        if self.bounds is not None:
+            is_pair = isinstance(self.bounds, tuple | list) and len(self.bounds) == 2 and all(map(_all_numbers, self.bounds))
+            is_box = is_pair and bool(np.all(np.asarray(self.bounds[0]) < np.asarray(self.bounds[1])))
+            require(is_box, "bounds", "(low, high) with low < high in every dimension, or None to find them", self.bounds)
+        is_positive = self.threshold is None or (is_number(self.threshold) and self.threshold > 0)
+        require(is_positive, "threshold", "positive (in the units of the goal), or None to find it", self.threshold)
+        is_known = self.source in SUBGOAL_SOURCES if isinstance(self.source, str) else _all_numbers(self.source)
+        require(is_known, "source", f"one of {SUBGOAL_SOURCES}, or a point in the space of goals", self.source)
+        for name in ("avoid_reached", "avoid_missed"):
+            require(isinstance(getattr(self, name), bool | np.bool_), name, "True or False", getattr(self, name))
+        require(is_number(self.direct_goal, 0.0), "direct_goal", "at least 0 (times `subgoal_steps`)", self.direct_goal)
+
+    @property
+    def are_learnt(self) -> bool:
+        """Whether the high level chooses subgoals, and learns."""
+        return isinstance(self.source, str) and self.source == "policy"
+
+
+@dataclass(frozen=True)
+class ExplorationConfig:
+    """
+    How training environments are explored (``exploration_kwargs``).
+
+    :param noise_std: Gaussian noise on the actions of both levels, in units of actions scaled to [-1, 1]
+    :param random_action_prob: probability of a uniformly random action (low level) or subgoal (high level), as in HER and HAC
+    :param noise_hold_steps: environment steps for which the low level's noise stays the same
+    :param subgoal_test_prob: share of segments that run without low-level noise; a subgoal that such a test misses gets the
+        value of never reaching the goal, -1 / (1 - gamma) (HAC, section 4.3, https://arxiv.org/abs/1712.00948)
+    """
+
+    noise_std: float = 0.1
+    random_action_prob: float = 0.2
+    noise_hold_steps: int = 1
+    subgoal_test_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        steps, rule = self.noise_hold_steps, "a whole number of at least 1 (environment steps)"
+        require(is_integer(steps, 1), "noise_hold_steps", rule, steps)
+        require(is_number(self.subgoal_test_prob, 0.0, 1.0), "subgoal_test_prob", "in [0, 1]", self.subgoal_test_prob)
+
+
+@dataclass(frozen=True)
+class HindsightConfig:
+    """
+    How experience is relabelled (``hindsight_kwargs``).
+
+    :param n_sampled_goal: number of virtual transitions per real one, by sampling new goals, on both levels
+    :param goal_selection_strategy: ``future``, ``final`` or ``episode``, for the high level's goals in hindsight; the low
+        level's come from the next ``subgoal_steps`` steps
+    :param action_prob: share of the high level's batch whose action is the subgoal that was achieved (HAC, section 4.1)
+    :param trivial_segment_prob: probability of learning from a segment that went less than half the threshold without reaching
+        the goal; below 1 others take its place in the batch
+    """
+
+    n_sampled_goal: int = 4
+    goal_selection_strategy: GoalSelectionStrategy | str = "future"
+    action_prob: float = 0.5
+    trivial_segment_prob: float = 1.0
+
+    def __post_init__(self) -> None:
+        goal_strategy(self.goal_selection_strategy)
+        for name in ("action_prob", "trivial_segment_prob"):
+            require(is_number(getattr(self, name), 0.0, 1.0), name, "in [0, 1]", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """
+    Settings of one level. ``HierarchicalDDPG``'s arguments set both levels, ``high_kwargs`` and ``low_kwargs`` override them.
+
+    DDPG is TD3 without its tricks: ``n_critics=2, policy_delay=2, target_policy_noise=0.2`` make a level TD3.
+
+    :param learning_rate: learning rate of actor and critic, a float, a schedule, or ``"lin_<float>"``
+    :param batch_size: entries per gradient step
+    :param tau: share of the online networks that the targets take over per gradient step
+    :param gamma: discount: per environment step on the low level, per segment on the high level
+    :param n_sampled_goal: entries in hindsight per real one
+    :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value]; ``None`` for no clipping
+    :param noise_std: Gaussian exploration noise, in units of the action scaled to [-1, 1]
+    :param random_action_prob: probability of a uniformly random action in exploration
+    :param n_critics: number of critics, the target takes their minimum
+    :param target_policy_noise: noise on the target's actions (TD3, section 5.3, https://arxiv.org/abs/1802.09477)
+    :param target_noise_clip: limit of that noise
+    :param net_arch: hidden layers, ``None`` for those of ``policy_kwargs``
+    :param policy_delay: critic updates per update of the actor and of the targets (TD3, section 5.2)
+    :param action_l2: weight of the mean square of the actor's actions in its loss (HER's appendix A has 1 on Fetch)
+    :param reward: ``sparse``, -1 until the target is reached; or ``dense``, minus the distance to it, at most 1 (HIRO's low
+        level), in units of the subgoals' reach on the low level and of their bounds on the high level
+    :param hindsight_window: how many environment steps ahead a target in hindsight may lie; ``None``: ``subgoal_steps`` on the
+        low level, the rest of the episode on the high level
+    :param random_target_prob: (low level) share of the batch whose subgoals are uniformly random ones, out of the share that
+        is not in hindsight: there is no hindsight of what lies behind a wall
+    :param trivial_target_prob: (low level) probability of learning from a step whose target in hindsight was reached before
+        it; below 1 others take its place in the batch. For objects that hardly ever move, of which hindsight says little else
+    :param oracle: (low level) a function that acts in place of the low level, which does not learn then: from observations,
+        achieved goals and subgoals, each of shape (n, dim), to actions scaled to [-1, 1], shape (n, action_dim)
+    """
+
+    learning_rate: float | str | Schedule = 1e-3
+    batch_size: int = 256
+    tau: float = 0.005
+    gamma: float = 0.99
+    n_sampled_goal: int = 4
+    max_grad_value: float | None = 1.0
+    noise_std: float = 0.1
+    random_action_prob: float = 0.2
+    n_critics: int = 1
+    target_policy_noise: float = 0.0
+    target_noise_clip: float = 0.5
+    net_arch: list[int] | dict[str, list[int]] | None = None
+    policy_delay: int = 1
+    action_l2: float = 0.0
+    reward: str = "sparse"
+    hindsight_window: int | None = None
+    random_target_prob: float = 0.0
+    trivial_target_prob: float = 1.0
+    oracle: LowLevel | None = None
+
+    def override(self, name: str, kwargs: Mapping[str, Any] | None) -> "LevelConfig":
+        """
+        :param name: ``high`` or ``low``
+        :param kwargs: settings that differ on this level
+        :return: settings with these, checked
+        """
+        group, rule = f"{name}_kwargs", "a mapping such as dict(gamma=0.98) (in the zoo's files {gamma: 0.98}), or None"
+        require(kwargs is None or isinstance(kwargs, Mapping), group, rule, kwargs)
+        low_only = ("random_target_prob", "trivial_target_prob", "oracle")
+        check_keys(group, kwargs or (), [field.name for field in fields(self) if name == "low" or field.name not in low_only])
+        config = replace(self, **(kwargs or {}))
+        config._check(name)
+        return config
+
+    def _check(self, name: str) -> None:
+        real_share = 1.0 / (self.n_sampled_goal + 1) if is_integer(self.n_sampled_goal, 0) else 1.0
+        rules = {
+            "batch_size": (is_integer(self.batch_size, 1), "a whole number of at least 1"),
+            "tau": (is_number(self.tau, 0.0, 1.0) and self.tau > 0.0, "in (0, 1]"),
+            "gamma": (
+                is_number(self.gamma, 0.0, 1.0) and self.gamma < 1.0,
+                "in [0, 1), since targets are clipped to [-1 / (1 - gamma), 0]",
+            ),
+            "n_sampled_goal": (is_integer(self.n_sampled_goal, 0), "a whole number of at least 0"),
+            "max_grad_value": (
+                self.max_grad_value is None or (is_number(self.max_grad_value, 0.0) and self.max_grad_value > 0.0),
+                "positive, or None for no clipping",
+            ),
+            "noise_std": (is_number(self.noise_std, 0.0), "at least 0"),
+            "random_action_prob": (is_number(self.random_action_prob, 0.0, 1.0), "in [0, 1]"),
+            "n_critics": (is_integer(self.n_critics, 1), "a whole number of at least 1"),
+            "target_policy_noise": (is_number(self.target_policy_noise, 0.0), "at least 0"),
+            "target_noise_clip": (is_number(self.target_noise_clip, 0.0), "at least 0"),
+            "policy_delay": (is_integer(self.policy_delay, 1), "a whole number of at least 1"),
+            "action_l2": (is_number(self.action_l2, 0.0), "at least 0"),
+            "reward": (self.reward in REWARDS, f"one of {REWARDS}"),
+            "hindsight_window": (
+                self.hindsight_window is None or is_integer(self.hindsight_window, 1),
+                "a whole number of at least 1, or None",
+            ),
+            "random_target_prob": (
+                is_number(self.random_target_prob, 0.0, real_share),
+                "at least 0, and at most the share 1 / (n_sampled_goal + 1) that is not in hindsight",
+            ),
+            "trivial_target_prob": (is_number(self.trivial_target_prob, 0.0, 1.0), "in [0, 1]"),
+            "oracle": (
+                self.oracle is None or callable(self.oracle),
+                "a function of (observation, achieved, subgoal), or None",
+            ),
+        }
+        for key, (valid, rule) in rules.items():
+            require(valid, key, f"{rule} (on the {name} level)", getattr(self, key))
+
+    @property
+    def lr_schedule(self) -> Schedule:
+        """The learning rate as a function of the remaining progress; rl_zoo3's ``"lin_1e-3"`` falls linearly to 0."""
+        if not isinstance(self.learning_rate, str):
+            return FloatSchedule(self.learning_rate)
+        kind, _, value = self.learning_rate.partition("_")
+        try:
+            if kind == "lin":
+                return FloatSchedule(LinearSchedule(float(value), 0.0, 1.0))
+            return FloatSchedule(float(self.learning_rate))
+        except ValueError as error:
+            raise ValueError(
+                f"`learning_rate` must be a float, a schedule or a string such as 'lin_1e-3', not {self.learning_rate!r}."
+            ) from error
+
+    @property
+    def min_value(self) -> float:
+        """The value of never reaching the goal: -1 at every step, without an end."""
+        return -1.0 / (1.0 - self.gamma)
+
+
+@dataclass(frozen=True)
+class HierarchyConfig:
+    """
+    All options of an agent, checked.
+
+    :param high: settings of the high level
+    :param low: settings of the low level
+    :param subgoals: what subgoals are, and where they come from
+    :param exploration: how training environments are explored
+    :param hindsight: how experience is relabelled
+    :param planner: settings of the planner; ``None``: the high level's actor chooses subgoals
+    """
+
+    high: LevelConfig = LevelConfig()
+    low: LevelConfig = LevelConfig()
+    subgoals: SubgoalConfig = SubgoalConfig()
+    exploration: ExplorationConfig = ExplorationConfig()
+    hindsight: HindsightConfig = HindsightConfig()
+    planner: PlannerConfig | None = None
+
+    def __post_init__(self) -> None:
+        asks_values = self.planner.asks_values if self.planner is not None else self.subgoals.direct_goal > 0.0
+        if self.low.reward != "sparse" and asks_values:
+            raise ValueError(
+                "`planner` and `direct_goal` read environment steps from the low level's values, which they are with sparse "
+                "rewards only: pass `reward='sparse'` in `low_kwargs`, or `distance='euclidean'` in `planner_kwargs`."
+            )
+        for name, is_used in (("planner", self.planner is not None), ("direct_goal", self.subgoals.direct_goal > 0.0)):
+            if is_used and not self.subgoals.are_learnt:
+                raise ValueError(
+                    f"`{name}` has no effect with `source={self.subgoals.source!r}` in `subgoal_kwargs`, which decides alone: "
+                    "leave one of the two out."
+                )
+
+    @classmethod
+    def from_arguments(cls, model: Any, n_critics: int) -> "HierarchyConfig":
+        """
+        :param model: has the arguments of :class:`~sb3_hrl.HierarchicalDDPG` as attributes
+        :param n_critics: critics per level, unless its settings say otherwise
+        :return: the options
+        """
+        subgoals = group_from_kwargs(SubgoalConfig, "subgoal_kwargs", model.subgoal_kwargs, steps=model.subgoal_steps)
+        exploration = group_from_kwargs(ExplorationConfig, "exploration_kwargs", model.exploration_kwargs)
+        hindsight = group_from_kwargs(HindsightConfig, "hindsight_kwargs", model.hindsight_kwargs)
+        shared = LevelConfig(
+            learning_rate=model.learning_rate,
+            batch_size=model.batch_size,
+            tau=model.tau,
+            gamma=model.gamma,
+            n_sampled_goal=hindsight.n_sampled_goal,
+            max_grad_value=model.max_grad_value,
+            noise_std=exploration.noise_std,
+            random_action_prob=exploration.random_action_prob,
+            n_critics=n_critics,
+        )
+        require(
+            model.planner is None or model.planner in PLANNERS, "planner", f"one of {list(PLANNERS)}, or None", model.planner
+        )
+        if model.planner is None and model.planner_kwargs:
+            raise ValueError(f"`planner_kwargs` have no effect without a planner: pass one of {list(PLANNERS)} as `planner`.")
+        planner = None
+        if model.planner is not None:
+            planner = group_from_kwargs(PLANNERS[model.planner], "planner_kwargs", model.planner_kwargs)
+        return cls(
+            high=shared.override("high", model.high_kwargs),
+            low=shared.override("low", model.low_kwargs),
+            subgoals=subgoals,
+            exploration=exploration,
+            hindsight=hindsight,
+            planner=planner,
+        )
+
+    def without_schedules(self) -> "HierarchyConfig":
+        """:return: the options to act with: without learning rates, which may be functions that cannot be pickled"""
+        return replace(self, high=replace(self.high, learning_rate=0.0), low=replace(self.low, learning_rate=0.0))
+
+
+def _all_numbers(value: Any) -> bool:
+    """Whether it is a number or some of them, all finite."""
+    try:
+        return bool(np.isfinite(np.asarray(value, dtype=np.float64)).all()) and np.size(value) > 0
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,340 @@
+"""
+Planning over landmarks: visited states that lie far apart, joined where the low level's value says that it gets from one to
+the other. The first waypoint of the shortest way to the goal is the subgoal (Huang et al. 2019,
+https://arxiv.org/abs/1908.05451; between two levels as in DHRL).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
+from sb3_hrl.common.checks import is_integer, is_number, require
+from sb3_hrl.common.subgoals import N_MISSED_RECENTLY, is_missed
+from sb3_hrl.hddpg.planners.base import Reach
+
+DISTANCES = ("value", "euclidean")
+
+# An edge has failed if as many misses in a row would come by chance less often than this
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class LandmarkConfig:
+    """
+    Settings of ``planner="landmarks"`` (``planner_kwargs``).
+
+    :param n_landmarks: how many visited states are joined to a graph
+    :param n_members: visited states around each landmark whose values are averaged: with a single one, whose velocity may
+        point the right way by chance, the shortest path is that of the luckiest errors
+    :param n_visited: drawn from the buffer, for the landmarks to be chosen from
+    :param cutoff: environment steps above which the low level's estimate of a distance is not believed; ``None``:
+        ``subgoal_steps``
+    :param update_interval: environment steps between two choices of landmarks
+    :param distance: what says how many steps it is from one place to another: ``value``, the low level's own; or
+        ``euclidean``, the straight way at the pace that covers the radius in ``subgoal_steps``, for low levels whose reward
+        is not sparse. Which ways do not exist is found by trying them, then
+    :param miss_cost: environment steps that a miss is worth: an edge costs ``-miss_cost log p`` more, where ``p`` is the share
+        of similar segments that did not miss their subgoals. With a large one the path is that which most likely leads to the
+        goal, for low levels that get stuck or fall at some places; 0: the shortest one
+    """
+
+    n_landmarks: int = 100
+    n_members: int = 4
+    n_visited: int = 2_000
+    cutoff: float | None = None
+    update_interval: int = 2_000
+    distance: str = "value"
+    miss_cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "n_landmarks": (is_integer(self.n_landmarks, 2), "a whole number of at least 2"),
+            "n_members": (is_integer(self.n_members, 1), "a whole number of at least 1"),
+            "n_visited": (is_integer(self.n_visited, 2) and self.n_visited >= self.n_landmarks, "at least `n_landmarks`"),
+            "cutoff": (
+                self.cutoff is None or (is_number(self.cutoff) and self.cutoff > 0),
+                "positive (environment steps), or None for `subgoal_steps`",
+            ),
+            "update_interval": (is_integer(self.update_interval, 1), "a whole number of at least 1 (environment steps)"),
+            "distance": (self.distance in DISTANCES, f"one of {DISTANCES}"),
+            "miss_cost": (is_number(self.miss_cost, 0.0), "at least 0 (environment steps)"),
+        }
+        for name, (valid, rule) in rules.items():
+            require(valid, name, f"{rule} (in `planner_kwargs`)", getattr(self, name))
+
+    @property
+    def asks_values(self) -> bool:
+        """See :class:`~sb3_hrl.hddpg.planners.PlannerConfig`."""
+        return self.distance == "value"
+
+    def layout(self, observation_dim: int, goal_dim: int) -> dict[str, tuple[int, ...]]:
+        """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.layout`: ``count`` says how many entries are in use."""
+        n, n_members = self.n_landmarks, self.n_members
+        return {
+            "count": (),
+            "observations": (n, n_members, observation_dim),
+            "achieved": (n, n_members, goal_dim),
+            "steps": (n, n),
+        }
+
+    def bind(self, arrays: Mapping[str, np.ndarray]) -> "LandmarkPlanner":
+        """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.bind`."""
+        return LandmarkPlanner(self, arrays)
+
+
+class LandmarkPlanner:
+    """
+    See :class:`~sb3_hrl.hddpg.planners.Planner`.
+
+    :param config: its settings
+    :param arrays: ``observations`` of the members of each landmark, shape (n, n_members, obs_dim), the goals ``achieved`` in
+        these, shape (n, n_members, goal_dim), of which the first one is the landmark itself, and the environment ``steps``
+        from each landmark to each other one, infinite where there is no edge, shape (n, n); ``count`` entries are in use
+    """
+
+    def __init__(self, config: LandmarkConfig, arrays: Mapping[str, np.ndarray]):
+        self.config = config
+        self._arrays = arrays
+
+    @property
+    def n_landmarks(self) -> int:
+        """How many landmarks there are, 0 before the first update."""
+        return int(self._arrays["count"].item())
+
+    @property
+    def landmarks(self) -> np.ndarray:
+        """The landmarks as goals, shape (n_landmarks, goal_dim)."""
+        return self._arrays["achieved"][: self.n_landmarks, 0]
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Environment steps from each to each other one, infinite where there is no edge, shape (n_landmarks, n_landmarks)."""
+        return self._arrays["steps"][: self.n_landmarks, : self.n_landmarks]
+
+    # ------------------------------------------------------------------- update
+
+    def update(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> dict[str, np.ndarray]:
+        """See :meth:`~sb3_hrl.hddpg.planners.Planner.update`: chooses landmarks, and finds the ways between them."""
+        config, visited = self.config, buffer.sample_states(self.config.n_visited)
+        # Far apart in units in which every dimension of the goal counts alike
+        points = visited["achieved_goal"] / goal_std
+        members = members_of(points, farthest_points(points, config.n_landmarks), config.n_members, buffer.rng)
+        observations, achieved = visited["observation"][members], visited["achieved_goal"][members]
+        steps = self._steps_to(reach, observations, achieved, achieved[:, 0])
+        if buffer.n_segments() > 0:
+            starts, subgoals, missed = self._some_segments(buffer, reach)
+            experience = (starts / goal_std, subgoals / goal_std, missed, achieved[:, 0] / goal_std)
+            steps[failed_edges(*experience)] = np.inf
+            if config.miss_cost > 0.0:
+                # A rate of 0 is that of no segment that ever arrived
+                steps -= config.miss_cost * np.log(np.maximum(hit_rates(*experience), 1e-6), dtype=np.float32)
+        count = np.array(len(achieved), dtype=np.float32)
+        return {"count": count, "observations": observations, "achieved": achieved, "steps": steps}
+
+    def _some_segments(self, buffer: SharedMemoryReplayBuffer, reach: Reach) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """:return: where segments began, what they were to reach, and whether they missed it"""
+        segments = buffer.sample_high(self.config.n_visited, n_sampled_goal=0, max_steps=1)
+        starts, subgoals, ends = (
+            tensor.cpu().numpy() for tensor in (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals)
+        )
+        left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (ends, starts))
+        return starts, subgoals, is_missed(reach.is_reached(ends, subgoals), left, way)
+
+    # ---------------------------------------------------------------- waypoints
+
+    def waypoints(
+        self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
+    ) -> np.ndarray:
+        """See :meth:`~sb3_hrl.hddpg.planners.Planner.waypoints`."""
+        waypoints = np.full_like(goal, np.nan)
+        if self.n_landmarks > 0:
+            for env in range(len(goal)):
+                avoid = None if missed is None else missed[env]
+                waypoints[env] = self._waypoint(reach, observation[env], achieved_goal[env], goal[env], avoid)
+        return waypoints
+
+    def _waypoint(
+        self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
+    ) -> np.ndarray | float:
+        """:return: where to go first on the shortest way to the goal, shape (goal_dim,); NaN if no way is known"""
+        n, landmarks, edges = self.n_landmarks, self.landmarks, self.steps
+        # Lengths of the first edges: from here to each landmark and, the last one, to the goal itself
+        targets = np.concatenate([landmarks, goal[None]])
+        near = reach.is_within_radius(achieved_goal, targets)
+        # A landmark that is reached already leads nowhere
+        near[:n] &= ~reach.is_reached(achieved_goal, landmarks)
+        observations, achieved = (np.broadcast_to(array, (near.sum(), len(array))) for array in (observation, achieved_goal))
+        from_here = np.full(n + 1, np.inf, dtype=np.float32)
+        from_here[near] = self._cut(reach, self._steps_from(reach, observations[:, None], achieved[:, None], targets[near]))
+        # Lengths of the last edges: from each landmark to the goal
+        observations, achieved = (self._arrays[name][:n] for name in ("observations", "achieved"))
+        to_goal = self._steps_to(reach, observations, achieved, goal[None])[:, 0]
+        if missed is not None and np.isfinite(missed).any():
+            edges, to_goal, from_here = self._penalise(reach, missed, achieved_goal, targets, edges, to_goal, from_here)
+        total = np.append(from_here[:n] + costs_to_go(edges, to_goal), from_here[n])
+        # The goal itself where it is within reach, unless it was missed from here
+        best = n if np.isfinite(self._cut(reach, from_here[n])) else int(total.argmin())
+        return targets[best] if np.isfinite(total[best]) else np.nan
+
+    def _penalise(
+        self,
+        reach: Reach,
+        missed: np.ndarray,
+        achieved_goal: np.ndarray,
+        targets: np.ndarray,
+        edges: np.ndarray,
+        to_goal: np.ndarray,
+        from_here: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        A way that was missed costs a whole segment more each time, so that one that does not exist is given up for a longer
+        one in the end (as in learning real-time A*, Korf 1990).
+
+        :return: new lengths of the edges, shape (n, n), of those to the goal, shape (n,), and of those from here, shape (n +
+            1,)
+        """
+        n, cost = len(to_goal), reach.max_steps
+        started_here = reach.is_reached(achieved_goal, missed[:, 0])
+        from_landmarks = reach.is_reached(targets[:n, None], missed[:, 0]).astype(np.float32)
+        to_targets = reach.is_reached(targets[:, None], missed[:, 1]).astype(np.float32)
+        penalties = cost * from_landmarks @ to_targets.T
+        from_here = from_here + cost * to_targets @ started_here
+        # Not at once again, even if there is no other way: then the actor decides
+        recently = slice(-N_MISSED_RECENTLY, None)
+        from_here[to_targets[:, recently] @ started_here[recently] > 0.0] = np.inf
+        return edges + penalties[:, :n], to_goal + penalties[:, n], from_here
+
+    # -------------------------------------------------------------------- steps
+
+    def _steps_from(self, reach: Reach, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
+        """
+        :param observations: of the members of each start, shape (n, n_members, obs_dim)
+        :param achieved: goals achieved in these, shape (n, n_members, goal_dim); the first is that of the start itself
+        :param subgoals: shape (n, goal_dim)
+        :return: environment steps to the subgoals, shape (n,)
+        """
+        if self.config.distance == "euclidean":
+            return np.asarray(np.linalg.norm(subgoals - achieved[:, 0], axis=-1) / reach.pace)
+        return reach.steps(observations, achieved, subgoals)
+
+    def _steps_to(self, reach: Reach, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
+        """
+        :param observations: of the landmarks' members, shape (n_landmarks, n_members, obs_dim)
+        :param achieved: goals achieved in these, shape (n_landmarks, n_members, goal_dim); the first is the landmark itself
+        :param subgoals: shape (n_subgoals, goal_dim)
+        :return: steps, infinite where there are more than the cutoff, or out of reach, shape (n_landmarks, n_subgoals)
+        """
+        steps = np.full((len(achieved), len(subgoals)), np.inf, dtype=np.float32)
+        for i, subgoal in enumerate(subgoals):
+            near = np.flatnonzero(reach.is_within_radius(achieved[:, 0], subgoal))
+            targets = np.broadcast_to(subgoal, (len(near), len(subgoal)))
+            steps[near, i] = self._steps_from(reach, observations[near], achieved[near], targets)
+        return self._cut(reach, steps)
+
+    def _cut(self, reach: Reach, steps: np.ndarray) -> np.ndarray:
+        """:return: steps, infinite where the low level's estimate is not believed"""
+        return np.where(steps <= (self.config.cutoff or reach.max_steps), steps, np.float32(np.inf))
+
+
+def farthest_points(points: np.ndarray, n: int, first: int = 0) -> np.ndarray:
+    """
+    Farthest-point sampling (Gonzalez 1985): each point is the one that is farthest from those chosen before it.
+
+    :param points: shape (m, dim), m at least ``n``
+    :param n: how many to choose
+    :param first: the point to begin with
+    :return: indices of the chosen points, shape (n,)
+    """
+    chosen = np.empty(n, dtype=np.int64)
+    distances = np.full(len(points), np.inf)
+    for i in range(n):
+        chosen[i] = first if i == 0 else distances.argmax()
+        distances = np.minimum(distances, np.square(points - points[chosen[i]]).sum(axis=1))
+    return chosen
+
+
+def members_of(points: np.ndarray, landmarks: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """
+    Points around each landmark: the landmark itself, and others out of those that are nearer to it than to any other landmark.
+
+    :param points: shape (m, dim)
+    :param landmarks: indices of those that are landmarks, shape (n_landmarks,)
+    :param n: how many members, the landmark included; drawn with replacement
+    :param rng: source of randomness
+    :return: indices of points, shape (n_landmarks, n)
+    """
+    nearest = nearest_landmarks(points, points[landmarks])
+    nearest[landmarks] = np.arange(len(landmarks))  # each has a member, even where two of them coincide
+    others = [rng.choice(np.flatnonzero(nearest == i), n - 1) for i in range(len(landmarks))]
+    return np.concatenate([landmarks[:, None], np.array(others).reshape(len(landmarks), n - 1)], axis=1)
+
+
+def failed_edges(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """
+    Edges that experience speaks against: from the one landmark to the other all segments that were tried missed their
+    subgoals, and these are more than chance explains. The low level's value is optimistic where a wall is thin.
+
+    :param starts: goals achieved where segments began, shape (m, goal_dim)
+    :param subgoals: what they were to reach, shape (m, goal_dim)
+    :param missed: whether they missed it, shape (m,)
+    :param landmarks: goals achieved at the landmarks, shape (n, goal_dim)
+    :return: which edges failed, shape (n, n)
+    """
+    n = len(landmarks)
+    edges = nearest_landmarks(starts, landmarks) * n + nearest_landmarks(subgoals, landmarks)
+    n_missed, n_tried = (np.bincount(which, minlength=n * n).reshape(n, n) for which in (edges[missed], edges))
+    chance = np.mean(missed) ** n_tried if len(missed) > 0 else np.ones((n, n))
+    return (n_missed == n_tried) & (chance < SIGNIFICANCE)
+
+
+def hit_rates(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """
+    How likely segments from one landmark to the other are not to miss: a kernel estimate (Nadaraya and Watson) over segments
+    that began and were to end nearby, with the rate of all segments as one more observation. Gaussian kernels, as wide as
+    landmarks lie apart: there are too few segments to count them by edge.
+
+    :param starts: goals achieved where segments began, shape (m, goal_dim)
+    :param subgoals: what they were to reach, shape (m, goal_dim)
+    :param missed: whether they missed it, shape (m,)
+    :param landmarks: goals achieved at the landmarks, shape (n, goal_dim)
+    :return: rates between 0 and 1, shape (n, n)
+    """
+    apart = _square_distances(landmarks, landmarks)
+    np.fill_diagonal(apart, np.inf)
+    width = max(np.sqrt(apart.min(axis=1)).mean(), 1e-6)
+    from_, to = (np.exp(-0.5 * _square_distances(points, landmarks) / width**2) for points in (starts, subgoals))
+    n_tried, n_hit = from_.T @ to, (from_ * ~missed[:, None]).T @ to
+    return (n_hit + np.mean(~missed)) / (n_tried + 1.0)
+
+
+def _square_distances(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """:return: shape (m, n)"""
+    return np.asarray(np.square(points[:, None] - landmarks).sum(axis=2))
+
+
+def nearest_landmarks(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """
+    :param points: shape (m, dim)
+    :param landmarks: shape (n, dim)
+    :return: index of the landmark that is nearest to each point, shape (m,)
+    """
+    return _square_distances(points, landmarks).argmin(axis=1)
+
+
+def costs_to_go(steps: np.ndarray, to_goal: np.ndarray) -> np.ndarray:
+    """
+    Lengths of the shortest paths from each node to the goal (Bellman and Ford).
+
+    :param steps: length of the edge from each node to each other one, infinite where there is none, shape (n, n)
+    :param to_goal: length of the edge from each node to the goal, infinite where there is none, shape (n,)
+    :return: lengths of the shortest paths, infinite where there is none, shape (n,)
+    """
+    costs = to_goal
+    for _ in range(len(costs)):
+        new = np.minimum(costs, (steps + costs).min(axis=1))
+        if np.array_equal(new, costs):
+            break
+        costs = new
+    return costs

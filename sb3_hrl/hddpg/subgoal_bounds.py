@@ -1,0 +1,58 @@
+"""Where subgoals may lie, found from the data: goal spaces such as Fetch's are unbounded."""
+
+import numpy as np
+
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
+from sb3_hrl.common.subgoals import SubgoalBounds, displacements, reachable_radius, visited_bounds
+from sb3_hrl.hddpg.config import SubgoalConfig
+from sb3_hrl.hddpg.validation import per_dimension
+
+# How many of the newest steps are looked at
+WINDOW = 50_000
+
+
+def initial_bounds(config: SubgoalConfig, goals: np.ndarray, threshold: float) -> SubgoalBounds:
+    """
+    :param config: what the user has set stays as it is
+    :param goals: the first goals achieved and desired, shape (n, goal_dim)
+    :param threshold: distance at which a subgoal counts as reached
+    :return: bounds around them, and a radius that is just beyond the threshold, arrays of shape (goal_dim,)
+    """
+    low, high = visited_bounds(goals, margin=2.0 * threshold, quantile=0.0)
+    return _with_given(config, SubgoalBounds(low, high, np.full_like(low, 2.0 * threshold)))
+
+
+def fit_bounds(
+    config: SubgoalConfig, bounds: SubgoalBounds, buffer: SharedMemoryReplayBuffer, threshold: float
+) -> SubgoalBounds:
+    """
+    Bounds of the goals seen so far, and the radius that the low level covers in a segment. Both only grow: what was within
+    reach once is within reach of a better low level.
+
+    :param config: what the user has set stays as it is
+    :param bounds: those so far, arrays of shape (goal_dim,)
+    :param buffer: what was visited
+    :param threshold: distance at which a subgoal counts as reached
+    :return: arrays of shape (goal_dim,)
+    """
+    shards = buffer.recent(WINDOW, ("achieved_goal", "next_achieved_goal", "desired_goal"))
+    goals = [steps[field] for steps in shards for field in ("next_achieved_goal", "desired_goal")]
+    moves = [
+        displacements(steps["achieved_goal"], steps["next_achieved_goal"], steps["episode"], config.steps) for steps in shards
+    ]
+    low, high = visited_bounds(np.concatenate(goals), margin=threshold)
+    low, high, radius = np.minimum(low, bounds.low), np.maximum(high, bounds.high), bounds.radius
+    if sum(len(move) for move in moves) > 0:
+        radius = np.maximum(radius, reachable_radius(np.concatenate(moves), low, high, threshold))
+    return _with_given(config, SubgoalBounds(low, high, radius))
+
+
+def _with_given(config: SubgoalConfig, bounds: SubgoalBounds) -> SubgoalBounds:
+    """:return: the bounds, but what the user has set in their place"""
+    dim = len(bounds.radius)
+    if config.bounds is not None:
+        low, high = (per_dimension("bounds", bound, dim) for bound in config.bounds)
+        bounds = bounds._replace(low=low, high=high)
+    if config.radius is not None:
+        bounds = bounds._replace(radius=per_dimension("radius", config.radius, dim))
+    return bounds
