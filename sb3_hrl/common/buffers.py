@@ -96,7 +96,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         self.rng = np.random.default_rng(np.random.randint(2**31))
 
         sizes = {field: spaces.flatdim(observation_space[key]) for field, key in self._FIELDS.items()}
-        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "failed": 1, "tested": 1}
+        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "failed": 1, "tested": 1, "segment_end": 1}
         ends = np.cumsum(list(sizes.values())).tolist()
         self._columns = {field: slice(end - size, end) for (field, size), end in zip(sizes.items(), ends, strict=True)}
         # The span of the episode comes last, on an even column as its integers take two
@@ -147,6 +147,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         if subgoal is not None:
             self._stage("subgoal", subgoal)
             self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
+            self._stage("segment_end", SegmentEnd.EPISODE_OVER * done if segment_ends is None else segment_ends)
         check_finite(self._staging, self._columns)
         # Without a hierarchy nothing lists segments
         is_end = None if subgoal is None else (done if segment_ends is None else segment_ends != SegmentEnd.NONE)
@@ -280,7 +281,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         arrays += [last_rows[:, columns[field]] for field in last_fields]
         tested = first_rows[:, columns["tested"]].ravel() > 0
         failed = last_rows[:, columns["failed"]].ravel() > 0
-        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested, failed)))
+        ends = last_rows[:, columns["segment_end"]].ravel()
+        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested, failed, ends)))
 
     def sample_states(self, n: int) -> dict[str, np.ndarray]:
         """

@@ -48,7 +48,7 @@ class Agent(Protocol):
         """
         :param next_achieved_goal: shape (n_envs, goal_dim)
         :param dones: whether the episodes ended, shape (n_envs,)
-        :return: whether the segments ended, shape (n_envs,)
+        :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
 
     def statistics(self) -> list[int]:
@@ -216,7 +216,9 @@ class Worker:
         actions = self._low + self._half_range * (scaled + 1.0)
         dones = [self._step_env(i, env, actions[i], rows[i]) for i, env in enumerate(self._envs)]
         self._episode_ends[:, self.n_staged] = dones
-        self._segment_ends[:, self.n_staged] = agent.step(rows[:, columns["next_achieved_goal"]], dones) != SegmentEnd.NONE
+        segment_ends = agent.step(rows[:, columns["next_achieved_goal"]], dones)
+        rows[:, columns["segment_end"]] = segment_ends[:, None]
+        self._segment_ends[:, self.n_staged] = segment_ends != SegmentEnd.NONE
         self.n_staged += 1
         self.rounds += 1
         self._since_sync += len(self._envs)
