@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_hrl.common.buffers import check_finite, is_failure
+from sb3_hrl.common.step_storage import check_finite, is_failure
 from sb3_hrl.common.weight_sync import WeightSource
 
 # What comes home of an info when an episode ends: what SB3's Monitor adds, and what SB3's logger and callbacks read
