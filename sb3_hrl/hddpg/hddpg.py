@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, goal_strategy
-from sb3_hrl.common.goals import GoalTask, goal_task_from_env
+from sb3_hrl.common.goals import GoalTask, check_reward, goal_task_from_env
 from sb3_hrl.common.subgoals import shrinking_scale
 from sb3_hrl.hddpg.acting import LowLevel, SegmentRules
 from sb3_hrl.hddpg.calibration import calibrated_box, first_box
@@ -265,6 +265,8 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self._n_untaken = 0  # steps that workers have written, and that were not taken in before learn() ended
         if _init_setup_model:
             self._setup_model()
+            if self.env is not None:
+                check_reward(self.env, self.subgoal_threshold)
 
     def _setup_model(self) -> None:
         check_options(self)
@@ -385,7 +387,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         assert isinstance(self._last_obs, dict)
         goals = np.asarray(self._last_obs["desired_goal"], dtype=np.float32).reshape(self.n_envs, -1)
         achieved = np.asarray(self._last_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
-        self._goal_task = goal_task_from_env(self.env, goals, self.subgoal_threshold)
+        self._goal_task = goal_task_from_env(self.env, goals, self.subgoal_threshold, achieved)
         threshold = self._goal_task.threshold
         self.policy.subgoal_threshold.fill_(self.threshold_scale * threshold)
         if not self._has_box:
