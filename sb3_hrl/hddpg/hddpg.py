@@ -1,3 +1,4 @@
+import copy
 import io
 import pathlib
 from typing import Any, ClassVar, TypeVar
@@ -10,7 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
+from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TensorDict, TrainFreq
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
@@ -635,15 +637,46 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
 
         :param path: path to the pickled replay buffer
         :param truncate_last_traj: not used, as in SB3 with any buffer but its HerReplayBuffer
+        :raises ValueError: if it is a buffer of another class, or of other environments; the model keeps its own then
         """
-        super().load_replay_buffer(path, truncate_last_traj)
-        saved = self.replay_buffer
-        if not isinstance(saved, SharedMemoryReplayBuffer) or saved.n_envs != self.n_envs:
-            raise ValueError(
-                f"The saved replay buffer ({type(saved).__name__}, n_envs={saved.n_envs}) does not fit this model, which has "
-                f"n_envs={self.n_envs}: load the model with as many environments as the buffer was saved with."
-            )
+        saved = load_from_pkl(path, self.verbose)
+        # What is refused must not take the place of the model's own buffer
+        self.replay_buffer.check_replacement(saved)
+        saved.device = self.device
         saved.end_episodes()
+        self.replay_buffer = saved
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a zip-file or a dictionary, as SB3 does, but all of them or none.
+
+        :param load_path_or_dict: path of the saved model, or what ``get_parameters`` returned
+        :param exact_match: whether all parameters have to be there
+        :param device: device on which the code should run
+        :raises RuntimeError: if they do not fit; the model is as it was then
+        """
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            params = load_from_zip_file(params, device=device, load_data=False)[1]
+        own = copy.deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(params, exact_match, device)
+            # torch does not check what optimizers get
+            for network in (net for level in (self.policy.high, self.policy.low) for net in (level.actor, level.critic)):
+                for parameter, state in network.optimizer.state.items():
+                    if any(th.is_tensor(value) and value.shape not in ((), parameter.shape) for value in state.values()):
+                        raise ValueError("The state of an optimizer has another shape than the parameters.")
+        except Exception as error:
+            # torch copies what fits before it refuses the rest
+            super().set_parameters(own)  # type: ignore[arg-type]
+            # No ValueError: SB3's `load` would take it for a DQN of an old version
+            raise RuntimeError(
+                "The parameters do not fit this model, which keeps its own: build it with the spaces, `policy_kwargs`, "
+                "`planner` and `net_arch` of the model that they come from, as `HierarchicalDDPG.load` does unless other ones "
+                f"are passed. {error}"
+            ) from error
 
     def _excluded_save_params(self) -> list[str]:
         return [
