@@ -329,14 +329,14 @@ class Shards:
         # An end may be ahead of its steps
         return np.maximum(first, view.tail[shards]), np.where(last > 0, np.minimum(last, head), head)
 
-    def newest(self, shard: int, n: int) -> np.ndarray:
+    def between(self, shard: int, first: int, last: int) -> np.ndarray:
         """
         :param shard: number of a shard
-        :param n: how many steps at most
-        :return: packed rows of its newest steps, in the order of their happening
+        :param first: number of a step
+        :param last: one past the number of the last step, at most the shard's head
+        :return: packed rows of these steps, as far as they are still there, in the order of their happening
         """
-        head = int(self.head[shard])
-        steps = np.arange(max(self.tail[shard], head - n), head)
+        steps = np.arange(max(int(self.tail[shard]), first), last)
         if len(steps) == 0:
             return np.empty((0, self.row_dim), dtype=np.float32)
         rows = self.gather(shard, steps)

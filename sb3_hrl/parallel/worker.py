@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_hrl.common.buffers import check_finite, is_failure
+from sb3_hrl.common.step_storage import check_finite, is_failure
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.weight_sync import WeightSource
 
