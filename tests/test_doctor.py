@@ -18,7 +18,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from sb3_hrl.doctor import diagnose_env, diagnose_log
 from sb3_hrl.doctor.environment import NAMES as ENV_CHECKS
 from sb3_hrl.doctor.log import NAMES as LOG_CHECKS
-from sb3_hrl.zoo import doctor
+from sb3_hrl.zoo.commands import doctor
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -10,7 +10,7 @@ import yaml
 from stable_baselines3.common.logger import configure
 
 from sb3_hrl.plots import band, find_runs, plot_curves, read_arguments, read_run, read_runs
-from sb3_hrl.zoo.curves import main
+from sb3_hrl.zoo.commands.curves import main
 
 START = 1_700_000_000.0
 KEYS = ["rollout/success_rate", "rollout/subgoal_success_rate"] + [

@@ -168,8 +168,7 @@ def high_batch(
 
 def without_trivial(is_trivial: th.Tensor, keep_prob: float) -> th.Tensor:
     """
-    Replace most of the segments that went nowhere by others of the batch: those teach the high level to stay where it is (the
-    seeds' "easy targets").
+    Replace most of the segments that went nowhere by others of the batch: those teach the high level to stay where it is.
 
     :param is_trivial: which segments went nowhere, shape (n,)
     :param keep_prob: probability of keeping such a segment
