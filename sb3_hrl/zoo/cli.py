@@ -4,7 +4,7 @@ import importlib
 import runpy
 import sys
 
-from sb3_hrl.zoo.registration import register
+from sb3_hrl.zoo import register
 
 COMMANDS = {
     "train": "rl_zoo3.train",
