@@ -16,6 +16,7 @@ from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.hddpg import HierarchicalDDPG
 from sb3_hrl.hddpg.evaluation import HierarchicalEvalCallback
 from sb3_hrl.parallel.collector import ParallelCollector
+from sb3_hrl.zoo.envs import register_robotics
 
 ALGO = "hddpg"
 
@@ -105,10 +106,7 @@ def patch_import_envs(module: ModuleType) -> None:
     :param module: ``rl_zoo3.import_envs``
     """
     if any(ALGO in argument for argument in sys.argv):
-        import gymnasium as gym
-        import gymnasium_robotics
-
-        gym.register_envs(gymnasium_robotics)
+        register_robotics()
 
 
 def patch_push_to_hub(module: ModuleType) -> None:
