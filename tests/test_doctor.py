@@ -11,7 +11,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import FaultyEnv, PointEnv
+from conftest import run as run_command
 from gymnasium import spaces
+from gymnasium.utils import seeding
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.envs import BitFlippingEnv
 
@@ -102,6 +104,14 @@ class Unseeded(PointEnv):
         super().reset(**kwargs)
         self.position, self.goal = np.random.default_rng().uniform(-1.0, 1.0, (2, 2))
         return self._obs(), {}
+
+
+class Reseeding(PointEnv):
+    """It makes a new generator in every reset, as panda-gym does: without a seed that is one of the operating system's."""
+
+    def reset(self, *, seed=None, options=None):
+        self.np_random, _ = seeding.np_random(seed)
+        return super().reset(options=options)
 
 
 class Placed(PointEnv):
@@ -223,6 +233,7 @@ ENV_FAULTS = [
     ("frozen_goal", lambda: Changed(lambda env, obs, info: obs["achieved_goal"].fill(0.0)), {}),
     ("ignored_actions", Deaf, {}),
     ("not_seeded", Unseeded, {}),
+    ("not_seeded", Reseeding, {}),
     ("same_goal", lambda: Placed([0.3, 0.3]), {}),
     ("long_segments", PointEnv, dict(subgoal_steps=21)),
     ("random_reward", lambda: Rewarded(random_reward), {}),
@@ -273,6 +284,12 @@ def test_silent_on_sound_environments(make):
 
 def test_a_dense_reward_with_a_threshold_is_sound():
     assert diagnose_env(PointEnv(dense=True), subgoal_threshold=0.1) == []
+
+
+def test_a_seed_that_holds_for_one_episode_only_has_its_own_cure():
+    (finding,) = diagnose_env(Reseeding())
+    assert finding.metric == "reset(seed=...), reset() twice"
+    assert "only if `reset` gets a seed" in finding.cure
 
 
 def test_what_the_learner_says_is_in_the_finding():
