@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_hrl.doctor import Finding, diagnose_env, diagnose_log
 from sb3_hrl.doctor.environment import raises
 from sb3_hrl.doctor.findings import by_severity, has_error, warning
-from sb3_hrl.doctor.run import Run, Series
+from sb3_hrl.doctor.run import Curve, RunSurvey
 from sb3_hrl.plots import read_arguments, read_runs
 from sb3_hrl.zoo.registration import ALGO, hyperparams_path
 
@@ -112,7 +112,7 @@ def judge_env(args: argparse.Namespace, config: Mapping[str, Any]) -> list[Findi
         env = make_env(args.env, config)
     except Exception as exception:
         return [raises("while it was made", exception)]
-    options = Run({}, config)
+    options = RunSurvey({}, config)
     return diagnose_env(
         env,
         n_episodes=args.n_episodes,
@@ -132,7 +132,7 @@ def judge_log(
     :param trained_with: arguments of the training
     :return: what is wrong with the run, and the files that were looked at
     """
-    log: dict[str, Series] = {}
+    log: dict[str, Curve] = {}
     sources: list[Path] = []
     try:
         (run,) = read_runs([folder], [args.tensorboard_log] if args.tensorboard_log else None)
