@@ -502,10 +502,29 @@ def test_the_command_reads_what_is_there(trained, monkeypatch, capsys):
     assert "progress.csv" in output.splitlines()[-1]
 
 
+def test_environments_are_found_as_the_zoo_finds_them(tmp_path):
+    """What rl_zoo3 imports by itself, such as panda_gym, and what `--gym-packages` names."""
+    (tmp_path / "panda_gym.py").write_text(
+        "import conftest, gymnasium\ngymnasium.register('PandaReach-v3', entry_point=conftest.PointEnv)\n"
+    )
+    (tmp_path / "my_robots.py").write_text(
+        "import conftest, gymnasium\ngymnasium.register('MyRobot-v0', entry_point=conftest.PointEnv)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    code = (
+        "from sb3_hrl.zoo.commands import doctor, watch; doctor.main(['--env', 'PandaReach-v3']); "
+        "print(watch.parse(['--env', 'MyRobot-v0', '--gym-packages', 'my_robots', '--map', 'map.png']).env)"
+    )
+    output = run_command(["python", "-W", "ignore", "-c", code], tmp_path, {"PYTHONPATH": path})
+    assert output.splitlines()[-2:] == ["doctor: nothing wrong found in PandaReach-v3", "MyRobot-v0"]
+
+
 def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments, sentence in (
         (["--env", "Nowhere-v0"], "not registered"),
+        (["--env", "FetchReech-v4"], "did you mean FetchReach-v4?"),
+        (["--env", "Nowhere-v0", "--gym-packages", "no_such_package"], "no_such_package cannot be imported"),
         (["--env", "PointEnv-v0", "--n-episodes", "0"], "at least 1"),
     ):
         with pytest.raises(SystemExit):
