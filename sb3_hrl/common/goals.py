@@ -1,12 +1,14 @@
 """What an environment says about goals, asked in the learner's process: success, tolerance, termination."""
 
+import contextlib
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import WrapperSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 ComputeReward = Callable[[np.ndarray, np.ndarray, Any], np.ndarray]
@@ -103,24 +105,39 @@ class GoalTask:
         return float(fine[np.flatnonzero(still)[-1]])
 
 
-def _local_env(env: VecEnv) -> gym.Env:
+def _local_env(env: VecEnv, stack: contextlib.ExitStack) -> gym.Env:
     """
-    An environment of this process that is like those of the ``VecEnv``: the first one itself, or a twin from its spec.
+    An environment of this process that is like those of the ``VecEnv``: the first one itself, or a twin.
 
     :param env: the training environment
+    :param stack: closes the twin
     :return: an environment whose goal methods can be called without a round trip
     """
     while isinstance(env, VecEnvWrapper):
         env = env.venv
     if isinstance(env, DummyVecEnv):
         return env.envs[0]
-    spec = env.get_attr("spec", 0)[0]
-    if spec is None:
+    try:
+        # Collectors know how their environments are made; SubprocVecEnv has forgotten
+        twin = env.make_env(0) if hasattr(env, "make_env") else _make_from_spec(env.get_attr("spec", 0)[0])
+    except Exception as error:
         raise ValueError(
-            "The goal's reward function is needed in the learner's process, and the environments of this VecEnv have no "
-            "`spec` to make a twin from: register your environment with `gymnasium.register` and create it by "
-            "`gymnasium.make`, or use DummyVecEnv."
-        )
+            "The goal's reward function is needed in the learner's process, and no twin of the workers' environments can be "
+            f"made there ({type(error).__name__}: {error}). The function that makes an environment of a ParallelCollector "
+            "must work in this process, too. With SubprocVecEnv, register your environment with `gymnasium.register` and "
+            "create it by `gymnasium.make`, or use ParallelCollector. DummyVecEnv needs no twin."
+        ) from error
+    stack.callback(twin.close)
+    return twin
+
+
+def _make_from_spec(spec: EnvSpec | None) -> gym.Env:
+    """
+    :param spec: how ``gymnasium.make`` makes the environments
+    :return: another one, as far as its goal methods go
+    """
+    if spec is None:
+        raise ValueError("the environments have no `spec`")
     spec = copy.deepcopy(spec)
     spec.additional_wrappers = _goal_wrappers(spec.additional_wrappers)
     spec.disable_env_checker = True
@@ -138,8 +155,8 @@ def _goal_wrappers(wrappers: tuple[WrapperSpec, ...]) -> tuple[WrapperSpec, ...]
     for wrapper, gives in zip(wrappers, gives_goals, strict=True):
         if gives and wrapper.kwargs is None:
             raise ValueError(
-                f"The goal's reward function is needed in the learner's process, and the wrapper {wrapper.name} that has it "
-                "cannot be made again there: let it inherit from `gymnasium.utils.RecordConstructorArgs`, or use DummyVecEnv."
+                f"the wrapper {wrapper.name} that has the reward function does not say how it is made, let it inherit from "
+                "`gymnasium.utils.RecordConstructorArgs`"
             )
     return tuple(wrapper for wrapper in wrappers[:n_needed] if wrapper.kwargs is not None)
 
@@ -161,20 +178,24 @@ def goal_task_from_env(env: VecEnv, goals: np.ndarray, threshold: float | None =
         where its reward is dense, else found by probing
     :return: the environment's goals, as the learner sees them
     """
-    local = _local_env(env)
-    try:
-        compute_reward = local.get_wrapper_attr("compute_reward")
-    except AttributeError as error:
-        raise ValueError(
-            "A goal-conditioned environment needs a method `compute_reward(achieved_goal, desired_goal, info)`, "
-            "see gymnasium_robotics.core.GoalEnv."
-        ) from error
-    if threshold is None and getattr(local.unwrapped, "reward_type", None) == "dense":
-        threshold = getattr(local.unwrapped, "distance_threshold", None)
-    try:
-        compute_terminated = local.get_wrapper_attr("compute_terminated")
-    except AttributeError:
-        ends_at_success = False
-    else:
-        ends_at_success = bool(compute_terminated(goals[0], goals[0], {}))
-    return GoalTask(compute_reward, goals, threshold, ends_at_success)
+    with contextlib.ExitStack() as stack:
+        local = _local_env(env, stack)
+        try:
+            compute_reward = local.get_wrapper_attr("compute_reward")
+        except AttributeError as error:
+            raise ValueError(
+                "A goal-conditioned environment needs a method `compute_reward(achieved_goal, desired_goal, info)`, "
+                "see gymnasium_robotics.core.GoalEnv."
+            ) from error
+        if threshold is None and getattr(local.unwrapped, "reward_type", None) == "dense":
+            threshold = getattr(local.unwrapped, "distance_threshold", None)
+        try:
+            compute_terminated = local.get_wrapper_attr("compute_terminated")
+        except AttributeError:
+            ends_at_success = False
+        else:
+            ends_at_success = bool(compute_terminated(goals[0], goals[0], {}))
+        task = GoalTask(compute_reward, goals, threshold, ends_at_success)
+        # A twin is closed when it is needed no more
+        weakref.finalize(task, stack.pop_all().close)
+        return task
