@@ -46,7 +46,7 @@ def test_collectors_make_the_twin_of_an_environment_without_a_spec():
     bits = ParallelCollector([BitFlippingEnv], start_method="fork")
     try:
         task = goal_task_from_env(VecMonitor(env), GOALS)
-        assert goal_task_from_env(bits, bits.reset()["desired_goal"]).threshold == 0.5
+        assert goal_task_from_env(bits, bits.reset()["desired_goal"].astype(np.float32)).threshold == 0.5
     finally:
         env.close()
         bits.close()
