@@ -152,6 +152,19 @@ def test_nothing_is_left_of_a_start_that_fails():
         ParallelCollector([point_env_fn(), functools.partial(print, lock())], start_method="forkserver")
 
 
+class Stubborn(PointEnv):
+    """Cannot be closed."""
+
+    def close(self):
+        raise ArithmeticError("it does not close")
+
+
+def test_what_is_raised_at_the_end_is_printed(capfd):
+    env = ParallelCollector([Stubborn] * 2, start_method="fork", envs_per_worker=2)
+    env.close()
+    assert capfd.readouterr().err.count("ArithmeticError: it does not close") == 2
+
+
 def test_what_a_callback_asks_for_in_vain_does_not_end_the_run(make_model):
     class Ask(BaseCallback):
         def _on_step(self) -> bool:
@@ -216,7 +229,7 @@ def test_a_low_level_may_be_a_lambda(make_model):
 
 
 @pytest.mark.parametrize("where", ["callback", "thread"])
-@pytest.mark.parametrize("kind", [ParallelCollector, SerialCollector])
+@pytest.mark.parametrize("kind", [functools.partial(ParallelCollector, start_method="fork"), SerialCollector])
 def test_closing_the_environments_ends_the_run_with_a_sentence(make_model, small, where, kind):
     """It waited for ever."""
 

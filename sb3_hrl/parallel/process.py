@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
@@ -135,7 +136,11 @@ class WorkerProcess:
                 self._collect(self._worker)
                 self._serve(0.0)
         for env in self._server.envs:
-            env.close()
+            try:
+                env.close()
+            except Exception:
+                # Nobody listens any more, and the other environments are to be closed as well
+                traceback.print_exc()
 
     # --------------------------------------------------------------- collecting
 

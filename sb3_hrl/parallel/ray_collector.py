@@ -212,7 +212,7 @@ class RayCollector(CollectingVecEnv):
     # --------------------------------------------------------------- collecting
 
     def start_collecting(self, task: CollectTask, shards: Shards, publish: Callable[[np.ndarray], None]) -> None:
-        """See :meth:`Collector.start_collecting`. If it fails, all is as before."""
+        """See :meth:`Collector.start_collecting`. If it fails, nobody collects, and this is a VecEnv as before."""
         self._check_open()
         # What may fail comes first
         self._task, self._shards = ray.put(task), shards
