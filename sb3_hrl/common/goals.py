@@ -1,11 +1,13 @@
 """What an environment says about goals, asked in the learner's process: success, tolerance, termination."""
 
+import contextlib
 import copy
+import weakref
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import WrapperSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_hrl.common.probes import around, between, probe_distances, unit_blocks
@@ -133,24 +135,39 @@ def _is_sparse(rewards: np.ndarray, best_reward: float, threshold: float | None)
     return is_sparse
 
 
-def _local_env(env: VecEnv) -> gym.Env:
+def _local_env(env: VecEnv, stack: contextlib.ExitStack) -> gym.Env:
     """
-    An environment of this process that is like those of the ``VecEnv``: the first one itself, or a twin from its spec.
+    An environment of this process that is like those of the ``VecEnv``: the first one itself, or a twin.
 
     :param env: the training environment
+    :param stack: closes the twin
     :return: an environment whose goal methods can be called without a round trip
     """
     while isinstance(env, VecEnvWrapper):
         env = env.venv
     if isinstance(env, DummyVecEnv):
         return env.envs[0]
-    spec = env.get_attr("spec", 0)[0]
-    if spec is None:
+    try:
+        # Collectors know how their environments are made; SubprocVecEnv has forgotten
+        twin = env.make_env(0) if hasattr(env, "make_env") else _make_from_spec(env.get_attr("spec", 0)[0])
+    except Exception as error:
         raise ValueError(
-            "The goal's reward function is needed in the learner's process, and the environments of this VecEnv have no "
-            "`spec` to make a twin from: register your environment with `gymnasium.register` and create it by "
-            "`gymnasium.make`, or use DummyVecEnv."
-        )
+            "The goal's reward function is needed in the learner's process, and no twin of the workers' environments can be "
+            f"made there ({type(error).__name__}: {error}). The function that makes an environment of a ParallelCollector "
+            "must work in this process, too. With SubprocVecEnv, register your environment with `gymnasium.register` and "
+            "create it by `gymnasium.make`, or use ParallelCollector. DummyVecEnv needs no twin."
+        ) from error
+    stack.callback(twin.close)
+    return twin
+
+
+def _make_from_spec(spec: EnvSpec | None) -> gym.Env:
+    """
+    :param spec: how ``gymnasium.make`` makes the environments
+    :return: another one, as far as its goal methods go
+    """
+    if spec is None:
+        raise ValueError("the environments have no `spec`")
     spec = copy.deepcopy(spec)
     spec.additional_wrappers = _goal_wrappers(spec.additional_wrappers)
     spec.disable_env_checker = True
@@ -168,8 +185,8 @@ def _goal_wrappers(wrappers: tuple[WrapperSpec, ...]) -> tuple[WrapperSpec, ...]
     for wrapper, gives in zip(wrappers, gives_goals, strict=True):
         if gives and wrapper.kwargs is None:
             raise ValueError(
-                f"The goal's reward function is needed in the learner's process, and the wrapper {wrapper.name} that has it "
-                "cannot be made again there: let it inherit from `gymnasium.utils.RecordConstructorArgs`, or use DummyVecEnv."
+                f"the wrapper {wrapper.name} that has the reward function does not say how it is made, let it inherit from "
+                "`gymnasium.utils.RecordConstructorArgs`"
             )
     return tuple(wrapper for wrapper in wrappers[:n_needed] if wrapper.kwargs is not None)
 
@@ -238,9 +255,14 @@ def goal_task_from_env(
     :param achieved: some achieved goals, shape (m, goal_dim)
     :return: the environment's goals, as the learner sees them
     """
-    local, space = _local_env(env), _goal_space(env)
-    compute_reward, threshold = _goal_reward(local, threshold)
-    return GoalTask(compute_reward, goals, threshold, _ends_at_success(local, goals[0], space), space, achieved)
+    space = _goal_space(env)
+    with contextlib.ExitStack() as stack:
+        local = _local_env(env, stack)
+        compute_reward, threshold = _goal_reward(local, threshold)
+        task = GoalTask(compute_reward, goals, threshold, _ends_at_success(local, goals[0], space), space, achieved)
+        # A twin is closed when it is not needed any more
+        weakref.finalize(task, stack.pop_all().close)
+        return task
 
 
 def check_reward(env: VecEnv, threshold: float | None = None) -> None:
@@ -253,15 +275,17 @@ def check_reward(env: VecEnv, threshold: float | None = None) -> None:
     :param threshold: distance at which a goal counts as reached, if given
     :raises ValueError: if the reward function is missing, fails on arrays, or does not say what reaching a goal means
     """
-    local, space = _local_env(env), copy.deepcopy(_goal_space(env))
-    compute_reward, threshold = _goal_reward(local, threshold)
+    space = copy.deepcopy(_goal_space(env))
     assert space is not None
     space.seed(0)
     goals = np.stack([np.asarray(space.sample(), dtype=np.float32).ravel() for _ in range(4)])
-    _ends_at_success(local, goals[0], space)
-    best_reward = goal_rewards(compute_reward, space, goals, goals).max()
     achieved, desired = np.broadcast_arrays(around(goals, probe_distances(is_whole(space)), []), goals)
     shape = (-1, goals.shape[1])
-    rewards = goal_rewards(compute_reward, space, achieved.reshape(shape), desired.reshape(shape))
+    with contextlib.ExitStack() as stack:
+        local = _local_env(env, stack)
+        compute_reward, threshold = _goal_reward(local, threshold)
+        _ends_at_success(local, goals[0], space)
+        best_reward = goal_rewards(compute_reward, space, goals, goals).max()
+        rewards = goal_rewards(compute_reward, space, achieved.reshape(shape), desired.reshape(shape))
     if not np.isnan(best_reward):
         _is_sparse(rewards, float(best_reward), threshold)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 
+from sb3_hrl.common.checks import require
 from sb3_hrl.common.step_storage import check_finite, is_failure
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.weight_sync import WeightSource
@@ -104,14 +105,13 @@ class WorkerConfig:
     noise_spread: float = 1.0
 
     def __post_init__(self) -> None:
-        rules = {
-            "flush_size": (self.flush_size >= 1, "at least 1 (steps written at once)"),
-            "sync_interval": (self.sync_interval >= 1, "at least 1 (steps between looks for new weights)"),
-            "noise_spread": (self.noise_spread >= 1.0, "at least 1 (1: the same noise in all environments)"),
-        }
-        for name, (valid, rule) in rules.items():
-            if not valid:
-                raise ValueError(f"`{name}` must be {rule}, not {getattr(self, name)}.")
+        require(self.flush_size >= 1, "flush_size", "at least 1 (steps written at once)", self.flush_size)
+        require(
+            self.sync_interval >= 1, "sync_interval", "at least 1 (steps between looks for new weights)", self.sync_interval
+        )
+        require(
+            self.noise_spread >= 1, "noise_spread", "at least 1 (1: the same noise in all environments)", self.noise_spread
+        )
 
     def noise_scales(self, n_envs: int) -> np.ndarray:
         """
