@@ -3,7 +3,8 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -63,7 +64,8 @@ def n_steps_to_take(n_timesteps: int, n_untaken: int, train_freq: TrainFreq, n_e
     return -(-n_timesteps // per_rollout) * per_rollout - n_untaken
 
 
-class Untaken(NamedTuple):
+@dataclass(frozen=True)
+class Untaken:
     """What workers have written, and the learner has not taken in."""
 
     n_steps: int = 0  # environment steps, over all environments

@@ -4,19 +4,16 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TensorDict, TrainFreq
-from stable_baselines3.common.utils import should_collect_more_steps
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, new_generator
 from sb3_hrl.common.checks import check_argument_names
 from sb3_hrl.common.goals import GoalTask, check_reward, goal_task_from_env
+from sb3_hrl.hddpg.async_algorithm import AsyncOffPolicyAlgorithm
 from sb3_hrl.hddpg.async_rollouts import AsyncRollouts, Untaken, collect_task, collector_of, n_steps_to_take
 from sb3_hrl.hddpg.batch_source import BatchSource, make_batch_source
 from sb3_hrl.hddpg.config import GROUPS, HierarchyConfig, read_arguments
@@ -31,7 +28,7 @@ from sb3_hrl.hddpg.validation import check_action_space, check_arguments, check_
 SelfHierarchicalDDPG = TypeVar("SelfHierarchicalDDPG", bound="HierarchicalDDPG")
 
 
-class HierarchicalDDPG(OffPolicyAlgorithm):
+class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     """
     Two-level goal-conditioned Deep Deterministic Policy Gradient.
 
@@ -167,9 +164,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
 
         self._goal_task: GoalTask | None = None
         self._statistics = Statistics()
-        self._rollouts: AsyncRollouts | None = None  # while workers collect
         self._batches: BatchSource | None = None  # while the agent learns
-        self._untaken = Untaken()  # what workers have written, and that was not taken in before learn() ended
         if _init_setup_model:
             self._setup_model()
             if self.env is not None:
@@ -307,60 +302,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         )
         self._last_obs = new_obs
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        train_freq: TrainFreq,
-        replay_buffer: ReplayBuffer,
-        action_noise: ActionNoise | None = None,
-        learning_starts: int = 0,
-        log_interval: int | None = None,
-    ) -> RolloutReturn:
-        """
-        Collect experience, or take in what workers have collected (``async_collection``).
-
-        :param env: the training environment
-        :param callback: called at each step of all environments
-        :param train_freq: how much experience to collect
-        :param replay_buffer: where it goes
-        :param action_noise: noise on the low level's actions, in place of its ``noise_std``
-        :param learning_starts: number of steps before learning, with random actions and subgoals
-        :param log_interval: log data every ``log_interval`` episodes
-        """
-        if not self.async_collection:
-            return super().collect_rollouts(
-                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-            )
-        if self._rollouts is None:
-            self._rollouts = self._start_collecting()
-        self._rollouts.publish(self._n_updates)
-        n_steps = n_episodes = 0
-        callback.on_rollout_start()
-        while should_collect_more_steps(train_freq, n_steps, n_episodes) and not self._rollouts.is_over:
-            infos, dones = self._rollouts.take()
-            self.num_timesteps += self.n_envs
-            n_steps += 1
-            # Give access to local variables
-            callback.update_locals(locals())
-            # Only stop training if return value is False, not when it is None.
-            if not callback.on_step():
-                return RolloutReturn(n_steps * self.n_envs, n_episodes, continue_training=False)
-            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-            self._on_step()
-            if dones.any():
-                # Retrieve reward and episode length if using Monitor wrapper
-                self._update_info_buffer(infos, dones)
-            for _ in range(int(dones.sum())):
-                n_episodes += 1
-                self._episode_num += 1
-                if log_interval is not None and self._episode_num % log_interval == 0:
-                    self.dump_logs()
-        callback.on_rollout_end()
-        return RolloutReturn(n_steps * self.n_envs, n_episodes, continue_training=True)
-
     def _start_collecting(self) -> AsyncRollouts:
-        """Send the policy to the workers, and let them go."""
         assert self.env is not None
         assert isinstance(self.train_freq, TrainFreq)
         snapshot, n_left = PolicySnapshot(self.policy), self._total_timesteps - self.num_timesteps
@@ -440,21 +382,13 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             assert self.env is not None, "You must set the environment before calling learn()"
             collector_of(self.env)
         try:
-            return super().learn(
-                total_timesteps=total_timesteps,
-                callback=callback,
-                log_interval=log_interval,
-                tb_log_name=tb_log_name,
-                reset_num_timesteps=reset_num_timesteps,
-                progress_bar=progress_bar,
-            )
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         finally:
             self._close_batches()
-            rollouts, self._rollouts = self._rollouts, None
-            if rollouts is not None:
+            if self._rollouts is not None:
                 self._explorer = self._make_explorer()
-                self._explorer.statistics = rollouts.statistics
-                self._last_obs, self._untaken = rollouts.stop()  # type: ignore[assignment]
+                self._explorer.statistics = self._rollouts.statistics
+            self._stop_collecting()
 
     # ------------------------------------------------------------------- saving
 
