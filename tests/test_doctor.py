@@ -11,14 +11,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import FaultyEnv, PointEnv
+from conftest import run as run_command
 from gymnasium import spaces
+from gymnasium.utils import seeding
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.envs import BitFlippingEnv
 
 from sb3_hrl.doctor import diagnose_env, diagnose_log
 from sb3_hrl.doctor.environment import NAMES as ENV_CHECKS
 from sb3_hrl.doctor.log import NAMES as LOG_CHECKS
-from sb3_hrl.zoo import doctor
+from sb3_hrl.zoo.commands import doctor
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -102,6 +104,14 @@ class Unseeded(PointEnv):
         super().reset(**kwargs)
         self.position, self.goal = np.random.default_rng().uniform(-1.0, 1.0, (2, 2))
         return self._obs(), {}
+
+
+class Reseeding(PointEnv):
+    """It makes a new generator in every reset, as panda-gym does: without a seed that is one of the operating system's."""
+
+    def reset(self, *, seed=None, options=None):
+        self.np_random, _ = seeding.np_random(seed)
+        return super().reset(options=options)
 
 
 class Placed(PointEnv):
@@ -223,6 +233,7 @@ ENV_FAULTS = [
     ("frozen_goal", lambda: Changed(lambda env, obs, info: obs["achieved_goal"].fill(0.0)), {}),
     ("ignored_actions", Deaf, {}),
     ("not_seeded", Unseeded, {}),
+    ("not_seeded", Reseeding, {}),
     ("same_goal", lambda: Placed([0.3, 0.3]), {}),
     ("long_segments", PointEnv, dict(subgoal_steps=21)),
     ("random_reward", lambda: Rewarded(random_reward), {}),
@@ -273,6 +284,12 @@ def test_silent_on_sound_environments(make):
 
 def test_a_dense_reward_with_a_threshold_is_sound():
     assert diagnose_env(PointEnv(dense=True), subgoal_threshold=0.1) == []
+
+
+def test_a_seed_that_holds_for_one_episode_only_has_its_own_cure():
+    (finding,) = diagnose_env(Reseeding())
+    assert finding.metric == "reset(seed=...), reset() twice"
+    assert "only if `reset` gets a seed" in finding.cure
 
 
 def test_what_the_learner_says_is_in_the_finding():
@@ -485,10 +502,29 @@ def test_the_command_reads_what_is_there(trained, monkeypatch, capsys):
     assert "progress.csv" in output.splitlines()[-1]
 
 
+def test_environments_are_found_as_the_zoo_finds_them(tmp_path):
+    """What rl_zoo3 imports by itself, such as panda_gym, and what `--gym-packages` names."""
+    (tmp_path / "panda_gym.py").write_text(
+        "import conftest, gymnasium\ngymnasium.register('PandaReach-v3', entry_point=conftest.PointEnv)\n"
+    )
+    (tmp_path / "my_robots.py").write_text(
+        "import conftest, gymnasium\ngymnasium.register('MyRobot-v0', entry_point=conftest.PointEnv)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    code = (
+        "from sb3_hrl.zoo.commands import doctor, watch; doctor.main(['--env', 'PandaReach-v3']); "
+        "print(watch.parse(['--env', 'MyRobot-v0', '--gym-packages', 'my_robots', '--map', 'map.png']).env)"
+    )
+    output = run_command(["python", "-W", "ignore", "-c", code], tmp_path, {"PYTHONPATH": path})
+    assert output.splitlines()[-2:] == ["doctor: nothing wrong found in PandaReach-v3", "MyRobot-v0"]
+
+
 def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments, sentence in (
         (["--env", "Nowhere-v0"], "not registered"),
+        (["--env", "FetchReech-v4"], "did you mean FetchReach-v4?"),
+        (["--env", "Nowhere-v0", "--gym-packages", "no_such_package"], "no_such_package cannot be imported"),
         (["--env", "PointEnv-v0", "--n-episodes", "0"], "at least 1"),
     ):
         with pytest.raises(SystemExit):

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from sb3_hrl.doctor.findings import Finding, error, rounded, warning
-from sb3_hrl.doctor.run import Run
+from sb3_hrl.doctor.run import RunSurvey
 
 
-def _easy_share(run: Run) -> float:
+def _easy_share(run: RunSurvey) -> float:
     """
     :return: share of subgoals that are reached at issue by an agent that stays where its goal is: there it decides at every
         step, elsewhere once per segment
@@ -19,7 +19,7 @@ def _easy_share(run: Run) -> float:
     return staying / (staying + 1.0 - success) if success < 1.0 else 1.0
 
 
-def _radius(run: Run, factor: float) -> str:
+def _radius(run: RunSurvey, factor: float) -> str:
     """:return: so many times the radius of subgoals, to be set, or what to do if it was not given"""
     radius = run.option("subgoal_radius")
     if radius is None:
@@ -27,7 +27,7 @@ def _radius(run: Run, factor: float) -> str:
     return f"`subgoal_radius: {rounded(factor * float(np.min(radius)))}`"
 
 
-def subgoals_reached_at_issue(run: Run) -> Finding | None:
+def subgoals_reached_at_issue(run: RunSurvey) -> Finding | None:
     """Subgoals are reached already when they are issued."""
     key = "eval/subgoal_reached_at_issue" if run.late("eval/subgoal_reached_at_issue") is not None else None
     key = key or "rollout/subgoal_reached_at_issue"
@@ -45,7 +45,7 @@ def subgoals_reached_at_issue(run: Run) -> Finding | None:
     )
 
 
-def subgoals_never_reached(run: Run) -> Finding | None:
+def subgoals_never_reached(run: RunSurvey) -> Finding | None:
     """The low level does not reach its subgoals."""
     share = run.late("rollout/subgoal_success_rate")
     if not run.has_own_subgoals or share is None or share >= 0.15 or not run.fails(0.8):
@@ -59,7 +59,7 @@ def subgoals_never_reached(run: Run) -> Finding | None:
     )
 
 
-def subgoals_replaced(run: Run) -> Finding | None:
+def subgoals_replaced(run: RunSurvey) -> Finding | None:
     """Most subgoals are not the high level's own."""
     share = run.late("rollout/subgoal_replaced")
     if not run.has_own_subgoals or share is None or share < 0.6 or not run.fails(0.8):
@@ -75,7 +75,7 @@ def subgoals_replaced(run: Run) -> Finding | None:
     )
 
 
-def subgoals_at_bounds(run: Run) -> Finding | None:
+def subgoals_at_bounds(run: RunSurvey) -> Finding | None:
     """Subgoals lie at the border of what the high level may ask for."""
     share = run.late("eval/subgoal_at_bounds")
     if not run.has_own_subgoals or share is None or share < 0.9 or not run.fails(0.8):
@@ -89,7 +89,7 @@ def subgoals_at_bounds(run: Run) -> Finding | None:
     )
 
 
-def saturated_actions(run: Run) -> Finding | None:
+def saturated_actions(run: RunSurvey) -> Finding | None:
     """The low level acts at the bounds of its actions."""
     share = run.late("train/low_action_saturation")
     if run.is_young or share is None or share < 0.9 or not run.fails(0.8):
@@ -103,7 +103,7 @@ def saturated_actions(run: Run) -> Finding | None:
     )
 
 
-def values_at_bound(run: Run) -> Finding | None:
+def values_at_bound(run: RunSurvey) -> Finding | None:
     """A level's values are stuck at that of never reaching anything."""
     for level in ("low", "high"):
         value, gamma = run.late(f"train/{level}_q_mean"), run.gamma(level)
@@ -127,7 +127,7 @@ def values_at_bound(run: Run) -> Finding | None:
     return None
 
 
-def values_out_of_range(run: Run) -> Finding | None:
+def values_out_of_range(run: RunSurvey) -> Finding | None:
     """A level's values are outside of what is possible."""
     for level in ("low", "high"):
         value = run.late(f"train/{level}_q_mean")
@@ -143,7 +143,7 @@ def values_out_of_range(run: Run) -> Finding | None:
     return None
 
 
-def idle_planner(run: Run) -> Finding | None:
+def idle_planner(run: RunSurvey) -> Finding | None:
     """The planner knows no way."""
     share = run.late("rollout/subgoal_planned")
     if run.is_young or run.option("planner") is None or share is None or share >= 0.1 or not run.fails(0.8):
@@ -158,7 +158,7 @@ def idle_planner(run: Run) -> Finding | None:
     )
 
 
-LEVEL_CHECKS: tuple[Callable[[Run], Finding | None], ...] = (
+LEVEL_CHECKS: tuple[Callable[[RunSurvey], Finding | None], ...] = (
     subgoals_reached_at_issue,
     subgoals_never_reached,
     subgoals_replaced,

@@ -1,4 +1,4 @@
-"""What the checks of a log look at: series of numbers, and the hyperparameters that the zoo saved."""
+"""What the checks of a log look at: curves, and the hyperparameters that the zoo saved."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import numpy as np
 
 from sb3_hrl.hddpg.hddpg import HierarchicalDDPG
 
-# Environment steps and values, each of shape (n,), by the log's keys
-Series = tuple[np.ndarray, np.ndarray]
+# Environment steps and values, each of shape (n,)
+Curve = tuple[np.ndarray, np.ndarray]
 
 _PARAMETERS = inspect.signature(HierarchicalDDPG.__init__).parameters
 # The part of a run, from its end backwards, that is judged
@@ -19,7 +19,7 @@ LATE = 1.0 / 3.0
 MIN_UPDATES = 1_000
 
 
-class Run:
+class RunSurvey:
     """
     A run, as its log and its hyperparameters tell it.
 
@@ -28,7 +28,7 @@ class Run:
     :param n_timesteps: environment steps that were asked for; ``None``: those of ``config``
     """
 
-    def __init__(self, log: Mapping[str, Series], config: Mapping[str, Any], n_timesteps: int | None = None):
+    def __init__(self, log: Mapping[str, Curve], config: Mapping[str, Any], n_timesteps: int | None = None):
         self.log, self.config = dict(log), config
         asked = config.get("n_timesteps") if n_timesteps is None else n_timesteps
         self.n_asked = None if asked is None else int(asked)
