@@ -44,7 +44,7 @@ class GoalTask:
         if threshold is None and tolerance is None:
             raise ValueError(
                 "The environment's reward is dense, so the distance at which a goal counts as reached cannot be found by "
-                "probing `compute_reward`: pass it as `subgoal_threshold` (in the units of the achieved goal)."
+                "probing `compute_reward`: pass it as `threshold` in `subgoal_kwargs` (in the units of the achieved goal)."
             )
         self.threshold = float(tolerance if threshold is None else threshold)  # type: ignore[arg-type]
 
