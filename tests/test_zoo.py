@@ -46,7 +46,7 @@ def test_train(trained):
     assert (run_folder / "replay_buffer.pkl").stat().st_size < 200_000
     assert list((trained / "tb").rglob("events.*"))
     config = (run_folder / "FetchReach-v2/config.yml").read_text()
-    assert "subgoal_radius" in config, "our hyperparameters were not found"
+    assert "subgoal_kwargs" in config, "our hyperparameters were not found"
     monitor = (run_folder / "0.monitor.csv").read_text().splitlines()
     assert "is_success" in monitor[1]
     assert len(monitor) == 2 + 6

@@ -130,7 +130,7 @@ def _is_sparse(rewards: np.ndarray, best_reward: float, threshold: float | None)
     if not is_sparse and threshold is None:
         raise ValueError(
             "The environment's reward is dense, so the distance at which a goal counts as reached cannot be found by "
-            "probing `compute_reward`: pass it as `subgoal_threshold` (in the units of the achieved goal)."
+            "probing `compute_reward`: pass it as `threshold` in `subgoal_kwargs` (in the units of the achieved goal)."
         )
     return is_sparse
 

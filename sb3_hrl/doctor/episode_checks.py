@@ -172,12 +172,12 @@ def long_segments(survey: Survey) -> Finding | None:
     """A segment is longer than an episode."""
     longest = max(len(episode.rewards) for episode in survey.episodes)
     length = survey.time_limit or longest
-    if survey.subgoal_steps <= length:
+    if survey.subgoals.steps <= length:
         return None
     return warning(
         "long_segments",
         "A segment is longer than an episode, so that the high level decides once per episode.",
-        f"subgoal_steps = {survey.subgoal_steps}, episodes of {length} steps",
+        f"subgoal_steps = {survey.subgoals.steps}, episodes of {length} steps",
         f"Set `subgoal_steps: {max(length // 4, 1)}`, a quarter of the episode.",
     )
 

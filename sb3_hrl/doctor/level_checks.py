@@ -21,10 +21,10 @@ def _easy_share(run: RunSurvey) -> float:
 
 def _radius(run: RunSurvey, factor: float) -> str:
     """:return: so many times the radius of subgoals, to be set, or what to do if it was not given"""
-    radius = run.option("subgoal_radius")
+    radius = run.options.subgoals.radius
     if radius is None:
-        return "`subgoal_radius` to four times the goal's tolerance"
-    return f"`subgoal_radius: {rounded(factor * float(np.min(radius)))}`"
+        return "`radius` in `subgoal_kwargs` to four times the goal's tolerance"
+    return f"`subgoal_kwargs: {{radius: {rounded(factor * float(np.min(radius)))}}}`"
 
 
 def subgoals_reached_at_issue(run: RunSurvey) -> Finding | None:
@@ -34,9 +34,9 @@ def subgoals_reached_at_issue(run: RunSurvey) -> Finding | None:
     share = run.late(key)
     if not run.has_own_subgoals or share is None or share < _easy_share(run) + 0.3 or not run.fails(0.95):
         return None
-    cure = "Set `avoid_reached_subgoals: True`."
-    if run.option("avoid_reached_subgoals"):
-        cure = f"Set {_radius(run, 2.0)}, or `subgoal_threshold` to half of the goal's tolerance."
+    cure = "Set `subgoal_kwargs: {avoid_reached: True}`."
+    if run.options.subgoals.avoid_reached:
+        cure = f"Set {_radius(run, 2.0)}, or `threshold` in `subgoal_kwargs` to half of the goal's tolerance."
     return error(
         "subgoals_reached_at_issue",
         "The high level issues subgoals that are reached already: the agent does not move, and the low level learns nothing.",
@@ -71,7 +71,7 @@ def subgoals_replaced(run: RunSurvey) -> Finding | None:
         "subgoals_replaced",
         "Most of the high level's proposals were reached already or missed of late, and others took their place.",
         f"rollout/subgoal_replaced = {share:.2f}",
-        f"Set {_radius(run, 2.0)}, or `select_by_value: True`.",
+        f"Set {_radius(run, 2.0)}.",
     )
 
 
@@ -80,12 +80,11 @@ def subgoals_at_bounds(run: RunSurvey) -> Finding | None:
     share = run.late("eval/subgoal_at_bounds")
     if not run.has_own_subgoals or share is None or share < 0.9 or not run.fails(0.8):
         return None
-    wider = _radius(run, 2.0) if run.option("relative_subgoals") else "wider `subgoal_bounds`"
     return warning(
         "subgoals_at_bounds",
         "Nearly all subgoals lie at the bounds of what the high level may ask for.",
         f"eval/subgoal_at_bounds = {share:.2f}",
-        f"Set {wider}; if they are wide enough, `action_l2: 0.1` in `high_kwargs` pulls the actor back.",
+        f"Set {_radius(run, 2.0)}; if that is wide enough, `action_l2: 0.1` in `high_kwargs` pulls the actor back.",
     )
 
 
@@ -106,15 +105,14 @@ def saturated_actions(run: RunSurvey) -> Finding | None:
 def values_at_bound(run: RunSurvey) -> Finding | None:
     """A level's values are stuck at that of never reaching anything."""
     for level in ("low", "high"):
-        value, gamma = run.late(f"train/{level}_q_mean"), run.gamma(level)
-        bound = -1.0 / (1.0 - gamma)
+        value, config = run.late(f"train/{level}_q_mean"), run.level(level)
+        gamma, bound = config.gamma, config.min_value
         if run.is_young or value is None or not 1.1 * bound <= value <= 0.9 * bound or not run.fails(0.5):
             continue
         kwargs, steps = f"`{level}_kwargs`", run.option("subgoal_steps")
-        n_sampled_goal = (run.option(f"{level}_kwargs") or {}).get("n_sampled_goal", run.option("n_sampled_goal"))
         if level == "low" and -bound < steps:
             cure = f"Set `gamma: {1.0 - 0.5 / steps:.3f}` in {kwargs}: its horizon is shorter than a segment."
-        elif n_sampled_goal < 4:
+        elif config.n_sampled_goal < 4:
             cure = f"Set `n_sampled_goal: 4` in {kwargs}: nothing else shows it goals that are reached."
         else:
             cure = f"Set a larger `gamma` in {kwargs} (such as {1.0 - 0.5 * (1.0 - gamma):.3f}), or make the task easier."
@@ -131,7 +129,7 @@ def values_out_of_range(run: RunSurvey) -> Finding | None:
     """A level's values are outside of what is possible."""
     for level in ("low", "high"):
         value = run.late(f"train/{level}_q_mean")
-        bound = -1.0 / (1.0 - run.gamma(level))
+        bound = run.level(level).min_value
         if value is None or 1.1 * bound <= value <= -0.05 * bound:
             continue
         return error(

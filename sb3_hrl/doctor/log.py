@@ -113,7 +113,7 @@ def critic_loss_grows(run: RunSurvey) -> Finding | None:
             continue
         # At first it grows with the values themselves
         early, late = float(np.median(losses[quarter : 2 * quarter])), float(np.median(losses[-quarter:]))
-        if late > 5.0 * early and late > (0.1 / (1.0 - run.gamma(level))) ** 2:
+        if late > 5.0 * early and late > (0.1 * run.level(level).min_value) ** 2:
             return error(
                 "critic_loss_grows",
                 f"The {level} level's critic gets worse and worse.",
@@ -154,7 +154,7 @@ def stalls_without_noise(run: RunSurvey) -> Finding | None:
         "stalls_without_noise",
         "The agent is much worse without exploration noise: it repeats a decision that leads nowhere.",
         f"rollout/success_rate = {rollout:.2f}, eval/success_rate = {evaluated:.2f}",
-        "Set `avoid_reached_subgoals: True` and `avoid_missed_subgoals: True`; give evaluation the `env_kwargs` of training.",
+        "Set `subgoal_kwargs: {avoid_reached: True, avoid_missed: True}`; give evaluation the `env_kwargs` of training.",
     )
 
 
@@ -168,7 +168,7 @@ def never_succeeds(run: RunSurvey) -> Finding | None:
         "There was hardly one success.",
         f"success rate at most {rates.max():.2f} in {run.n_steps:,} steps, {run.n_updates:,} updates",
         "Make the task easier first: goals that are near (`ReducedWorkspaceWrapper`), `env_kwargs` of a smaller maze; "
-        "`subgoal_source: random` shows whether the low level learns at all.",
+        "`subgoal_kwargs: {source: random}` shows whether the low level learns at all.",
     )
 
 

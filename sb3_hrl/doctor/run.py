@@ -3,10 +3,12 @@
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from sb3_hrl.hddpg.config import HierarchyConfig, LevelConfig
 from sb3_hrl.hddpg.hddpg import HierarchicalDDPG
 
 # Environment steps and values, each of shape (n,)
@@ -46,12 +48,18 @@ class RunSurvey:
         value = self.config.get(name)
         return _PARAMETERS[name].default if value is None else value
 
-    def gamma(self, level: str) -> float:
+    @cached_property
+    def options(self) -> HierarchyConfig:
+        """The groups of options (``subgoal_kwargs``, ``high_kwargs``, ...) with their defaults, checked."""
+        arguments = SimpleNamespace(**{name: self.option(name) for name in _PARAMETERS})
+        return HierarchyConfig.from_arguments(arguments, n_critics=1)
+
+    def level(self, name: str) -> LevelConfig:
         """
-        :param level: ``high`` or ``low``
-        :return: discount of the level
+        :param name: ``high`` or ``low``
+        :return: settings of the level
         """
-        return float((self.option(f"{level}_kwargs") or {}).get("gamma", self.option("gamma")))
+        return self.options.high if name == "high" else self.options.low
 
     @property
     def n_envs(self) -> int:
@@ -85,7 +93,7 @@ class RunSurvey:
     @property
     def has_own_subgoals(self) -> bool:
         """Whether subgoals are the high level's, and it is not too early to judge them."""
-        return not self.is_young and self.option("subgoal_source") == "policy"
+        return not self.is_young and self.options.subgoals.are_learnt
 
     def values(self, key: str) -> np.ndarray:
         """

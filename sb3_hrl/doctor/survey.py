@@ -8,6 +8,7 @@ from gymnasium import spaces
 
 from sb3_hrl.common.buffers import GOAL_KEYS
 from sb3_hrl.common.goals import GoalTask
+from sb3_hrl.hddpg.config import SubgoalConfig
 
 Observation = dict[str, np.ndarray]
 
@@ -52,9 +53,7 @@ class Survey(NamedTuple):
     probes: dict[str, list[Observation]]  # after one seed: "low" and "high" actions, and twice the "same" ones and "again"
     resets: tuple[list[Observation], list[Observation]]  # a seeded reset and one without a seed, twice
     time_limit: int | None  # environment steps
-    subgoal_steps: int = 1
-    subgoal_radius: float | None = None  # the smallest of them
-    subgoal_threshold: float | None = None
+    subgoals: SubgoalConfig = SubgoalConfig()
     found_task: GoalTask | None = None  # once its reward is known to make sense
 
     @property

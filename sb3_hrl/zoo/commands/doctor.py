@@ -71,6 +71,10 @@ def hyperparameters(args: argparse.Namespace, folder: Path | None) -> tuple[dict
         config = default_hyperparameters(args.algo, args.env)
     config = dict(config) | (args.hyperparams or {})
     env_kwargs = args.env_kwargs or trained_with.get("env_kwargs")
+    try:
+        RunSurvey({}, config).options  # noqa: B018
+    except ValueError as refusal:
+        raise SystemExit(f"The agent's options are refused: {refusal}") from None
     return config | ({"env_kwargs": env_kwargs} if env_kwargs else {}), trained_with
 
 
@@ -84,13 +88,10 @@ def judge_env(args: argparse.Namespace, config: Mapping[str, Any]) -> list[Findi
         env = make_env(args.env, config)
     except Exception as exception:
         return [raises("while it was made", exception)]
-    options = RunSurvey({}, config)
     return diagnose_env(
         env,
         n_episodes=args.n_episodes,
-        subgoal_steps=options.option("subgoal_steps"),
-        subgoal_radius=options.option("subgoal_radius"),
-        subgoal_threshold=options.option("subgoal_threshold"),
+        **{name: config[name] for name in ("subgoal_steps", "subgoal_kwargs") if name in config},
     )
 
 
