@@ -361,7 +361,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     )
 }
 
-_ARGUMENTS = tuple(inspect.signature(HierarchyConfig.from_arguments).parameters)
+# Arguments of the algorithm that are options
+ARGUMENTS = tuple(inspect.signature(HierarchyConfig.from_arguments).parameters)
 
 
 def read_arguments(model: Any) -> dict[str, Any]:
@@ -369,7 +370,7 @@ def read_arguments(model: Any) -> dict[str, Any]:
     :param model: a :class:`~sb3_hrl.HierarchicalDDPG`
     :return: its arguments that :meth:`HierarchyConfig.from_arguments` takes
     """
-    return {name: getattr(model, name) for name in _ARGUMENTS}
+    return {name: getattr(model, name) for name in ARGUMENTS}
 
 
 def _all_numbers(value: Any) -> bool:
