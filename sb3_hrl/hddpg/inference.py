@@ -3,6 +3,7 @@ A hierarchy in NumPy, which is three times as fast as torch on the few observati
 looks at the policy's weights where they are; a worker gets them as one flat vector.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -54,6 +55,7 @@ def value_to_steps(values: np.ndarray, gamma: float) -> np.ndarray:
     return steps
 
 
+@functools.cache
 def candidate_actions(goal_dim: int) -> np.ndarray:
     """
     :param goal_dim: length of a goal
@@ -61,7 +63,9 @@ def candidate_actions(goal_dim: int) -> np.ndarray:
         shape (N_CANDIDATES, goal_dim)
     """
     generator = th.Generator().manual_seed(0)  # apart from the global one
-    return (2.0 * th.rand(N_CANDIDATES, goal_dim, generator=generator) - 1.0).numpy()
+    actions = (2.0 * th.rand(N_CANDIDATES, goal_dim, generator=generator) - 1.0).numpy()
+    actions.setflags(write=False)
+    return actions
 
 
 class NumpyPolicy:

@@ -12,6 +12,9 @@ from stable_baselines3.common.logger import Logger
 from sb3_hrl.common.subgoals import N_MISSED, SegmentEnd, is_missed
 from sb3_hrl.common.type_aliases import SubgoalState
 
+# Plain numbers, for speed
+_NONE, _REACHED, _OUT_OF_STEPS, _EPISODE_OVER = (int(end) for end in SegmentEnd)
+
 
 class Segments:
     """
@@ -81,27 +84,27 @@ class Segments:
         :param threshold: Euclidean distance at which a subgoal is reached, in the units of the goal
         :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
-        ends = np.zeros(len(self._targets), dtype=np.int8)
+        ends: list[int] = [_NONE] * len(self._targets)
         rows = zip(achieved_goals.tolist(), self._targets, episode_ends, strict=True)
         for env, (achieved, target, episode_over) in enumerate(rows):
             self.steps[env] += 1
             distance = math.dist(achieved, target)
             if distance <= threshold:
-                ends[env] = SegmentEnd.REACHED
+                ends[env] = _REACHED
             elif self.steps[env] >= max_steps:
-                ends[env] = SegmentEnd.OUT_OF_STEPS
+                ends[env] = _OUT_OF_STEPS
             elif episode_over:
-                ends[env] = SegmentEnd.EPISODE_OVER
+                ends[env] = _EPISODE_OVER
             else:
                 continue
             self.needs_subgoal.append(env)
             if episode_over:
                 self.missed[env] = np.inf
                 continue
-            missed = is_missed(ends[env] == SegmentEnd.REACHED, distance, self._initial_distances[env])
+            missed = is_missed(ends[env] == _REACHED, distance, self._initial_distances[env])
             self.missed[env, :-1] = self.missed[env, 1:]
             self.missed[env, -1] = (self._starts[env], target) if missed else np.inf
-        return ends
+        return np.array(ends, dtype=np.int8)
 
 
 class SegmentStatistics:
@@ -126,9 +129,8 @@ class SegmentStatistics:
         :param ends: how segments ended, see :meth:`Segments.advance`, shape (n_envs,)
         :param steps: environment steps of each segment so far, shape (n_envs,)
         """
-        for end, n_steps in zip(ends.tolist(), steps, strict=True):
-            if end != SegmentEnd.NONE:
-                self._sums[4:] += (1, end == SegmentEnd.REACHED, n_steps)
+        for env in np.flatnonzero(ends):
+            self._sums[4:] += (1, int(ends[env] == _REACHED), steps[int(env)])
 
     def take(self) -> list[int]:
         """:return: sums over the segments since the last call or log, for :meth:`add` of the learner's"""
