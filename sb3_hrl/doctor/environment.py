@@ -85,6 +85,9 @@ def goal_reward(survey: Survey) -> Finding | None:
         cure = "Return -1, or 0 where the goal is reached, for each row of two arrays of goals of shape (n, goal_dim)."
         if "threshold`" in str(refusal):
             cure = "Set `threshold` in `subgoal_kwargs` to the distance of success, or use the sparse version of the task."
+        if "No distance explains" in str(refusal):
+            cure = "Give `compute_reward` a tolerance, such as `np.linalg.norm(achieved - desired, axis=-1) < 0.05`."
+            return error("zero_tolerance", str(refusal), "no success at a distance of 1e-6", cure)
         return error("goal_reward", str(refusal), "compute_reward(goals, goals, [{}, ...])", cure)
     except Exception as exception:
         symptom = f"`compute_reward` fails on arrays of goals with empty infos: {type(exception).__name__}: {exception}"

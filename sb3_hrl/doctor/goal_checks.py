@@ -162,8 +162,8 @@ def small_radius(survey: Survey) -> Finding | None:
         "small_radius",
         "Subgoals are issued within the distance at which they count as reached: all of them are reached at once.",
         f"radius = {radius}, tolerance {threshold:.2g}",
-        f"Set `subgoal_kwargs: {{radius: {rounded(4.0 * threshold)}}}` (four times the tolerance), or leave "
-        "the radius out to have it found.",
+        f"Set `subgoal_kwargs: {{radius: {rounded(4.0 * threshold)}}}` (four times the tolerance), or leave it out, so that "
+        "it is found.",
     )
 
 

@@ -3,12 +3,11 @@
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from sb3_hrl.hddpg.config import HierarchyConfig, LevelConfig
+from sb3_hrl.hddpg.config import ARGUMENTS, HierarchyConfig, LevelConfig
 from sb3_hrl.hddpg.hddpg import HierarchicalDDPG
 
 # Environment steps and values, each of shape (n,)
@@ -51,8 +50,9 @@ class RunSurvey:
     @cached_property
     def options(self) -> HierarchyConfig:
         """The groups of options (``subgoal_kwargs``, ``high_kwargs``, ...) with their defaults, checked."""
-        arguments = SimpleNamespace(**{name: self.option(name) for name in _PARAMETERS})
-        return HierarchyConfig.from_arguments(arguments, n_critics=1)
+        arguments = {name: self.option(name) for name in ARGUMENTS}
+        # The zoo's files have it as a string, and nothing in it is asked for here
+        return HierarchyConfig.from_arguments(**arguments | {"policy_kwargs": {}})
 
     def level(self, name: str) -> LevelConfig:
         """

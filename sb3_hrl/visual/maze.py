@@ -102,9 +102,7 @@ def plot_maze(
 
 def _states(buffer: SharedMemoryReplayBuffer, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Visited states, drawn by a generator of their own, so that a picture changes nothing in a seeded run."""
-    reader = buffer.reader(seed=0)
-    reader.shards = buffer.shards
-    states = reader.sample_states(n)
+    states = buffer.sample_states(n, np.random.default_rng(0))
     return states["observation"], states["achieved_goal"]
 
 
