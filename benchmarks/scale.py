@@ -18,10 +18,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_hrl import HierarchicalDDPG, SerialCollector
 from sb3_hrl.common.goals import goal_task_from_env
 from sb3_hrl.common.weight_sync import WeightPublisher, WeightSubscriber
+from sb3_hrl.hddpg.async_rollouts import collect_task
 from sb3_hrl.hddpg.batch_source import BatchSource
-from sb3_hrl.hddpg.exploration import WorkerAgent
 from sb3_hrl.hddpg.inference import PolicySnapshot
-from sb3_hrl.parallel.worker import CollectTask, Worker
+from sb3_hrl.parallel.worker import Worker
 
 
 def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, float]:
@@ -45,15 +45,7 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
     def write_weights(vector: np.ndarray) -> None:
         snapshot.write(policy, vector)
 
-    task = CollectTask(
-        agent=WorkerAgent(snapshot, policy.goal_dim, buffer.action_dim),
-        columns=buffer.columns,
-        row_dim=buffer.shards.row_dim,
-        action_space=env.action_space,
-        warm_up_rounds=0,
-        handle_timeout_termination=True,
-        seed=0,
-    )
+    task = collect_task(snapshot, buffer, action_noise=None, n_warm_up=0)
     publisher = WeightPublisher(snapshot.n_weights)
     publisher.publish(write_weights)
     single = make_env(env_id)()

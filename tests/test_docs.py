@@ -104,7 +104,7 @@ def test_every_public_name_is_documented(site):
     documented = {line.split()[0] for line in inventory.splitlines() if " py:" in line}
     assert {"sb3_hrl.HierarchicalDDPG", "sb3_hrl.HierarchicalDDPG.learn"} <= documented
     names = public_names()
-    assert {"sb3_hrl.hddpg.levels.LevelConfig", "sb3_hrl.common.wrappers.add_success_info"} <= names
+    assert {"sb3_hrl.hddpg.config.LevelConfig", "sb3_hrl.common.wrappers.add_success_info"} <= names
     assert names <= documented, f"add to docs/api: {sorted(names - documented)}"
 
 
@@ -138,6 +138,7 @@ def test_the_drawings_are_drawn(tmp_path):
 def test_the_architecture_names_every_file():
     page = (ROOT / "docs/architecture.md").read_text()
     layers = ("zoo", "visual", "doctor", "plots", "hddpg", "parallel", "common")
-    files = [path for layer in layers for path in (ROOT / "sb3_hrl" / layer).glob("*.py") if path.name != "__init__.py"]
+    folders = [ROOT / "sb3_hrl" / layer for layer in layers]
+    files = [path.relative_to(folder) for folder in folders for path in folder.rglob("*.py") if path.name != "__init__.py"]
     assert len(files) > 30
-    assert [path.name for path in files if f"`{path.name}`" not in page] == []
+    assert [str(path) for path in files if f"`{path}`" not in page] == []

@@ -39,7 +39,7 @@ def test_reward_of_zero_and_one_is_sparse_too():
 
 def test_dense_reward_needs_a_threshold():
     env = PointEnv(dense=True)
-    with pytest.raises(ValueError, match="subgoal_threshold"):
+    with pytest.raises(ValueError, match="`threshold` in `subgoal_kwargs`"):
         GoalTask(env.compute_reward, GOALS)
     task = GoalTask(env.compute_reward, GOALS, threshold=0.2)
     assert task.success(GOALS, GOALS + [0.0, 0.19]).all()
@@ -199,7 +199,7 @@ def test_real_numbers_that_never_meet_need_a_threshold():
     def equal(achieved, desired, infos):
         return (achieved == desired).all(axis=-1) - 1.0
 
-    with pytest.raises(ValueError, match=r"No distance explains.*`subgoal_threshold`"):
+    with pytest.raises(ValueError, match=r"No distance explains.*`threshold` in `subgoal_kwargs`"):
         GoalTask(equal, GOALS + 0.1)
     assert GoalTask(equal, GOALS + 0.1, threshold=0.2).threshold == 0.2
     assert GoalTask(equal, np.rint(GOALS)).threshold == 0.5
@@ -218,7 +218,7 @@ def changed(env, **methods):
 @pytest.mark.parametrize(
     ("make_env", "match"),
     [
-        (lambda: PointEnv(dense=True), "`subgoal_threshold`"),
+        (lambda: PointEnv(dense=True), "`threshold` in `subgoal_kwargs`"),
         (lambda: changed(PointEnv(), compute_reward=raising), "`compute_reward` raised KeyError"),
         (lambda: changed(PointEnv(), compute_terminated=raising), "`compute_terminated` raised KeyError"),
         (lambda: changed(PointEnv(), compute_reward=lambda a, g, info: np.zeros(len(a))), "always reached"),

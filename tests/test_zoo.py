@@ -227,7 +227,7 @@ def test_every_environment_named_is_there():
         if "Maze" in env_id:
             assert hyperparams[env_id]["env_kwargs"]["continuing_task"] is False
         if "Dense" in env_id and "Maze" in env_id:
-            assert "subgoal_threshold" in hyperparams[env_id]
+            assert "threshold" in hyperparams[env_id]["subgoal_kwargs"]
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])

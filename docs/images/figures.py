@@ -75,7 +75,7 @@ def levels() -> Figure:
     return figure
 
 
-def house() -> Figure:
+def layers() -> Figure:
     """The layers of the package, imports go downwards."""
     figure, axes = canvas(8.6, 6.4)
     box(axes, 4, 55, 78, 7, "sb3_hrl.zoo", "what rl_zoo3 has to be told; command line", ENV)
@@ -89,7 +89,7 @@ def house() -> Figure:
         78,
         9,
         "sb3_hrl.hddpg",
-        "the algorithm: policy, two levels, hindsight batches,\nsubgoals in force, landmarks, evaluation",
+        "the algorithm: options, policy, two levels, hindsight,\nsegments, choosers of subgoals, planners, evaluation",
         HIGH,
     )
     box(
@@ -143,7 +143,7 @@ def processes() -> Figure:
     axes.add_patch(FancyBboxPatch((38, 1.5), 24, 55, boxstyle=style, facecolor="none", edgecolor="#6aa84f", linestyle="--"))
     axes.text(50, 58, "shared memory (anonymous)", ha="center", va="center", fontsize=9, color="#38761d")
     box(axes, 40, 46, 20, 8, "weights", "one vector, a version", SHARED)
-    box(axes, 40, 35, 20, 8, "leave to go on", "steps for each worker", SHARED)
+    box(axes, 40, 35, 20, 8, "step budget", "steps for each worker", SHARED)
     box(axes, 40, 20, 20, 12, "replay buffer", "a shard per environment:\nsteps, segments, counts", SHARED)
     box(axes, 40, 4, 20, 9, "batches", "that are ready", SHARED)
     box(
@@ -168,7 +168,7 @@ def processes() -> Figure:
     return figure
 
 
-FIGURES = {"levels": levels, "house": house, "processes": processes}
+FIGURES = {"levels": levels, "layers": layers, "processes": processes}
 
 
 def main() -> None:

@@ -98,8 +98,9 @@ class GoalTask:
                 return 0.5
             raise ValueError(
                 "No distance explains when a goal counts as reached: by `compute_reward` it is not even at a distance of "
-                f"{distances[0]:.0e}. Pass the distance at which a subgoal counts as reached as `subgoal_threshold` (in the "
-                "units of the achieved goal), or give `compute_reward` a tolerance: real numbers never meet to the last digit."
+                f"{distances[0]:.0e}. Pass the distance at which a subgoal counts as reached as `threshold` in "
+                "`subgoal_kwargs` (in the units of the achieved goal), or give `compute_reward` a tolerance: real numbers "
+                "never meet to the last digit."
             )
         # Between the last distance up to which all probes succeed and the next one
         inner = int(np.argmin(reached))

@@ -69,7 +69,7 @@ def subgoals_replaced(run: RunSurvey) -> Finding | None:
         return None
     return warning(
         "subgoals_replaced",
-        "Most of the high level's proposals were reached already or missed of late, and others took their place.",
+        "Most of the high level's proposals were reached already or missed recently, and others took their place.",
         f"rollout/subgoal_replaced = {share:.2f}",
         f"Set {_radius(run, 2.0)}.",
     )
