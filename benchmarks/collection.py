@@ -11,7 +11,6 @@ Pure collection, two workers and a [256, 256] policy, environment steps per seco
 """
 
 import argparse
-import itertools
 import multiprocessing as mp
 import os
 import statistics
@@ -25,10 +24,11 @@ import torch as th
 from stable_baselines3 import DDPG
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.torch_layers import create_mlp
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
-from sb3_hrl.common.networks import NumpyMLP
+from sb3_hrl.common.networks import live_network
 
 NETWORKS = dict(net_arch=[256, 256])
 
@@ -50,9 +50,7 @@ def bare_worker(env_id: str, seconds: mp.Queue, rates: mp.Queue) -> None:
     env = make_env(env_id)()
     obs, _ = env.reset(seed=0)
     sizes = [sum(np.size(part) for part in obs.values()) + np.size(obs["achieved_goal"]), 256, 256, env.action_space.shape[0]]
-    n_weights = sum(a * b + b for a, b in itertools.pairwise(sizes))
-    rng = np.random.default_rng(0)
-    policy = NumpyMLP(sizes, True, (0.05 * rng.standard_normal(n_weights)).astype(np.float32))
+    policy = live_network(th.nn.Sequential(*create_mlp(sizes[0], sizes[-1], sizes[1:-1], squash_output=True)))
     n_obs, n_goal = np.size(obs["observation"]), np.size(obs["achieved_goal"])
     staging = np.zeros((50, 2 * n_obs + 4 * n_goal + sizes[-1] + 3), np.float32)
     ring, head = (

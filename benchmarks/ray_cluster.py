@@ -79,7 +79,7 @@ def train(cluster: Cluster, seed: int, n_steps: int, lose_node: bool) -> None:
         gradient_steps=2,
         high_update_interval=1,
         subgoal_steps=10,
-        subgoal_radius=0.1,
+        subgoal_kwargs=dict(radius=0.1),
         policy_kwargs=dict(net_arch=[128, 128]),
         async_collection=True,
         seed=seed,

@@ -20,7 +20,6 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_hrl import HierarchicalDDPG
-from sb3_hrl.hddpg.mapping import update_landmarks
 
 
 def main() -> None:
@@ -47,9 +46,10 @@ def main() -> None:
     model = HierarchicalDDPG.load(run / f"{args.env}.zip", make_env(1, 0), gradient_steps=0, learning_starts=0)
     model.learn(args.steps)
     for miss_cost in args.miss_cost:
-        config = replace(model._landmark_config, miss_cost=miss_cost)
+        config = model.policy.config
+        model.policy.config = replace(config, planner=replace(config.planner, miss_cost=miss_cost))
         model.replay_buffer.rng = np.random.default_rng(0)
-        update_landmarks(model.policy, model.replay_buffer, config)
+        model.policy.update_planner(model.replay_buffer)
         ends: Counter[str] = Counter()
 
         def count(locals_: dict, _, ends: Counter[str] = ends) -> None:

@@ -16,11 +16,12 @@ from sharing import median_us
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_hrl import HierarchicalDDPG, SerialCollector
+from sb3_hrl.common.goals import goal_task_from_env
 from sb3_hrl.common.weight_sync import WeightPublisher, WeightSubscriber
-from sb3_hrl.hddpg.levels import ddpg_update
-from sb3_hrl.hddpg.rollouts import AsyncRollouts
-from sb3_hrl.hddpg.samplers import Samplers
-from sb3_hrl.parallel.worker import Worker
+from sb3_hrl.hddpg.batch_source import BatchSource
+from sb3_hrl.hddpg.exploration import WorkerAgent
+from sb3_hrl.hddpg.inference import PolicySnapshot
+from sb3_hrl.parallel.worker import CollectTask, Worker
 
 
 def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, float]:
@@ -39,14 +40,24 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
     )
     model.learn(1_500, log_interval=None)
     # A worker as it is in its process
-    model._total_timesteps = 10**9
-    rollouts = AsyncRollouts(model)
-    task = rollouts._task()
-    rollouts.stop()
-    publisher = WeightPublisher(task.agent.n_weights)
-    publisher.publish(rollouts._write_weights)
+    policy, buffer, snapshot = model.policy, model.replay_buffer, PolicySnapshot(model.policy)
+
+    def write_weights(vector: np.ndarray) -> None:
+        snapshot.write(policy, vector)
+
+    task = CollectTask(
+        agent=WorkerAgent(snapshot, policy.goal_dim, buffer.action_dim),
+        columns=buffer.columns,
+        row_dim=buffer.shards.row_dim,
+        action_space=env.action_space,
+        warm_up_rounds=0,
+        handle_timeout_termination=True,
+        seed=0,
+    )
+    publisher = WeightPublisher(snapshot.n_weights)
+    publisher.publish(write_weights)
     single = make_env(env_id)()
-    writer = model.replay_buffer.shards.writers()[0]
+    writer = buffer.shards.writers()[0]
     worker = Worker([single], [None], 0, 1, task, env.config, [writer], WeightSubscriber(publisher.block))
     env_time = [0.0]
     step = single.step
@@ -78,19 +89,19 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
         flushes.append((time.perf_counter() - start) / 50 * 1e6)
 
     # The learner's parts
-    samplers = Samplers(model, 256, depth=0)
-    low, high = samplers.low(), samplers.high()
-    vector = np.empty(task.agent.n_weights, np.float32)
+    batches = BatchSource(policy, buffer, goal_task_from_env(env, env.reset()["desired_goal"]))
+    low, high = batches.low(), batches.high()
+    vector = np.empty(snapshot.n_weights, np.float32)
     subscriber = WeightSubscriber(publisher.block)
     result = {
         "environment": statistics.median(envs),
         "policy and rest": statistics.median(rounds) - statistics.median(envs),
         "write": statistics.median(flushes),
-        "low batch": median_us(samplers.low, 40),
-        "low update": median_us(lambda: ddpg_update(model.policy.low, low, model._low), 40),
-        "high batch": median_us(samplers.high, 40),
-        "high update": median_us(lambda: ddpg_update(model.policy.high, high, model._high), 40),
-        "publish": median_us(lambda: publisher.publish(rollouts._write_weights), 100),
+        "low batch": median_us(batches.low, 40),
+        "low update": median_us(lambda: policy.low.update(low), 40),
+        "high batch": median_us(batches.high, 40),
+        "high update": median_us(lambda: policy.high.update(high), 40),
+        "publish": median_us(lambda: publisher.publish(write_weights), 100),
         "fetch": median_us(lambda: subscriber.fetch(vector), 100),
     }
     env.close()

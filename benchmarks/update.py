@@ -1,6 +1,6 @@
 """
-Time of one DDPG update ([256, 256], batch 256, shapes of FetchReach): written-out gradients on flat networks (FlatMLP)
-against the same networks left to autograd (AutogradNetwork), interleaved in one process.
+Time of one update on a given batch ([256, 256], batch 256, shapes of FetchReach): DDPGLevel against SB3's DDPG, and the same
+level as TD3 against SB3's TD3, interleaved in one process. Each has the optimizer that it has by default.
 
     OMP_NUM_THREADS=1 python benchmarks/update.py
 """
@@ -8,23 +8,67 @@ against the same networks left to autograd (AutogradNetwork), interleaved in one
 import argparse
 import statistics
 import time
-from unittest.mock import patch
+from collections.abc import Callable
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import DDPG, TD3
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from sb3_hrl.common.networks import AutogradNetwork, FlatMLP
-from sb3_hrl.common.type_aliases import LevelSamples
-from sb3_hrl.hddpg.levels import LevelConfig, LevelPolicy, ddpg_update, with_targets
+from sb3_hrl.common.type_aliases import Transitions
+from sb3_hrl.hddpg.config import LevelConfig
+from sb3_hrl.hddpg.level import DDPGLevel
+
+INPUTS, ACTIONS = spaces.Box(-np.inf, np.inf, (19,)), spaces.Box(-1.0, 1.0, (4,))
+TD3_SETTINGS = dict(n_critics=2, policy_delay=2, target_policy_noise=0.2)
 
 
-def make_level(network_class: type[FlatMLP] | type[AutogradNetwork]) -> LevelPolicy:
-    """:return: a level whose networks are of this class, with the same weights each time"""
-    th.manual_seed(0)
-    inputs, actions = spaces.Box(-np.inf, np.inf, (19,)), spaces.Box(-1.0, 1.0, (4,))
-    with patch("sb3_hrl.hddpg.levels.traced", network_class):
-        return LevelPolicy(inputs, actions, lambda _: 1e-3, net_arch=[256, 256], n_critics=1, optimizer_kwargs={"fused": True})
+class Spaces(gym.Env):
+    """Has the spaces of FetchReach, and nothing else."""
+
+    observation_space, action_space = INPUTS, ACTIONS
+
+
+class OneBatch:
+    """
+    A replay buffer that always returns the same batch.
+
+    :param batch: the batch
+    """
+
+    def __init__(self, batch: ReplayBufferSamples):
+        self._batch = batch
+
+    def sample(self, *args: Any, **kwargs: Any) -> ReplayBufferSamples:
+        """:return: the batch"""
+        return self._batch
+
+
+def level_updates(batch: Transitions, **settings: Any) -> Callable[[int], None]:
+    """:return: makes so many updates of a level"""
+    config = LevelConfig(**settings)
+    level = DDPGLevel(INPUTS, ACTIONS, config.lr_schedule, config, net_arch=[256, 256], optimizer_kwargs={"fused": True})
+
+    def update(n_updates: int) -> None:
+        for n in range(1, n_updates + 1):
+            level.update(level.td_targets(batch), n)
+
+    return update
+
+
+def sb3_updates(algorithm: type[TD3], batch: Transitions) -> Callable[[int], None]:
+    """:return: makes so many updates of an agent of SB3's"""
+    model = algorithm("MlpPolicy", Spaces(), learning_rate=1e-3, buffer_size=1, policy_kwargs=dict(net_arch=[256, 256]))
+    model.set_logger(configure(None, []))
+    # An entry is over where its discount is 0
+    model.replay_buffer = OneBatch(
+        ReplayBufferSamples(batch.inputs, batch.actions, batch.next_inputs, 1.0 - batch.discounts, batch.rewards)
+    )
+    return lambda n_updates: model.train(n_updates, batch_size=256)
 
 
 def main() -> None:
@@ -34,21 +78,26 @@ def main() -> None:
     args = parser.parse_args()
 
     th.set_num_threads(1)
-    config = LevelConfig(1e-3, None, 0.005, 0.99, 4, 1.0, 0.1, 0.2, 1, 0.0, 0.5)
-    dones = (th.rand(256, 1) < 0.3).float()
-    batch = LevelSamples(th.randn(256, 19), 2 * th.rand(256, 4) - 1, th.randn(256, 19), dones - 1, dones)
-    levels = {"autograd": make_level(AutogradNetwork), "flat": make_level(FlatMLP)}
-    times: dict[str, list[float]] = {name: [] for name in levels}
+    th.manual_seed(0)
+    discounts = (th.rand(256, 1) < 0.3).float()
+    batch = Transitions(th.randn(256, 19), 2 * th.rand(256, 4) - 1, th.randn(256, 19), discounts - 1, discounts)
+    updates = {
+        "DDPGLevel": level_updates(batch),
+        "SB3's DDPG": sb3_updates(DDPG, batch),
+        "DDPGLevel as TD3": level_updates(batch, **TD3_SETTINGS),
+        "SB3's TD3": sb3_updates(TD3, batch),
+    }
+    times: dict[str, list[float]] = {name: [] for name in updates}
     for _ in range(args.rounds):
-        for name, level in levels.items():
+        for name, update in updates.items():
             start = time.perf_counter()
-            for _ in range(args.updates):
-                ddpg_update(level, with_targets(level, batch, config), config)
+            update(args.updates)
             times[name].append((time.perf_counter() - start) / args.updates * 1e3)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, median in medians.items():
-        print(f"{name:10s} {median:6.2f} ms per update")
-    print(f"ratio of medians: {medians['autograd'] / medians['flat']:.2f}")
+        print(f"{name:17s} {median:6.2f} ms per update")
+    for theirs, ours in (("SB3's DDPG", "DDPGLevel"), ("SB3's TD3", "DDPGLevel as TD3")):
+        print(f"{theirs} / {ours}: {medians[theirs] / medians[ours]:.2f}")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ if __name__ == "__main__":
         gamma=0.95,
         tau=0.01,
         train_freq=2,
-        avoid_missed_subgoals=True,  # or it may run against the wall for ever
+        subgoal_kwargs=dict(avoid_missed=True),  # or it may run against the wall again and again
         subgoal_steps=10,
         high_update_interval=1,
         policy_kwargs=dict(net_arch=[64, 64]),

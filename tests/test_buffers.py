@@ -1,5 +1,7 @@
 """The replay buffer: what goes in comes out, once, and from the right episode."""
 
+import copy
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import DDPG, SAC, TD3
 
 from sb3_hrl import SharedMemoryReplayBuffer
+from sb3_hrl.common.shards import make_writers
 
 SPACE = spaces.Dict({key: spaces.Box(-np.inf, np.inf, (1,)) for key in ("observation", "achieved_goal", "desired_goal")})
 ACTIONS = spaces.Box(-1.0, 1.0, (1,))
@@ -164,7 +167,7 @@ def test_counters_are_written_in_place():
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_pickles_hold_the_filled_part_and_continue(n_envs):
-    buffer = make_buffer(1_000_000, n_envs, compute_reward=lambda achieved, desired, infos: achieved)
+    buffer = make_buffer(1_000_000, n_envs, compute_reward=lambda achieved, desired, infos: achieved.ravel())
     next_step = fill(buffer, [8, 5])
     data = pickle.dumps(buffer)
     assert len(data) < 20_000
@@ -260,6 +263,141 @@ def test_plain_sb3_takes_it(n_envs, hindsight, algorithm):
     np.testing.assert_allclose(samples.rewards.numpy().ravel(), expected)
     # Inclusive `future`: some steps reach the goal that is their own, with hindsight only
     assert (expected == 0).mean() > 0.1 if hindsight else (expected == 0).mean() < 0.3
+
+
+def reached(achieved, desired, infos):
+    return (np.abs(achieved - desired) < 0.5).all(axis=-1) - 1.0
+
+
+def make_ddpg(n_envs: int = 1, **buffer_kwargs) -> DDPG:
+    return DDPG(
+        "MultiInputPolicy",
+        point_vec_env(n_envs),
+        replay_buffer_class=SharedMemoryReplayBuffer,
+        replay_buffer_kwargs=buffer_kwargs,
+        policy_kwargs=dict(net_arch=[16]),
+        learning_starts=30,
+        buffer_size=500,
+        seed=0,
+    )
+
+
+def test_a_loaded_buffer_does_not_forget_hindsight_in_silence(tmp_path):
+    """SB3 hands its environment to a HerReplayBuffer only."""
+    kwargs = dict(compute_reward=PointEnv().compute_reward)
+    model = make_ddpg(**kwargs).learn(100)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = make_ddpg(**kwargs)
+    other.load_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match=r"model.replay_buffer.compute_reward ="):
+        other.learn(100, reset_num_timesteps=False)
+    # What the sentence says to do does it
+    other.replay_buffer.compute_reward = other.replay_buffer_kwargs["compute_reward"]
+    other.learn(100, reset_num_timesteps=False)
+    rewards = [m.replay_buffer.sample(1000).rewards.numpy() for m in (model, other)]
+    assert np.mean(rewards[1] == 0) > 0.5 * np.mean(rewards[0] == 0) > 0.05
+    other.replay_buffer.compute_reward, other.replay_buffer.n_sampled_goal = None, 0
+    assert other.replay_buffer.sample(10).rewards.shape == (10, 1)
+
+
+def test_a_deep_copy_keeps_hindsight():
+    buffer = make_buffer(compute_reward=reached)
+    fill(buffer, [10, 7])
+    copied = copy.deepcopy(buffer)
+    assert copied.compute_reward is buffer.compute_reward
+    a, b = buffer.sample(200), copied.sample(200)
+    np.testing.assert_array_equal(a.rewards, b.rewards)
+    assert (b.rewards == 0).any()
+    fill(copied, [5], start=17)
+    assert (buffer.size(), copied.size()) == (17, 22), "the memory is not shared"
+
+
+def test_hindsight_is_on_if_and_only_if_there_is_a_reward():
+    assert make_buffer().n_sampled_goal == 0
+    assert make_buffer(compute_reward=reached).n_sampled_goal == 4
+    assert make_buffer(compute_reward=reached, n_sampled_goal=0).n_sampled_goal == 0
+    with pytest.raises(ValueError, match=r"`n_sampled_goal=4` needs .* `compute_reward`"):
+        make_buffer(n_sampled_goal=4)
+    with pytest.raises(ValueError, match="at least 0"):
+        make_buffer(n_sampled_goal=-1)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_position_and_fullness_are_those_of_sb3(n_envs):
+    buffer = make_buffer(20 * n_envs, n_envs)
+    assert (buffer.pos, buffer.full) == (0, False)
+    expected = [(8, False), (16, False), (4, True), (12, True)]
+    for k, (pos, full) in enumerate(expected):
+        fill(buffer, [8], start=8 * k)
+        assert (buffer.pos, buffer.full) == (pos, full)
+    copied = pickle.loads(pickle.dumps(buffer))
+    assert (copied.pos, copied.full) == (12, True)
+    buffer.reset()
+    assert (buffer.pos, buffer.full) == (0, False)
+
+
+def write_rows(blocks, n: int) -> None:
+    """What a worker does in its process."""
+    writer = make_writers(blocks, [0], trim_interval=1)[0]
+    for _ in range(n):
+        writer.write(np.zeros((1, blocks[1]["rows"].shape[-1]), np.float32), np.zeros(1, bool))
+
+
+@pytest.mark.timeout(60)
+def test_position_counts_what_other_processes_write(leaves_nothing):
+    buffer = make_buffer(20)
+    process = multiprocessing.get_context("fork").Process(target=write_rows, args=(buffer.shards.blocks(), 27))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    assert (buffer.pos, buffer.full) == (7, True)
+
+
+def test_rewards_are_asked_for_in_the_goals_own_space():
+    """Goals that are a matrix of whole numbers, which index a table."""
+    space = spaces.Box(0, 9, (2, 2), np.int64)
+    asked = []
+
+    def compute_reward(achieved, desired, infos):
+        asked.append((achieved, desired, infos))
+        return np.eye(10)[achieved, desired].all(axis=(1, 2)) - 1.0
+
+    observation_space = spaces.Dict(observation=SPACE["observation"], achieved_goal=space, desired_goal=space)
+    buffer = SharedMemoryReplayBuffer(50, observation_space, ACTIONS, device="cpu", compute_reward=compute_reward)
+    for k in range(10):
+        goals = dict(achieved_goal=np.full((1, 2, 2), k), desired_goal=np.full((1, 2, 2), 9))
+        obs = {"observation": np.zeros((1, 1)), **goals}
+        buffer.add(obs, obs, np.zeros((1, 1)), -np.ones(1), np.array([k == 9]), [{}])
+    samples = buffer.sample(100)
+    assert samples.observations["desired_goal"].shape == (100, 2, 2)
+    assert (samples.rewards == 0).any()
+    ((achieved, desired, infos),) = asked
+    for goals in (achieved, desired):
+        assert goals.shape == (80, 2, 2)
+        assert goals.dtype == np.int64
+    assert infos.shape == (80,)
+    assert infos.dtype == object
+    assert infos.tolist() == [{}] * 80
+
+
+@pytest.mark.parametrize(
+    ("compute_reward", "match"),
+    [
+        (lambda achieved, desired, infos: 0.0 if abs(achieved - desired) < 1 else -1.0, "`np.where`"),
+        (lambda achieved, desired, infos: -float(abs(achieved - desired)), "vectorised"),
+        (lambda achieved, desired, infos: -np.abs(achieved - desired) * infos["cost"], "leave out what needs `info`"),
+        (lambda achieved, desired, infos: -np.abs(achieved - desired) * infos[0]["cost"], "KeyError"),
+        (lambda achieved, desired, infos: None, "returned None"),
+        (lambda achieved, desired, infos: "good", "return numbers"),
+        (lambda achieved, desired, infos: np.linalg.norm(achieved - desired), "vectorised"),
+        (lambda achieved, desired, infos: np.full(len(achieved), np.nan), "NaN"),
+    ],
+)
+def test_rewards_that_cannot_be_computed_in_hindsight_are_refused(compute_reward, match):
+    buffer = make_buffer(compute_reward=compute_reward)
+    fill(buffer, [10])
+    with pytest.raises(ValueError, match=match):
+        buffer.sample(20)
 
 
 def test_bad_arguments_are_refused():

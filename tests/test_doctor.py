@@ -11,14 +11,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import FaultyEnv, PointEnv
+from conftest import run as run_command
 from gymnasium import spaces
+from gymnasium.utils import seeding
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.envs import BitFlippingEnv
 
 from sb3_hrl.doctor import diagnose_env, diagnose_log
 from sb3_hrl.doctor.environment import NAMES as ENV_CHECKS
 from sb3_hrl.doctor.log import NAMES as LOG_CHECKS
-from sb3_hrl.zoo import doctor
+from sb3_hrl.zoo.commands import doctor
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -102,6 +104,14 @@ class Unseeded(PointEnv):
         super().reset(**kwargs)
         self.position, self.goal = np.random.default_rng().uniform(-1.0, 1.0, (2, 2))
         return self._obs(), {}
+
+
+class Reseeding(PointEnv):
+    """It makes a new generator in every reset, as panda-gym does: without a seed that is one of the operating system's."""
+
+    def reset(self, *, seed=None, options=None):
+        self.np_random, _ = seeding.np_random(seed)
+        return super().reset(options=options)
 
 
 class Placed(PointEnv):
@@ -223,6 +233,7 @@ ENV_FAULTS = [
     ("frozen_goal", lambda: Changed(lambda env, obs, info: obs["achieved_goal"].fill(0.0)), {}),
     ("ignored_actions", Deaf, {}),
     ("not_seeded", Unseeded, {}),
+    ("not_seeded", Reseeding, {}),
     ("same_goal", lambda: Placed([0.3, 0.3]), {}),
     ("long_segments", PointEnv, dict(subgoal_steps=21)),
     ("random_reward", lambda: Rewarded(random_reward), {}),
@@ -238,7 +249,7 @@ ENV_FAULTS = [
     ("out_of_reach", lambda: Placed(offset=1000.0), {}),
     ("goal_scales", Stretched, {}),
     ("coarse_steps", lambda: other("threshold", 0.01), {}),
-    ("small_radius", PointEnv, dict(subgoal_radius=[0.3, 0.05])),
+    ("small_radius", PointEnv, dict(subgoal_kwargs=dict(radius=[0.3, 0.05]))),
     ("ends_without_success", Falling, {}),
     ("end_differs", Quiet, {}),
     ("sb3_check", Silent, {}),
@@ -272,21 +283,36 @@ def test_silent_on_sound_environments(make):
 
 
 def test_a_dense_reward_with_a_threshold_is_sound():
-    assert diagnose_env(PointEnv(dense=True), subgoal_threshold=0.1) == []
+    assert diagnose_env(PointEnv(dense=True), subgoal_kwargs=dict(threshold=0.1)) == []
+
+
+def test_a_seed_that_holds_for_one_episode_only_has_its_own_cure():
+    (finding,) = diagnose_env(Reseeding())
+    assert finding.metric == "reset(seed=...), reset() twice"
+    assert "only if `reset` gets a seed" in finding.cure
 
 
 def test_what_the_learner_says_is_in_the_finding():
     (finding,) = diagnose_env(PointEnv(dense=True))
     assert "dense" in finding.symptom
-    assert "subgoal_threshold" in finding.cure
+    assert "`threshold` in `subgoal_kwargs`" in finding.cure
     (finding,) = diagnose_env(Changed(renamed))
     assert "add_success_info" in finding.cure
 
 
-@pytest.mark.parametrize("name", ["n_episodes", "n_resets", "max_steps", "subgoal_steps"])
+@pytest.mark.parametrize("name", ["n_episodes", "n_resets", "max_steps"])
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1"):
         diagnose_env(PointEnv(), **{name: 0})
+
+
+def test_options_are_refused_as_the_agent_does():
+    with pytest.raises(ValueError, match="`subgoal_steps` must be a whole number of at least 1"):
+        diagnose_env(PointEnv(), subgoal_steps=0)
+    with pytest.raises(ValueError, match="did you mean `radius`"):
+        diagnose_env(PointEnv(), subgoal_kwargs=dict(radios=0.1))
+    with pytest.raises(SystemExit, match="did you mean `gamma`"):
+        doctor.main(["--env", "FetchReach-v4", "--exp-id", "-1", "-params", "low_kwargs:dict(gama=0.9)"])
 
 
 REAL = ["FetchReach-v4", "FetchPush-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v4"]
@@ -312,7 +338,9 @@ def test_the_maze_as_it_is_made(capsys):
 
 # ------------------------------------------------------------------- logs
 
-CONFIG = dict(n_timesteps=20_000, learning_starts=500, train_freq=1, subgoal_steps=10, gamma=0.95, subgoal_radius=0.2)
+CONFIG = dict(
+    n_timesteps=20_000, learning_starts=500, train_freq=1, subgoal_steps=10, gamma=0.95, subgoal_kwargs=dict(radius=0.2)
+)
 STEPS = np.arange(500, 20_001, 500, dtype=float)
 
 
@@ -416,12 +444,14 @@ def test_cures_have_values():
         (finding,) = diagnose_log(learning_log(**changed), CONFIG | (config or {}), n_timesteps)
         return finding.cure
 
-    assert "`subgoal_radius: 0.1`" in cure(**FAILS, rollout__subgoal_success_rate=0.02)
+    assert "`subgoal_kwargs: {radius: 0.1}`" in cure(**FAILS, rollout__subgoal_success_rate=0.02)
     assert "`gradient_steps: 32`" in cure(dict(train_freq=8, n_envs=16), **FAILS)
     assert "lin_0.001" in cure(rollout__success_rate=np.where(RISE < 0.7, RISE + 0.3, 0.3), eval__success_rate=None)
     assert "lin_3e-4" in cure(dict(learning_rate="lin_1e-3"), train__low_q_mean=BROKEN)
     assert "`learning_rate: 1e-3`" in cure(dict(learning_rate=0.05), train__low_q_mean=BROKEN)
     assert "learning_starts: 100" in cure(dict(learning_starts=1_000), 1_000)
+    few_goals = dict(hindsight_kwargs=dict(n_sampled_goal=2))
+    assert "n_sampled_goal: 4" in cure(few_goals, **FAILS, train__low_q_mean=-19.9)
     assert "gamma: 0.950" in cure(dict(gamma=0.8, high_kwargs=dict(gamma=0.95)), **FAILS, train__low_q_mean=-4.9)
 
 
@@ -471,7 +501,7 @@ def test_the_command_reads_what_is_there(trained, monkeypatch, capsys):
     """In this process: a run whose learning never started; TensorBoard's folder elsewhere; a log in the run's own folder."""
     monkeypatch.chdir(trained)
     with pytest.raises(SystemExit) as end:
-        doctor.main(["--env", "FetchReach-v4", "-params", "learning_starts:250", "subgoal_radius:0.01"])
+        doctor.main(["--env", "FetchReach-v4", "-params", "learning_starts:250", "subgoal_kwargs:dict(radius=0.01)"])
     assert end.value.code == 1
     found = re.findall(r"^(\w+) (\w+) \(", capsys.readouterr().out, re.MULTILINE)
     assert found == [("ERROR", "small_radius"), ("ERROR", "learning_never_starts")]
@@ -485,10 +515,29 @@ def test_the_command_reads_what_is_there(trained, monkeypatch, capsys):
     assert "progress.csv" in output.splitlines()[-1]
 
 
+def test_environments_are_found_as_the_zoo_finds_them(tmp_path):
+    """What rl_zoo3 imports by itself, such as panda_gym, and what `--gym-packages` names."""
+    (tmp_path / "panda_gym.py").write_text(
+        "import conftest, gymnasium\ngymnasium.register('PandaReach-v3', entry_point=conftest.PointEnv)\n"
+    )
+    (tmp_path / "my_robots.py").write_text(
+        "import conftest, gymnasium\ngymnasium.register('MyRobot-v0', entry_point=conftest.PointEnv)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    code = (
+        "from sb3_hrl.zoo.commands import doctor, watch; doctor.main(['--env', 'PandaReach-v3']); "
+        "print(watch.parse(['--env', 'MyRobot-v0', '--gym-packages', 'my_robots', '--map', 'map.png']).env)"
+    )
+    output = run_command(["python", "-W", "ignore", "-c", code], tmp_path, {"PYTHONPATH": path})
+    assert output.splitlines()[-2:] == ["doctor: nothing wrong found in PandaReach-v3", "MyRobot-v0"]
+
+
 def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments, sentence in (
         (["--env", "Nowhere-v0"], "not registered"),
+        (["--env", "FetchReech-v4"], "did you mean FetchReach-v4?"),
+        (["--env", "Nowhere-v0", "--gym-packages", "no_such_package"], "no_such_package cannot be imported"),
         (["--env", "PointEnv-v0", "--n-episodes", "0"], "at least 1"),
     ):
         with pytest.raises(SystemExit):

@@ -1,19 +1,23 @@
 """Whatever dies, raises or hangs: the run goes on or ends with a reason, and nothing is left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from conftest import point_env_fn
+from conftest import point_env_fn, run
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
 from sb3_hrl.hddpg.samplers import Samplers
+from sb3_hrl.parallel.prefetch import PrefetchSampler
 
 pytestmark = [pytest.mark.timeout(100), pytest.mark.usefixtures("leaves_nothing")]
 
@@ -274,17 +278,74 @@ def test_learning_with_prefetched_batches(make_model):
     assert model._samplers is None
 
 
-def test_an_error_while_preparing_is_raised(samplers, monkeypatch):
-    samplers.close()
-    maker = type("Maker", (), {"n_weights": 1})()
-    maker.layout = dict
-    from sb3_hrl.parallel.prefetch import PrefetchSampler
-
+@contextlib.contextmanager
+def prefetching(samplers: Samplers, maker: Any) -> Iterator[PrefetchSampler]:
     prefetch = PrefetchSampler(maker, samplers._model.replay_buffer.shards.blocks(), lambda vector: None)
+    yield prefetch
+    prefetch.close()
+
+
+def wait_for(prefetch: PrefetchSampler) -> None:
     deadline = time.monotonic() + 30
-    while not prefetch.is_ready and prefetch._process.is_alive():
+    while not prefetch.is_ready:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    with pytest.raises(RuntimeError, match="no attribute 'start'"):
-        prefetch.get()
-    prefetch.close()
+
+
+class Maker:
+    """Makes nothing."""
+
+    n_weights = 1
+
+    def layout(self):
+        return {}
+
+
+def test_an_error_while_preparing_is_a_warning(samplers):
+    """It comes again where batches are made when they are needed, if it is one of the batches themselves."""
+    with prefetching(samplers, Maker()) as prefetch:
+        wait_for(prefetch)
+        with pytest.warns(RuntimeWarning, match="no attribute 'start'"):
+            assert prefetch.get() is None
+
+
+def test_a_prefetching_process_that_dies_in_its_start_is_a_warning(samplers):
+    """It was an EOFError without a word."""
+    for is_started in (False, True):
+        with prefetching(samplers, Maker()) as prefetch:
+            while is_started and prefetch._to_send is not None:
+                assert not prefetch.is_ready
+            prefetch._process.kill()
+            wait_for(prefetch)
+            with pytest.warns(RuntimeWarning, match=r"died \(exit code -9\) in its start"):
+                assert prefetch.get() is None
+
+
+UNGUARDED = """
+import sys
+import warnings
+sys.path.insert(0, {tests!r})
+from conftest import point_env_fn
+from sb3_hrl import HierarchicalDDPG, ParallelCollector
+from stable_baselines3.common.callbacks import BaseCallback
+
+class UntilItFails(BaseCallback):
+    def _on_step(self):
+        samplers = self.model._samplers
+        return samplers is None or samplers._prefetch is not None
+
+env = ParallelCollector([point_env_fn()], start_method="fork")
+model = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, learning_starts=20, batch_size=16,
+                         policy_kwargs=dict(net_arch=[16]), prefetch_depth=2)
+model.learn(1_000_000, callback=UntilItFails())
+print("steps", model.num_timesteps)
+env.close()
+"""
+
+
+def test_a_script_without_a_guard_learns_without_the_prefetching_process(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED.format(tests=str(Path(__file__).parent)))
+    output = run(["python", "script.py"], cwd=tmp_path)
+    assert "steps" in output
+    assert "RuntimeWarning" in output
+    assert "does the script lack `if __name__" in output

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sb3_hrl.zoo.registration import PATCHES
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +88,15 @@ def test_a_failure_is_told_and_breaks_nothing(python):
     output = run(python, "-c", code)
     assert "could not register with rl_zoo3.utils" in output
     assert "True False" in output
+
+
+def test_the_hook_waits_for_what_is_patched(monkeypatch):
+    """The hook may import nothing, so that it has the names a second time."""
+    # Importing it is installing it
+    monkeypatch.setenv("SB3_HRL_NO_ZOO", "1")
+    from sb3_hrl._startup import _sb3_hrl_hook as hook
+
+    assert set(PATCHES) == hook.MODULES
 
 
 def test_importing_the_package_registers_too(python):

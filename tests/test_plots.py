@@ -10,7 +10,7 @@ import yaml
 from stable_baselines3.common.logger import configure
 
 from sb3_hrl.plots import band, find_runs, plot_curves, read_arguments, read_run, read_runs
-from sb3_hrl.zoo.curves import main
+from sb3_hrl.zoo.commands.curves import main
 
 START = 1_700_000_000.0
 KEYS = ["rollout/success_rate", "rollout/subgoal_success_rate"] + [
@@ -239,7 +239,8 @@ def test_command(tmp_path, capsys):
     write_run(tmp_path, "ddpg", 1, START, seed=4)
     output = tmp_path / "new/curves.png"
     arguments = ["-f", str(tmp_path / "logs"), "--env", "Point-v0", "-o", str(output)]
-    main([*arguments, "--algo", "hddpg", "ddpg", "--labels", "two levels", "flat"])
+    # Of the environment there are only files: its package, named as to the other commands, need not be installed
+    main([*arguments, "--algo", "hddpg", "ddpg", "--labels", "two levels", "flat", "--gym-packages", "not_installed"])
     printed = capsys.readouterr().out
     assert "two levels: 1 runs, seeds 3" in printed
     assert "flat: 1 runs, seeds 4" in printed
@@ -253,11 +254,19 @@ def test_command(tmp_path, capsys):
         (["--algo", "sac"], "No run of sac on Point-v0"),
         (["--algo", "hddpg", "ddpg"], "No run of ddpg on Point-v0"),
         (["--labels", "a", "b"], "`--labels` must be 1 different names"),
-        (["-o", "curves.txt"], "`-o` must end in one of"),
+        (["-o", "curves.txt"], "-o must end in one of"),
+        (["-o", "logs/hddpg/Point-v0_1/0.monitor.csv/curves.png"], "-o: the folder of"),
     ],
 )
-def test_command_says_what_is_wrong(tmp_path, capsys, arguments, message):
+def test_command_says_what_is_wrong(tmp_path, capsys, monkeypatch, arguments, message):
+    """Before it reads a run."""
+
+    def read_runs(*args):
+        raise AssertionError("refused after the reading only")
+
     write_run(tmp_path, "hddpg", 1, START)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sb3_hrl.zoo.commands.curves.read_runs", read_runs)
     with pytest.raises(SystemExit):
         main(["-f", str(tmp_path / "logs"), "--env", "Point-v0", *arguments])
     assert message in " ".join(capsys.readouterr().err.split())

@@ -113,3 +113,35 @@ def test_an_environment_that_keeps_raising_ends_the_run(cluster, small):
     with pytest.raises(RuntimeError, match="the robot fell over"), pytest.warns(RuntimeWarning):
         make_model(env, small).learn(2_000)
     assert env.closed
+
+
+def test_an_exception_comes_home_and_the_environments_go_on(make_env):
+    env = make_env(1)
+    env.reset()
+    with pytest.raises(AttributeError, match=r"Worker 0 \(environment 0\) raised an exception in `get_attr`[^$]*nosuch"):
+        env.get_attr("nosuch")
+    assert env.get_attr("max_steps") == [20]
+    ray.kill(env._handles[0].actor)
+    with pytest.raises(RuntimeError, match=r"Worker 0 \(environment 0\) was lost at `get_attr`"):
+        env.get_attr("max_steps")
+
+
+def test_environments_that_cannot_be_made_say_why(cluster):
+    from sb3_hrl.parallel.ray_collector import RayCollector
+
+    with pytest.raises(RuntimeError, match="no_such_argument"):
+        RayCollector([point_env_fn(no_such_argument=1)])
+
+
+def test_the_time_to_start_is_not_that_of_a_step_and_closing_ends_the_run(make_env, small):
+    env = make_env(1, step_timeout=0.01)
+    model = make_model(env, small)
+
+    class Close(BaseCallback):
+        def _on_step(self) -> bool:
+            self.training_env.close()
+            return True
+
+    with pytest.raises(RuntimeError, match="close them after `learn`"):
+        model.learn(1_000_000, callback=Close())
+    assert env.n_restarts == 0, "the time to start is not that of a step"

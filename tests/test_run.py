@@ -251,9 +251,8 @@ def test_what_the_user_gives_stays(small):
 
 
 def test_dense_rewards_need_a_threshold(small):
-    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), **small)
     with pytest.raises(ValueError, match="subgoal_threshold"):
-        model.learn(100)
+        HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), **small)
     HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), subgoal_threshold=0.1, **small).learn(100)
 
 

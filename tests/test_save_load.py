@@ -1,5 +1,6 @@
 """What is saved comes back, and a run goes on where it stopped."""
 
+import copy
 import io
 import zipfile
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import PointEnv, point_vec_env
-from stable_baselines3.common.save_util import load_from_zip_file
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.save_util import load_from_zip_file, save_to_pkl
 
-from sb3_hrl import HierarchicalDDPG
+from sb3_hrl import HierarchicalDDPG, SharedMemoryReplayBuffer
 
 OPTIMIZERS = [f"policy.{level}.{network}.optimizer" for level in ("high", "low") for network in ("actor", "critic")]
 
@@ -79,8 +82,48 @@ def test_a_buffer_of_other_environments_is_refused(model, tmp_path):
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     loaded = HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(3))
-    with pytest.raises(ValueError, match="n_envs"):
+    own = loaded.replay_buffer
+    with pytest.raises(ValueError, match="-params n_envs:2"):
         loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.replay_buffer is own
+    loaded.learn(30, reset_num_timesteps=False)
+
+
+class WideEnv(PointEnv):
+    """Has an observation of 5 numbers."""
+
+    def __init__(self):
+        super().__init__()
+        wide = spaces.Box(-np.inf, np.inf, (5,), np.float64)
+        self.observation_space = spaces.Dict(self.observation_space.spaces | dict(observation=wide))
+
+    def _obs(self):
+        obs = super()._obs()
+        return obs | dict(observation=np.append(obs["observation"], [0.0, 0.0]))
+
+
+class OtherBuffer(SharedMemoryReplayBuffer):
+    pass
+
+
+@pytest.mark.parametrize("what", ["shape", "subclass", "sb3", "no buffer"])
+def test_buffers_that_do_not_fit_are_refused(small, tmp_path, what):
+    options = dict(replay_buffer_class=OtherBuffer) if what == "subclass" else {}
+    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **options, **small).learn(30)
+    match = "was saved with the same environment" if what == "shape" else "`save_replay_buffer`"
+    if what == "sb3":
+        saved = DictReplayBuffer(10, model.observation_space, model.action_space)
+    elif what == "no buffer":
+        saved = [1, 2]
+    else:
+        env = WideEnv() if what == "shape" else PointEnv()
+        saved = HierarchicalDDPG("MultiInputPolicy", env, **small).learn(30).replay_buffer
+    save_to_pkl(tmp_path / "buffer.pkl", saved)
+    own = model.replay_buffer
+    with pytest.raises(ValueError, match=match):
+        model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer is own
+    model.learn(30, reset_num_timesteps=False)
 
 
 def test_the_zip_holds_networks_only(model):
@@ -106,6 +149,29 @@ def test_set_parameters_of_another_model(model, small):
     other = HierarchicalDDPG("MultiInputPolicy", point_vec_env(2), **{**small, "seed": 1}).learn(100)
     other.set_parameters(model.get_parameters(), exact_match=True)
     assert_equal_parameters(model, other)
+
+
+def test_parameters_of_another_architecture_change_nothing(model, small, tmp_path):
+    options = {**small, "policy_kwargs": dict(net_arch=[24]), "seed": 1}
+    other = HierarchicalDDPG("MultiInputPolicy", point_vec_env(2), **options).learn(100)
+    kept = copy.deepcopy(other)
+    parameters = model.get_parameters()
+    only_an_optimizer = {OPTIMIZERS[0]: parameters[OPTIMIZERS[0]]}
+    without_one = {name: value for name, value in kept.get_parameters().items() if name != OPTIMIZERS[0]}
+    for given, exact_match in [
+        (parameters, True),
+        (parameters, False),
+        (only_an_optimizer, False),
+        (without_one, True),
+        ({**other.get_parameters(), "nothing": {}}, True),
+    ]:
+        with pytest.raises(RuntimeError, match="`policy_kwargs`"):
+            other.set_parameters(given, exact_match=exact_match)
+        assert_equal_parameters(kept, other)
+    other.learn(30, reset_num_timesteps=False)
+    model.save(tmp_path / "model")
+    with pytest.raises(RuntimeError, match="unless other ones are passed"):
+        HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(2), low_kwargs=dict(net_arch=[24]))
 
 
 def test_changed_arguments_at_load(model, tmp_path):

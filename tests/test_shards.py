@@ -1,8 +1,12 @@
 """Shards: blocks are written whole, readers in other processes see whole steps, a successor takes over."""
 
+import contextlib
 import multiprocessing as mp
+import pickle
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
@@ -129,6 +133,22 @@ def keep_writing(connection: Connection, shard: int, n: int, size: int) -> None:
         writer.write(rows, ends, ends)
 
 
+@contextlib.contextmanager
+def writing(shards: Shards, n_steps: int, size: int) -> Iterator[list[BaseProcess]]:
+    """Processes that write so many steps into each shard; they are waited for in the end."""
+    context, processes = mp.get_context("fork"), []
+    for shard in range(shards.n_shards):
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=keep_writing, args=(theirs, shard, n_steps, size), daemon=True))
+        processes[-1].start()
+        for block in shards.blocks():
+            block.send(ours)
+    yield processes
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * shards.n_shards
+
+
 def stress(n_writers: int, n_steps: int, size: int, capacity: int) -> int:
     """
     Several writers under a sampling reader; raises if a step is torn, lost or double.
@@ -136,13 +156,6 @@ def stress(n_writers: int, n_steps: int, size: int, capacity: int) -> int:
     :return: number of steps that were read
     """
     shards = Shards(n_writers, capacity, 30 + SPAN_COLUMNS, trim_interval=100)
-    context, processes = mp.get_context("fork"), []
-    for shard in range(n_writers):
-        ours, theirs = context.Pipe()
-        processes.append(context.Process(target=keep_writing, args=(theirs, shard, n_steps, size), daemon=True))
-        processes[-1].start()
-        for block in shards.blocks():
-            block.send(ours)
     rng, n_read = np.random.default_rng(0), 0
 
     def read(view: View) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Read]:
@@ -150,15 +163,15 @@ def stress(n_writers: int, n_steps: int, size: int, capacity: int) -> int:
         numbers = np.broadcast_to(numbers, steps.shape)
         return (shards.gather(numbers, steps), numbers, steps), Read(numbers, steps)
 
-    running = True
-    while running:
-        running = any(process.is_alive() for process in processes)
-        if (shards.head == 0).all():
-            time.sleep(0.001)
-            continue
-        assert_whole(*shards.read(read))
-        n_read += 256
-    assert [process.exitcode for process in processes] == [0] * n_writers
+    with writing(shards, n_steps, size) as processes:
+        running = True
+        while running:
+            running = any(process.is_alive() for process in processes)
+            if (shards.head == 0).all():
+                time.sleep(0.001)
+                continue
+            assert_whole(*shards.read(read))
+            n_read += 256
     # None is lost and none is double: the newest steps lie one after the other
     assert shards.head.tolist() == [n_steps] * n_writers
     for shard in range(n_writers):
@@ -166,6 +179,60 @@ def stress(n_writers: int, n_steps: int, size: int, capacity: int) -> int:
         assert len(steps) <= capacity
         assert_whole(shards.gather(shard, steps), np.full(len(steps), shard), steps)
     return n_read
+
+
+@pytest.mark.parametrize("moment", ["gather", "gather_segments"])
+@pytest.mark.parametrize("n_written", [20, 350, 1000])
+def test_what_is_written_while_it_is_pickled_does_no_harm(moment, n_written, monkeypatch):
+    """A block that landed between the copies of the counters and of the rows made a pickle that did not load."""
+    shards, n_stored = Shards(1, 1000, 30 + SPAN_COLUMNS, trim_interval=100), 0
+
+    def write_on(n: int) -> None:
+        nonlocal n_stored
+        for start in range(n_stored, n_stored + n, 10):
+            numbers = np.arange(start, start + 10)
+            ends = (numbers + 1) % 35 == 0
+            shards.writers()[0].write(checksummed(numbers, 0, shards.row_dim), ends, ends | (numbers % 3 == 0))
+        n_stored += n
+
+    write_on(1990)
+    copy = getattr(shards, moment)
+
+    def copy_meanwhile(*args):
+        copied = copy(*args)
+        write_on(n_written)
+        return copied
+
+    monkeypatch.setattr(shards, moment, copy_meanwhile)
+    loaded = pickle.loads(pickle.dumps(shards))
+    head, tail = int(loaded.head[0]), int(loaded.tail[0])
+    assert head == 1990
+    assert (tail == head) == (n_written == 1000)
+    steps = np.arange(tail, head)
+    rows = loaded.gather(0, steps)
+    assert_whole(rows, np.zeros(len(steps)), steps)
+    assert (spans(rows)[:, 1] <= head).all()
+    starts, ends = loaded.gather_segments(0, np.arange(loaded.segment_tail[0], loaded.segment_head[0]))
+    assert (len(starts) > 0) == (n_written < 1000)
+    assert (starts >= tail).all()
+    assert (ends <= head).all()
+    # A writer takes over
+    loaded.writers()[0].write(checksummed(np.arange(head, head + 10), 0, loaded.row_dim), np.zeros(10, bool))
+    assert loaded.head[0] == head + 10
+
+
+def test_it_is_pickled_under_writers(leaves_nothing):
+    shards, n_pickled = Shards(1, 20_000, 30 + SPAN_COLUMNS, trim_interval=100), 0
+    with writing(shards, n_steps=400_000, size=10) as processes:
+        while processes[0].is_alive():
+            n_pickled += 1
+            loaded = pickle.loads(pickle.dumps(shards))
+            steps = np.arange(loaded.tail[0], loaded.head[0])
+            assert_whole(loaded.gather(0, steps), np.zeros(len(steps)), steps)
+            starts, ends = loaded.gather_segments(0, np.arange(loaded.segment_tail[0], loaded.segment_head[0]))
+            assert (starts >= loaded.tail[0]).all()
+            assert (ends <= loaded.head[0]).all()
+    assert n_pickled > 20
 
 
 def test_readers_see_whole_steps_only(leaves_nothing):

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from sb3_hrl.visual import SubgoalPlotCallback, SubgoalVideoCallback, plot_maze,
 from sb3_hrl.visual.episodes import play, single_env
 from sb3_hrl.visual.maze import high_values
 from sb3_hrl.visual.rendering import SUBGOAL_COLOUR, Scene, _works
+from sb3_hrl.visual.video import check_path
+from sb3_hrl.zoo.commands import watch as watch_command
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -120,7 +123,7 @@ def test_the_camera_is_the_users():
     frames = [Scene(env, camera=camera).frame(np.zeros(2)) for camera in (None, None, dict(distance=3.0))]
     np.testing.assert_array_equal(frames[0], frames[1])
     assert (frames[0] != frames[2]).mean() > 0.2
-    with pytest.raises(ValueError, match=r"Unknown keys in `camera`: zoom\. Known keys: distance, azimuth"):
+    with pytest.raises(ValueError, match=r"`camera` has unknown keys: `zoom`.*may have `azimuth`"):
         Scene(env, camera=dict(zoom=2))
     env.close()
 
@@ -172,7 +175,7 @@ def test_agents_without_subgoals_are_recorded_too(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (dict(path="agent.avi"), "`path` must end in .gif or .mp4, not 'agent.avi'"),
+        (dict(path="agent.avi"), "`path` must be a file that ends in .gif or .mp4, not 'agent.avi'"),
         (dict(n_episodes=0), r"`n_episodes` must be at least 1 \(episodes\), not 0"),
         (dict(frame_skip=0), "`frame_skip` must be at least 1"),
         (dict(n_past=-1), "`n_past` must be at least 0"),
@@ -389,6 +392,16 @@ def test_callbacks_refuse(tmp_path, small):
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), tensorboard_log=str(tmp_path), **small)
     with pytest.raises(ValueError, match="have no `spec`: pass `eval_env`"):
         model.learn(30, callback=SubgoalPlotCallback(render_freq=10))
+    # What cannot be drawn is not found out at the first picture
+    with pytest.raises(ValueError, match="render_mode is None"):
+        model.learn(30, callback=SubgoalVideoCallback(PointEnv()))
+    with pytest.raises(ValueError, match="The agent was trained on observations"):
+        model.learn(30, callback=SubgoalPlotCallback(maze()))
+    assert model.num_timesteps == 0
+    flat = DDPG("MultiInputPolicy", PointEnv(), tensorboard_log=str(tmp_path), buffer_size=100)
+    with pytest.raises(ValueError, match="must be a HierarchicalDDPG: DDPG has no subgoals"):
+        flat.learn(30, callback=SubgoalPlotCallback(PointEnv()))
+    assert flat.num_timesteps == 0
 
 
 # ------------------------------------------------------------------------------- the command
@@ -451,13 +464,82 @@ def test_watch_refuses(tmp_path):
     assert "watch: The logs/hddpg folder was not found" in output
     assert "Train an agent first (--train STEPS does)" in output
     assert "Traceback" not in output
-    output = watch("watch", "--env", "FetchReach-v4", "--train", "0", cwd=tmp_path, check=False)
-    assert "--train takes a number of environment steps of at least 1, not 0" in output
     # Before anything is trained
     broken = dict(MUJOCO_GL="egl", MUJOCO_EGL_DEVICE_ID="99")
     output = watch("watch", "--env", "FetchReach-v4", "--train", "100", cwd=tmp_path, check=False, **broken)
     assert "watch: No offscreen renderer for MuJoCo" in output
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.fixture
+def untrained(tmp_path, monkeypatch) -> pytest.MonkeyPatch:
+    """An empty folder to be in, where nothing may be trained."""
+
+    def train(args):
+        raise AssertionError("refused after the training only")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(watch_command, "train", train)
+    (tmp_path / "file").touch()
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--train 0", "--train takes a number of environment steps of at least 1, not 0"),
+        ("--train 9 --load-best", "leave out --exp-id and --load-..., or --train"),
+        ("--train 9 --exp-id 3", "leave out --exp-id and --load-..., or --train"),
+        ("--train 9 --seed -1", "--seed must be at least 0, not -1"),
+        ("--train 9 -o agent.avi", "-o must end in one of .gif, .mp4, not agent.avi"),
+        ("--train 9 -o file/agent.gif", "-o: the folder of file/agent.gif cannot be made"),
+        ("--train 9 --map map.gif", "--map must end in one of .png, .pdf, .svg, not map.gif"),
+        ("--train 9 --map map.png --algo ddpg", "ddpg has none: leave it out, or use --algo hddpg"),
+        ("--train 9 --env FetchReech-v4", "FetchReech-v4 is not registered (did you mean FetchReach-v4?)"),
+        ("--train 9 --gym-packages nowhere", "--gym-packages: nowhere cannot be imported"),
+        ("--train 9 --map m.png --env-kwargs wind:1", "cannot be made with {'wind': 1}: "),
+        ("--train 9 --map m.png --env CartPole-v1", "`env` must be goal-conditioned"),
+        ("--train 9 --map m.png --env-kwargs include_cfrc_ext_in_observation:True", "changes the observations"),
+    ],
+)
+def test_watch_refuses_before_it_trains(untrained, capsys, arguments, sentence):
+    with pytest.raises(SystemExit) as refusal:
+        watch_command.main(["--env", "AntMaze_UMaze-v5", *arguments.split()])
+    assert sentence in str(refusal.value) + capsys.readouterr().err
+
+
+@needs_renderer
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("-n 0", "`n_episodes` must be at least 1"),
+        ("--fps 0", "`fps` must be positive"),
+        ("--frame-skip 0", "`frame_skip` must be at least 1"),
+        ("--camera zoom:2", "`camera` has unknown keys: `zoom`"),
+        ("--env PointEnv-v0", "cannot be made with {'render_mode': 'rgb_array'}"),
+    ],
+)
+def test_watch_refuses_a_video_before_it_trains(untrained, arguments, sentence):
+    with pytest.raises(SystemExit, match=re.escape(sentence)):
+        watch_command.main(["--env", "FetchReach-v4", "--train", "9", *arguments.split()])
+
+
+@needs_renderer
+def test_watch_trains_what_can_be_drawn(untrained):
+    """The folders of both files are there when they are written; what was registered for it is for the training as well."""
+    trained = []
+    untrained.setattr(watch_command, "train", trained.append)
+    untrained.setattr(watch_command, "watch", lambda args: None)
+    watch_command.main(["--env", "FetchReach-v4", "--train", "9", "-o", "a/agent.gif", "--map", "b/map.png"])
+    assert len(trained) == 1
+    assert Path("a").is_dir()
+    assert Path("b").is_dir()
+
+
+def test_an_mp4_is_refused_without_its_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install sb3-hrl\[visual\]`, or write a .gif"):
+        check_path(Path("agent.mp4"))
 
 
 @pytest.mark.slow

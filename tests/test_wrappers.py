@@ -15,8 +15,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.goals import goal_task_from_env
-from sb3_hrl.common.wrappers import GoalFromObservationWrapper, add_goals
+from sb3_hrl.common.wrappers import GoalFromObservationWrapper, SuccessInfoWrapper, add_goals
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -212,6 +213,39 @@ def test_sb3s_own_hindsight_learns_from_it():
         policy_kwargs=dict(net_arch=[16]),
     ).learn(1005)
     assert model._n_updates > 0
+
+
+class Telling(gym.Wrapper):
+    """Tells of each step what it is given, and ends the episode."""
+
+    told: dict[str, object] = {}  # noqa: RUF012
+
+    def step(self, action):
+        obs, reward, _, _, _ = self.env.step(action)
+        return obs, reward, True, False, dict(self.told)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"success": True}, {"success": True, "is_success": True}),
+        ({"success": np.float64(0.0)}, {"success": 0.0, "is_success": False}),
+        ({"success": True, "is_success": False}, {"success": True, "is_success": False}),
+        ({}, {}),
+    ],
+)
+def test_success_is_taken_over_and_not_made_up(told, expected):
+    env = Telling(PointEnv())
+    env.told = told
+    env = SuccessInfoWrapper(env)
+    obs, _ = env.reset(seed=0)
+    next_obs, _, _, _, info = env.step(np.zeros(2))
+    assert info == expected
+    # An end about which nothing is known is no failure, which would be worth -1 / (1 - gamma)
+    buffer = SharedMemoryReplayBuffer(10, env.observation_space, env.action_space)
+    obs, next_obs = ({key: value[None] for key, value in o.items()} for o in (obs, next_obs))
+    buffer.add(obs, next_obs, np.zeros((1, 2)), np.zeros(1), np.ones(1, bool), [info])
+    assert buffer.sample_low(1, 0, 1).failed.item() == (expected.get("is_success") is False)
 
 
 class Generous(gym.Wrapper):

@@ -1,5 +1,6 @@
 """The zoo's real command lines, in processes of their own, with nothing but the package installed."""
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.wrappers import SuccessInfoWrapper, add_success_info
+from sb3_hrl.zoo.envs import register_robotics
 from sb3_hrl.zoo.hyperparams_opt import convert_hddpg_params, sample_hddpg_params
 from sb3_hrl.zoo.registration import hyperparams_path
 
@@ -44,7 +46,7 @@ def test_train(trained):
     assert (run_folder / "replay_buffer.pkl").stat().st_size < 200_000
     assert list((trained / "tb").rglob("events.*"))
     config = (run_folder / "FetchReach-v2/config.yml").read_text()
-    assert "subgoal_radius" in config, "our hyperparameters were not found"
+    assert "subgoal_kwargs" in config, "our hyperparameters were not found"
     monitor = (run_folder / "0.monitor.csv").read_text().splitlines()
     assert "is_success" in monitor[1]
     assert len(monitor) == 2 + 6
@@ -215,9 +217,7 @@ def test_without_the_hook_the_module_does_the_same(tmp_path):
 
 
 def test_every_environment_named_is_there():
-    import gymnasium_robotics
-
-    gym.register_envs(gymnasium_robotics)
+    register_robotics()
     with hyperparams_path().open() as file:
         hyperparams = yaml.safe_load(file)
     families = {"FetchReach-v2", "FetchPickAndPlaceDense-v3", "FetchSlide-v4", "PointMaze_Large-v3", "AntMaze_Medium-v5"}
@@ -240,6 +240,39 @@ def test_aliases_are_todays_environments(version):
     obs, _ = alias.reset(seed=3)
     expected, _ = today.reset(seed=3)
     np.testing.assert_array_equal(obs["desired_goal"], expected["desired_goal"])
+
+
+@pytest.fixture
+def installed(monkeypatch) -> dict[str, str]:
+    """What versions are said to be installed; afterwards the registry is what it was."""
+    register_robotics()
+    versions = {"mujoco": "3.14.0", "gymnasium-robotics": "1.4.2"}
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    for spec in gym.registry.values():
+        monkeypatch.setattr(spec, "entry_point", spec.entry_point)
+    return versions
+
+
+@pytest.mark.parametrize("env_id", ["FetchReach-v4", "FetchPushDense-v2", "HandReach-v3", "FrankaKitchen-v1"])
+def test_environments_that_the_installed_mujoco_breaks_say_so(installed, env_id):
+    """MuJoCo 3.12 as other packages bring it: an AssertionError in the middle of an environment helps nobody."""
+    register_robotics()
+    sentence = r"robotics 1\.4\.2 do not work with mujoco 3\.14\.0, which is installed.*`pip install \"mujoco<3\.12\"`"
+    with pytest.raises(RuntimeError, match=sentence):
+        gym.make(env_id)
+
+
+def test_other_environments_and_versions_are_left_alone(installed):
+    register_robotics()
+    gym.make("PointMaze_UMaze-v3").close()
+    assert "refuse" not in gym.spec("AntMaze_UMaze-v5").entry_point + gym.spec("AdroitHandDoor-v1").entry_point
+
+
+@pytest.mark.parametrize("versions", [("3.11.0", "1.4.2"), ("3.14.0", "1.4.3"), ("4.0.0", "1.5.0a1")])
+def test_pairs_of_versions_that_work_are_left_alone(installed, versions):
+    installed["mujoco"], installed["gymnasium-robotics"] = versions
+    register_robotics()
+    gym.make("FetchReach-v4").close()
 
 
 def test_sampled_hyperparameters_are_valid_and_read_back():

@@ -1,27 +1,26 @@
-"""Replay storage for both levels, in shared memory: packed rows of environment steps, and a ring of segments."""
+"""The replay buffer of both levels: batches of steps and of segments, in hindsight, from steps stored once."""
 
 import copy
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
-from sb3_hrl.common.goals import ComputeReward
 from sb3_hrl.common.hindsight import hindsight_count, sample_goal_steps
-from sb3_hrl.common.shards import SPAN_COLUMNS, Read, Shards, View, spans
-from sb3_hrl.common.subgoals import SegmentEnd
+from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards
+from sb3_hrl.common.shards import Read, Shards, View, spans
+from sb3_hrl.common.shared_memory import SharedArrays
+from sb3_hrl.common.step_storage import GOAL_KEYS, StepStorage
 from sb3_hrl.common.type_aliases import HighSamples, LowSamples
 
-GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
+__all__ = ["GOAL_KEYS", "SharedMemoryReplayBuffer", "goal_strategy", "new_generator"]
 
 
-class SharedMemoryReplayBuffer(ReplayBuffer):
+class SharedMemoryReplayBuffer(StepStorage):
     """
     Replay buffer of goal-conditioned environment steps in shared memory, from which both levels sample.
 
@@ -34,7 +33,8 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
     see :class:`~sb3_hrl.common.shards.ShardWriter`. The memory is taken at the first ``add``. Pickles hold the filled part.
 
     It also serves SB3's own algorithms (``DDPG(..., replay_buffer_class=SharedMemoryReplayBuffer)``), with hindsight if
-    ``compute_reward`` is given. The desired goal of a step is also that of its next observation.
+    ``compute_reward`` is given. The desired goal of a step is also that of its next observation. ``compute_reward`` belongs to
+    an environment and is not pickled: after ``load_replay_buffer`` set it again, else :meth:`sample` refuses.
 
     :param buffer_size: steps to store, over all environments
     :param observation_space: Dict space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
@@ -43,21 +43,13 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
     :param n_envs: number of parallel environments, one shard each
     :param optimize_memory_usage: not supported, must be False
     :param handle_timeout_termination: a time limit is no termination (bootstrapping goes on)
-    :param n_sampled_goal: virtual transitions per real one in :meth:`sample`, if ``compute_reward`` is given
+    :param n_sampled_goal: virtual transitions per real one in :meth:`sample`, which needs ``compute_reward``; ``None``: 4 with
+        ``compute_reward``, else 0
     :param goal_selection_strategy: ``future``, ``final`` or ``episode``, as in SB3's ``HerReplayBuffer``
     :param compute_reward: vectorised ``compute_reward(achieved, desired, infos)`` of the environment, called in this process
+        with goals in the shape and type of the goal space, and an array of empty infos
     :param trim_interval: when a shard is full, drop old episodes once per so many steps (but no more than a tenth of it)
     """
-
-    # What a row consists of, and the part of the observation space that gives its length
-    _FIELDS: ClassVar[dict[str, str]] = {
-        "observation": "observation",
-        "achieved_goal": "achieved_goal",
-        "desired_goal": "desired_goal",
-        "next_observation": "observation",
-        "next_achieved_goal": "achieved_goal",
-        "subgoal": "achieved_goal",
-    }
 
     def __init__(
         self,
@@ -68,119 +60,35 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         n_envs: int = 1,
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
-        n_sampled_goal: int = 4,
+        n_sampled_goal: int | None = None,
         goal_selection_strategy: GoalSelectionStrategy | str = "future",
         compute_reward: ComputeReward | None = None,
         trim_interval: int = 100,
     ):
-        if not isinstance(observation_space, spaces.Dict) or set(observation_space.spaces) != set(GOAL_KEYS):
+        super().__init__(
+            buffer_size,
+            observation_space,
+            action_space,
+            device=device,
+            n_envs=n_envs,
+            optimize_memory_usage=optimize_memory_usage,
+            handle_timeout_termination=handle_timeout_termination,
+            trim_interval=trim_interval,
+        )
+        if n_sampled_goal is None:
+            n_sampled_goal = 0 if compute_reward is None else 4
+        if n_sampled_goal < 0:
+            raise ValueError(f"`n_sampled_goal` must be at least 0 (virtual transitions per real one), not {n_sampled_goal}.")
+        if n_sampled_goal > 0 and compute_reward is None:
             raise ValueError(
-                f"SharedMemoryReplayBuffer needs a Dict observation space with exactly the keys {GOAL_KEYS}, "
-                f"not {observation_space}."
+                f"`n_sampled_goal={n_sampled_goal}` needs the reward of other goals: pass the environment's method as "
+                "`compute_reward` too, as in `replay_buffer_kwargs=dict(compute_reward=env.unwrapped.compute_reward)`. "
+                "HierarchicalDDPG has hindsight without it: there pass `n_sampled_goal` to the algorithm."
             )
-        if optimize_memory_usage:
-            raise ValueError("SharedMemoryReplayBuffer does not support `optimize_memory_usage=True`: leave it at False.")
-        # Not ReplayBuffer's constructor: it would allocate its own arrays
-        super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
-        self.buffer_size = buffer_size // n_envs
-        if self.buffer_size < 1:
-            raise ValueError(f"`buffer_size` must be at least the number of environments ({n_envs}), not {buffer_size}.")
-        if trim_interval < 1:
-            raise ValueError(f"`trim_interval` must be at least 1, not {trim_interval}.")
-        self.optimize_memory_usage = False
-        self.handle_timeout_termination = handle_timeout_termination
         self.n_sampled_goal = n_sampled_goal
         self.goal_selection_strategy = goal_strategy(goal_selection_strategy)
         self.compute_reward = compute_reward
-        # SB3 seeds NumPy's global generator: this one is reproducible with it, and faster
-        self.rng = np.random.default_rng(np.random.randint(2**31))
-
-        sizes = {field: spaces.flatdim(observation_space[key]) for field, key in self._FIELDS.items()}
-        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "failed": 1, "tested": 1}
-        ends = np.cumsum(list(sizes.values())).tolist()
-        self._columns = {field: slice(end - size, end) for (field, size), end in zip(sizes.items(), ends, strict=True)}
-        # The span of the episode comes last, on an even column as its integers take two
-        self._staging = np.zeros((n_envs, ends[-1] + ends[-1] % 2 + SPAN_COLUMNS), dtype=np.float32)
-        self.shards = Shards(n_envs, self.buffer_size, self._staging.shape[1], trim_interval)
-
-    @property
-    def columns(self) -> dict[str, slice]:
-        """Where each field lies in a packed row."""
-        return dict(self._columns)
-
-    def add(  # type: ignore[override]
-        self,
-        obs: Mapping[str, np.ndarray],
-        next_obs: Mapping[str, np.ndarray],
-        action: np.ndarray,
-        reward: np.ndarray,
-        done: np.ndarray,
-        infos: list[dict[str, Any]],
-        subgoal: np.ndarray | None = None,
-        segment_ends: np.ndarray | None = None,
-        tested: np.ndarray | None = None,
-    ) -> None:
-        """
-        Store one step of every environment.
-
-        :param obs: observations before the step, arrays of shape (n_envs, ...)
-        :param next_obs: observations after it (the terminal one where an episode ended)
-        :param action: actions scaled to [-1, 1], shape (n_envs, action_dim)
-        :param reward: the environment's rewards, shape (n_envs,)
-        :param done: whether the episode ended, shape (n_envs,)
-        :param infos: the environment's infos; ``TimeLimit.truncated`` marks time limits, ``is_success`` what is no failure
-        :param subgoal: subgoals in force, shape (n_envs, goal_dim); ``None`` without a hierarchy
-        :param segment_ends: how segments ended with this step, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape
-            (n_envs,)
-        :param tested: whether the segment is a subgoal test, shape (n_envs,)
-        """
-        timeouts = [info.get("TimeLimit.truncated", False) for info in infos] if self.handle_timeout_termination else False
-        self._stage("observation", obs["observation"])
-        self._stage("achieved_goal", obs["achieved_goal"])
-        self._stage("desired_goal", obs["desired_goal"])
-        self._stage("next_observation", next_obs["observation"])
-        self._stage("next_achieved_goal", next_obs["achieved_goal"])
-        self._stage("action", action)
-        self._stage("reward", reward)
-        self._stage("terminated", done & ~np.asarray(timeouts, dtype=bool))
-        self._stage("failed", np.array([is_failure(*end) for end in zip(done, infos, strict=True)]))
-        if subgoal is not None:
-            self._stage("subgoal", subgoal)
-            self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
-        check_finite(self._staging, self._columns)
-        # Without a hierarchy nothing lists segments
-        is_end = None if subgoal is None else (done if segment_ends is None else segment_ends != SegmentEnd.NONE)
-        for i, writer in enumerate(self.shards.writers()):
-            step = slice(i, i + 1)
-            writer.write(self._staging[step], done[step], None if is_end is None else is_end[step])
-
-    def _stage(self, field: str, value: np.ndarray) -> None:
-        self._staging[:, self._columns[field]] = np.reshape(value, (self.n_envs, -1))
-
-    def end_episodes(self) -> None:
-        """Close the running episodes where they are (the environments were reset from outside); open segments are dropped."""
-        if self.shards.is_allocated:
-            for writer in self.shards.writers():
-                writer.end_episode()
-
-    truncate_last_trajectory = end_episodes  # HerReplayBuffer's name
-
-    def reset(self) -> None:
-        """Forget all steps."""
-        self.shards.clear()
-
-    def size(self) -> int:
-        """:return: number of steps stored, over all environments"""
-        return int((self.shards.head - self.shards.tail).sum())
-
-    def n_segments(self) -> int:
-        """:return: number of segments stored, over all environments"""
-        return int((self.shards.segment_head - self.shards.segment_tail).sum())
-
-    @property
-    def n_added(self) -> int:
-        """Number of steps ever added, over all environments."""
-        return int(self.shards.head.sum())
+        self.rng = new_generator()
 
     # ----------------------------------------------------------------- sampling
 
@@ -195,14 +103,25 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         window: int | None = None,
     ) -> np.ndarray:
         """
-        Put goals in hindsight into a field of rows.
+        Put goals in hindsight into a field of rows, in place.
 
-        :return: the steps that achieved them
+        :param rows: packed rows to relabel, shape (n, row_dim); copies, not the storage
+        :param field: ``desired_goal`` or ``subgoal``
+        :param shards: shards of the rows, shape (n,), or the only one
+        :param steps: numbers of the rows' steps, shape (n,)
+        :param strategy: which steps of the episode may give the goal
+        :param view: what was stored when the rows were read
+        :param window: how many steps ahead the goal may lie, counting the row's own; ``None``: the rest of the episode
+        :return: the steps that achieved the goals, shape (n,)
         """
+        # Steps are numbered from the first one that a shard ever stored, not by their places in the ring. So an episode is the
+        # range [first, last) also where it goes across the end of the ring. A running one ends, for now, at its newest step
         first, last = self.shards.episode_span(rows, shards, view)
         if window is not None:
+            # The goal is what was achieved after 1 to `window` steps, so the last step that may give it is steps + window - 1
             last = np.minimum(last, steps + window)
         goal_steps = sample_goal_steps(steps, first, last, strategy, self.rng)
+        # A goal is what was achieved after its step: a step may be relabelled with its own outcome, as in HerReplayBuffer
         rows[:, self._columns[field]] = self._goals_after(shards, goal_steps)
         return goal_steps
 
@@ -280,16 +199,18 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         arrays += [last_rows[:, columns[field]] for field in last_fields]
         tested = first_rows[:, columns["tested"]].ravel() > 0
         failed = last_rows[:, columns["failed"]].ravel() > 0
-        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested, failed)))
+        ends = last_rows[:, columns["segment_end"]].ravel()
+        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested, failed, ends)))
 
-    def sample_states(self, n: int) -> dict[str, np.ndarray]:
+    def sample_states(self, n: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """
         :param n: number of states
+        :param rng: source of randomness; ``None``: the buffer's own
         :return: visited states, ``observation`` of shape (n, obs_dim) and ``achieved_goal`` of shape (n, goal_dim)
         """
 
         def read(view: View) -> tuple[np.ndarray, Read]:
-            shards, steps = self.shards.draw(view.head, view.tail, n, self.rng)
+            shards, steps = self.shards.draw(view.head, view.tail, n, rng or self.rng)
             return self.shards.gather(shards, steps), Read(shards, steps)
 
         rows = self.shards.read(read)
@@ -300,36 +221,52 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
         """
-        Transitions for SB3's own algorithms, in hindsight if ``compute_reward`` was given.
+        Transitions for SB3's own algorithms, ``n_sampled_goal`` virtual ones (with a goal in hindsight) per real one.
 
         :param batch_size: number of transitions
         :param env: normalises observations and rewards, if given
         :return: a batch of transitions
+        :raises ValueError: if virtual transitions are asked for without ``compute_reward``
         """
         columns = self._columns
-        n_hindsight = hindsight_count(batch_size, self.n_sampled_goal) if self.compute_reward is not None else 0
+        n_hindsight = hindsight_count(batch_size, self.n_sampled_goal)
+        if n_hindsight > 0 and self.compute_reward is None:
+            raise ValueError(
+                f"`n_sampled_goal` is {self.n_sampled_goal}, but the buffer has no `compute_reward`, which belongs to an "
+                "environment and is not saved with the buffer. After `load_replay_buffer` set it again: "
+                "`model.replay_buffer.compute_reward = env.unwrapped.compute_reward` (what `replay_buffer_kwargs` has). To do "
+                "without hindsight set `model.replay_buffer.n_sampled_goal = 0`."
+            )
 
         def read(view: View) -> tuple[np.ndarray, Read]:
+            # Uniform over all stored steps, also those of running episodes: unlike HerReplayBuffer's, these have a span
             shards, steps = self.shards.draw(view.head, view.tail, batch_size, self.rng)
             rows, oldest = self.shards.gather(shards, steps), steps
             if n_hindsight > 0:
+                # The first entries become virtual. As the draw is uniform, it does not matter which ones do
                 shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
                 strategy = self.goal_selection_strategy
                 goal_steps = self._relabel(rows[:n_hindsight], "desired_goal", shards_, steps_, strategy, view)
+                # An entry depends on its own step and on the one that gave its goal, which may be an earlier one (`episode`).
+                # If a writer has trimmed the older of the two meanwhile, the batch is read again
                 oldest = np.append(np.minimum(steps_, goal_steps), steps[n_hindsight:])
             return rows, Read(shards, oldest)
 
         rows = self.shards.read(read)
         if n_hindsight > 0:
+            # r_t = reward(s_{t+1}, g): what was achieved after the step, with the new goal. In this process, by the
+            # environment's method: `env_method` would cost a round trip, and meet a pending step of asynchronous workers
             assert self.compute_reward is not None
+            space = self.observation_space["desired_goal"]  # type: ignore[index]
             achieved, goals = (rows[:n_hindsight, columns[field]] for field in ("next_achieved_goal", "desired_goal"))
-            rewards = self.compute_reward(achieved, goals, [{}] * n_hindsight)
-            rows[:n_hindsight, columns["reward"]] = np.reshape(rewards, (-1, 1))
+            rewards = check_rewards(goal_rewards(self.compute_reward, space, achieved, goals))
+            rows[:n_hindsight, columns["reward"]] = rewards[:, None]
 
         def tensors(prefix: str) -> dict[str, th.Tensor]:
             obs = {
                 "observation": rows[:, columns[f"{prefix}observation"]],
                 "achieved_goal": rows[:, columns[f"{prefix}achieved_goal"]],
+                # The goal of the next observation is the same one
                 "desired_goal": rows[:, columns["desired_goal"]],
             }
             obs = self._normalize_obs(self._unflatten(obs), env)  # type: ignore[assignment]
@@ -339,6 +276,7 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
             observations=tensors(""),
             actions=self.to_torch(rows[:, columns["action"]]),
             next_observations=tensors("next_"),
+            # Without time limits, see `handle_timeout_termination`
             dones=self.to_torch(rows[:, columns["terminated"]]),
             rewards=self.to_torch(self._normalize_reward(rows[:, columns["reward"]], env)),
         )
@@ -356,54 +294,59 @@ class SharedMemoryReplayBuffer(ReplayBuffer):
         :param fields: columns wanted, such as ``observation`` or ``next_achieved_goal``
         :return: for each shard, arrays of shape (n, dim) by field
         """
+        heads = self.shards.head.copy()
+        # An equal share of each shard, rounded up
+        return self.between(heads - -(-n_steps // self.n_envs), heads, fields)
+
+    def between(self, first: np.ndarray, last: np.ndarray, fields: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
+        """
+        Steps of each shard by their numbers, counted from the first one ever stored, as far as they are still there.
+
+        :param first: first step of each shard, shape (n_envs,)
+        :param last: one past the last step of each shard, shape (n_envs,)
+        :param fields: as of :meth:`recent`
+        :return: as :meth:`recent`
+        """
         shards = []
-        for shard in range(self.n_envs):
-            rows = self.shards.newest(shard, -(-n_steps // self.n_envs))
+        for shard, span in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+            rows = self.shards.between(shard, *span)
             columns = {field: rows[:, self._columns[field]] for field in fields}
+            # Steps of one episode have the same number here, also where its first steps are not among them or were trimmed
             columns["episode"] = spans(rows)[:, 0]
             shards.append(columns)
         return shards
 
-    def reader(self, seed: int) -> "SharedMemoryReplayBuffer":
+    def detached(self, seed: int) -> "SharedMemoryReplayBuffer":
         """
         :param seed: of what it draws
-        :return: a buffer that samples what this one has, but in another process, where its ``shards`` are to be set
+        :return: a buffer that samples what this one has, in another process, once it is told where that is (:meth:`attach`)
         """
         reader = copy.copy(self)
         reader.shards = None  # type: ignore[assignment]
         reader.device, reader.rng = th.device("cpu"), np.random.default_rng(seed)
         return reader
 
+    def attach(self, blocks: tuple[SharedArrays, SharedArrays]) -> None:
+        """
+        :param blocks: the shared memory of the buffer that this one was detached from, see ``Shards.blocks``
+        """
+        self.shards = Shards.attached(blocks)
+
     def __getstate__(self) -> dict[str, Any]:
-        """The reward function belongs to an environment."""
+        """Without the reward function: as a rule it is a method of an environment, which would be pickled with it."""
         return {**self.__dict__, "compute_reward": None}
 
-
-def is_failure(done: bool, info: Mapping[str, Any]) -> bool:
-    """
-    Whether an episode has ended for good elsewhere than at its goal, as by a fall.
-
-    :param done: whether it has ended
-    :param info: the environment's info; ``TimeLimit.truncated`` marks time limits, which are no failure. Without
-        ``is_success`` nothing is known, and nothing is a failure
-    :return: whether the goal can no longer be reached
-    """
-    return bool(done) and not info.get("TimeLimit.truncated", False) and not info.get("is_success", True)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SharedMemoryReplayBuffer":
+        """A copy in this process keeps the reward function, of the same environment."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo), compute_reward=self.compute_reward)
+        return copied
 
 
-def check_finite(rows: np.ndarray, columns: Mapping[str, slice]) -> None:
-    """
-    :param rows: packed rows, shape (n, row_dim)
-    :param columns: where each field lies in a row
-    :raises ValueError: if a value is not finite
-    """
-    if np.isfinite(rows[:, : rows.shape[1] - SPAN_COLUMNS]).all():
-        return
-    bad = [field for field, part in columns.items() if not np.isfinite(rows[:, part]).all()]
-    raise ValueError(
-        f"The environment or the policy gave a value that is not finite (NaN or infinite) in {', '.join(bad)}: "
-        "check the environment with stable_baselines3.common.env_checker.check_env, or lower the learning rate."
-    )
+def new_generator() -> np.random.Generator:
+    """:return: a generator that follows from NumPy's global one, which is what SB3 seeds, and that is faster"""
+    return np.random.default_rng(np.random.randint(2**31))
 
 
 def goal_strategy(strategy: GoalSelectionStrategy | str) -> GoalSelectionStrategy:

@@ -1,11 +1,16 @@
 """Checks of arguments: what is refused, is refused by a sentence that names the parameter and the cure."""
 
 import difflib
+import functools
+import inspect
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def require(valid: bool, name: str, rule: str, value: Any) -> None:
@@ -58,3 +63,29 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     """
     is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return is_real and bool(low <= value <= high)
+
+
+def check_argument_names(groups: Mapping[str, Iterable[str]]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """
+    Decorate a function, so that a misspelled argument is refused by a message that names the nearest known one.
+
+    :param groups: options that travel in an argument of the function, as a mapping, by the name of that argument
+    :return: the decorator
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        known = list(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            for name in sorted(set(kwargs).difference(known)):
+                group = next((group for group, options in groups.items() if name in options), None)
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f" (did you mean `{nearest[0]}`?)" if nearest else ""
+                hint = f": it is an option of `{group}`, pass `{group}=dict({name}=...)`" if group is not None else hint
+                raise TypeError(f"Unknown argument `{name}`{hint}. Known arguments: {', '.join(known[1:])}.")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate

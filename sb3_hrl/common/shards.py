@@ -252,10 +252,7 @@ class Shards:
         :return: what was read, whole
         """
         for attempt in itertools.count():
-            # Tails first and heads last, segments before steps: a segment that is seen has its steps seen
-            segment_tail, segment_head = self.segment_tail.copy(), self.segment_head.copy()
-            memory_fence()
-            tail, head = self.tail.copy(), self.head.copy()
+            tail, head, segment_tail, segment_head = self._view()
             if attempt > 0:
                 # Stay clear of what a fast writer is about to trim
                 tail += (head - tail) // 8
@@ -268,6 +265,15 @@ class Shards:
             if whole:
                 break
         return result
+
+    def _view(self) -> View:
+        """
+        :return: what is there. Tails are looked at first and heads last, segments before steps: a segment that is seen has
+            its steps seen
+        """
+        segment_tail, segment_head = self.segment_tail.copy(), self.segment_head.copy()
+        memory_fence()
+        return View(self.tail.copy(), self.head.copy(), segment_tail, segment_head)
 
     def draw(
         self, head: np.ndarray, tail: np.ndarray, n: int, rng: np.random.Generator
@@ -329,14 +335,14 @@ class Shards:
         # An end may be ahead of its steps
         return np.maximum(first, view.tail[shards]), np.where(last > 0, np.minimum(last, head), head)
 
-    def newest(self, shard: int, n: int) -> np.ndarray:
+    def between(self, shard: int, first: int, last: int) -> np.ndarray:
         """
         :param shard: number of a shard
-        :param n: how many steps at most
-        :return: packed rows of its newest steps, in the order of their happening
+        :param first: number of a step
+        :param last: one past the number of the last step, at most the shard's head
+        :return: packed rows of these steps, as far as they are still there, in the order of their happening
         """
-        head = int(self.head[shard])
-        steps = np.arange(max(self.tail[shard], head - n), head)
+        steps = np.arange(max(int(self.tail[shard]), first), last)
         if len(steps) == 0:
             return np.empty((0, self.row_dim), dtype=np.float32)
         rows = self.gather(shard, steps)
@@ -347,14 +353,38 @@ class Shards:
     # ----------------------------------------------------------------- pickling
 
     def __getstate__(self) -> dict[str, Any]:
-        """Only what is filled, in the order of its happening."""
+        """Only what is filled, in the order of its happening, as of one moment: workers may be writing meanwhile."""
         state: dict[str, Any] = {name: getattr(self, name) for name in ("n_shards", "capacity", "row_dim", "trim_interval")}
-        state["counters"] = self._counter_block["counters"].copy()
+        view, counters = self._view(), np.zeros((self.n_shards, N_COUNTERS), dtype=np.int64)
         if self.is_allocated:
-            for name, array, head, tail in self._rings():
-                positions = [np.arange(*span) % self.capacity for span in zip(tail, head, strict=True)]
-                state[name] = [array[shard, position] for shard, position in enumerate(positions)]
+            copies = [self._copy_shard(shard, *(int(count[shard]) for count in view)) for shard in range(self.n_shards)]
+            state["rows"], state["segments"] = [rows for rows, _ in copies], [segments for _, segments in copies]
+            # Counted from the heads, as what was trimmed during the copy is not in it
+            view = view._replace(
+                tail=view.head - [len(rows) for rows, _ in copies],
+                segment_tail=view.segment_head - [len(segments) for _, segments in copies],
+            )
+        counters[:, [TAIL, HEAD, SEGMENT_TAIL, SEGMENT_HEAD]] = np.stack(view, axis=1)
+        state["counters"] = counters
         return state
+
+    def _copy_shard(
+        self, shard: int, tail: int, head: int, segment_tail: int, segment_head: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :return: rows and segments of a view, but for those that were trimmed meanwhile: they may have been overwritten. (To
+            read again, as :meth:`read` does, would not help: a copy of the whole shard takes longer than the next trimming)
+        """
+        rows = self.gather(shard, np.arange(tail, head))
+        segments = self.gather_segments(shard, np.arange(segment_tail, segment_head)).T
+        memory_fence()
+        first, first_segment = int(self.tail[shard]), int(self.segment_tail[shard])
+        rows, segments = rows[max(first - tail, 0) :], segments[max(first_segment - segment_tail, 0) :]
+        # The tail of steps moves before that of segments; and an end may be ahead of its steps
+        segments = segments[segments[:, 0] >= first]
+        ends = spans(rows)[:, 1]
+        ends[ends > head] = 0
+        return rows, segments
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         names = ("n_shards", "capacity", "row_dim", "trim_interval")

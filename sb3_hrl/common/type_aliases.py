@@ -39,6 +39,7 @@ class HighSamples(NamedTuple):
     next_achieved_goals: th.Tensor  # (batch, goal_dim), at the segment's end
     tested: th.Tensor  # (batch,) booleans, whether the low level ran without exploration (HAC's subgoal test)
     failed: th.Tensor  # (batch,) booleans, whether the episode ended with the segment for good, and not at its goal
+    ends: th.Tensor  # (batch,), how the segments ended, each a SegmentEnd
 
 
 class Transitions(NamedTuple):

@@ -44,7 +44,7 @@ def _beneath_monitor(env: gym.Env, wrapper: type[gym.Wrapper], **kwargs: Any) ->
 class SuccessInfoWrapper(gym.Wrapper):
     """
     Give ``info["is_success"]``, which SB3 and rl_zoo3 log, to environments that say ``info["success"]``, as the mazes of
-    gymnasium-robotics do.
+    gymnasium-robotics do. Where an info has neither key, nothing is added to it.
 
     :param env: the environment
     """
@@ -52,10 +52,12 @@ class SuccessInfoWrapper(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """
         :param action: action of the environment
-        :return: what the environment returned, with ``is_success`` in its info
+        :return: what the environment returned, with ``is_success`` in its info if that has ``success``
         """
         obs, reward, terminated, truncated, info = self.env.step(action)
-        info.setdefault("is_success", bool(info.get("success", False)))
+        if "success" in info:
+            # Where the environment says nothing, nothing is known: False would make a failure of each termination
+            info.setdefault("is_success", bool(info["success"]))
         return obs, reward, terminated, truncated, info
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -16,6 +16,7 @@ from sb3_hrl.doctor.episode_checks import EPISODE_CHECKS
 from sb3_hrl.doctor.findings import Finding, by_severity, error, has_error
 from sb3_hrl.doctor.goal_checks import GOAL_CHECKS, TOLERANCE_CHECKS
 from sb3_hrl.doctor.survey import Survey, make_survey
+from sb3_hrl.hddpg.config import SubgoalConfig, group_from_kwargs
 from sb3_hrl.hddpg.validation import check_observation_space
 
 
@@ -82,8 +83,11 @@ def goal_reward(survey: Survey) -> Finding | None:
         _goal_task(survey)
     except ValueError as refusal:
         cure = "Return -1, or 0 where the goal is reached, for each row of two arrays of goals of shape (n, goal_dim)."
-        if "subgoal_threshold" in str(refusal):
-            cure = "Set `subgoal_threshold` to the distance that counts as success, or use the sparse version of the task."
+        if "threshold`" in str(refusal):
+            cure = "Set `threshold` in `subgoal_kwargs` to the distance of success, or use the sparse version of the task."
+        if "No distance explains" in str(refusal):
+            cure = "Give `compute_reward` a tolerance, such as `np.linalg.norm(achieved - desired, axis=-1) < 0.05`."
+            return error("zero_tolerance", str(refusal), "no success at a distance of 1e-6", cure)
         return error("goal_reward", str(refusal), "compute_reward(goals, goals, [{}, ...])", cure)
     except Exception as exception:
         symptom = f"`compute_reward` fails on arrays of goals with empty infos: {type(exception).__name__}: {exception}"
@@ -94,7 +98,7 @@ def goal_reward(survey: Survey) -> Finding | None:
 
 def _goal_task(survey: Survey) -> GoalTask:
     goals = survey.start_goals("desired_goal")
-    return goal_task_from_env(DummyVecEnv([lambda: survey.env]), goals, survey.subgoal_threshold)
+    return goal_task_from_env(DummyVecEnv([lambda: survey.env]), goals, survey.subgoals.threshold)
 
 
 class _Plain(gym.Wrapper):
@@ -137,8 +141,7 @@ def diagnose_env(
     n_resets: int = 30,
     max_steps: int = 2_000,
     subgoal_steps: int = 10,
-    subgoal_radius: float | list[float] | None = None,
-    subgoal_threshold: float | None = None,
+    subgoal_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> list[Finding]:
     """
@@ -149,13 +152,13 @@ def diagnose_env(
     :param n_resets: first observations to look at
     :param max_steps: environment steps of an episode after which it is given up
     :param subgoal_steps: as of :class:`~sb3_hrl.HierarchicalDDPG`, environment steps per segment
-    :param subgoal_radius: as of the algorithm, in the units of the goal
-    :param subgoal_threshold: as of the algorithm, in the units of the goal
+    :param subgoal_kwargs: as of the algorithm: ``radius`` and ``threshold``, in the units of the goal
     :param seed: of the environment and of the actions
     :return: what is wrong, the severe first; empty if nothing is
-    :raises ValueError: if a number is below 1
+    :raises ValueError: if a number is below 1, or an option is refused
     """
-    counts = dict(n_episodes=n_episodes, n_resets=n_resets, max_steps=max_steps, subgoal_steps=subgoal_steps)
+    subgoals = group_from_kwargs(SubgoalConfig, "subgoal_kwargs", subgoal_kwargs, steps=subgoal_steps)
+    counts = dict(n_episodes=n_episodes, n_resets=n_resets, max_steps=max_steps)
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, not {value}.")
@@ -166,8 +169,7 @@ def diagnose_env(
         survey = make_survey(env, n_episodes, n_resets, max_steps, seed)
     except Exception as exception:
         return [raises("while it was played at random", exception)]
-    radius = None if subgoal_radius is None else float(np.min(subgoal_radius))
-    survey = survey._replace(subgoal_steps=subgoal_steps, subgoal_radius=radius, subgoal_threshold=subgoal_threshold)
+    survey = survey._replace(subgoals=subgoals)
     for stage in (*STAGES, *GOAL_STAGES):
         if stage is GOAL_STAGES[0]:
             survey = survey._replace(found_task=_goal_task(survey))

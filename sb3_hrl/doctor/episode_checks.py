@@ -134,15 +134,25 @@ def ignored_actions(survey: Survey) -> Finding | None:
 
 
 def not_seeded(survey: Survey) -> Finding | None:
-    """The same seed and the same actions lead to different observations."""
-    if not differ(survey.probes["same"], survey.probes["again"], rounding=1e-6):
-        return None
-    return warning(
-        "not_seeded",
-        "The same seed and the same actions lead to different observations: no run can be repeated, no two can be compared.",
-        "reset(seed=...) twice",
-        "Call `super().reset(seed=seed)` and draw from `self.np_random` only.",
-    )
+    """The same seed and the same actions lead to different observations, in the first episode or in the next ones."""
+    if differ(survey.probes["same"], survey.probes["again"], rounding=1e-6):
+        return warning(
+            "not_seeded",
+            "The same seed and the same actions lead to different observations: no run can be repeated, and no two can be "
+            "compared.",
+            "reset(seed=...) twice",
+            "Call `super().reset(seed=seed)` and draw from `self.np_random` only.",
+        )
+    if differ(*survey.resets, rounding=1e-6):
+        return warning(
+            "not_seeded",
+            "The seed holds for one episode only: a `reset` without a seed, as all but the first are in training, begins "
+            "differently each time. No run can be repeated, and no two can be compared.",
+            "reset(seed=...), reset() twice",
+            "Make a new generator only if `reset` gets a seed, as `super().reset(seed=seed)` does: given None, "
+            "`seeding.np_random` and `default_rng` take one from the operating system.",
+        )
+    return None
 
 
 def same_goal(survey: Survey) -> Finding | None:
@@ -162,12 +172,12 @@ def long_segments(survey: Survey) -> Finding | None:
     """A segment is longer than an episode."""
     longest = max(len(episode.rewards) for episode in survey.episodes)
     length = survey.time_limit or longest
-    if survey.subgoal_steps <= length:
+    if survey.subgoals.steps <= length:
         return None
     return warning(
         "long_segments",
         "A segment is longer than an episode, so that the high level decides once per episode.",
-        f"subgoal_steps = {survey.subgoal_steps}, episodes of {length} steps",
+        f"subgoal_steps = {survey.subgoals.steps}, episodes of {length} steps",
         f"Set `subgoal_steps: {max(length // 4, 1)}`, a quarter of the episode.",
     )
 

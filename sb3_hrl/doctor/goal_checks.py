@@ -53,7 +53,7 @@ def success_differs(survey: Survey) -> Finding | None:
         "`info['is_success']` is another success than the one that `compute_reward` pays for: what is logged is not what is "
         "learnt.",
         f"{n_different} of {len(claimed)} steps; tolerance of the reward: {rounded(survey.task.threshold)}",
-        "Use one tolerance for both; with a dense reward set `subgoal_threshold` to that of `is_success`.",
+        "Use one tolerance for both; with a dense reward set `threshold` in `subgoal_kwargs` to that of `is_success`.",
     )
 
 
@@ -155,14 +155,15 @@ def coarse_steps(survey: Survey) -> Finding | None:
 
 def small_radius(survey: Survey) -> Finding | None:
     """Subgoals are issued within their own tolerance."""
-    radius, threshold = survey.subgoal_radius, survey.task.threshold
-    if radius is None or radius > threshold:
+    radius, threshold = survey.subgoals.radius, survey.task.threshold
+    if radius is None or np.min(radius) > threshold:
         return None
     return error(
         "small_radius",
         "Subgoals are issued within the distance at which they count as reached: all of them are reached at once.",
-        f"subgoal_radius = {radius}, tolerance {threshold:.2g}",
-        f"Set `subgoal_radius: {rounded(4.0 * threshold)}` (four times the tolerance), or leave it out to have it found.",
+        f"radius = {radius}, tolerance {threshold:.2g}",
+        f"Set `subgoal_kwargs: {{radius: {rounded(4.0 * threshold)}}}` (four times the tolerance), or leave it out, so that "
+        "it is found.",
     )
 
 

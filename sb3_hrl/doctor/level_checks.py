@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from sb3_hrl.doctor.findings import Finding, error, rounded, warning
-from sb3_hrl.doctor.run import Run
+from sb3_hrl.doctor.run import RunSurvey
 
 
-def _easy_share(run: Run) -> float:
+def _easy_share(run: RunSurvey) -> float:
     """
     :return: share of subgoals that are reached at issue by an agent that stays where its goal is: there it decides at every
         step, elsewhere once per segment
@@ -19,24 +19,24 @@ def _easy_share(run: Run) -> float:
     return staying / (staying + 1.0 - success) if success < 1.0 else 1.0
 
 
-def _radius(run: Run, factor: float) -> str:
+def _radius(run: RunSurvey, factor: float) -> str:
     """:return: so many times the radius of subgoals, to be set, or what to do if it was not given"""
-    radius = run.option("subgoal_radius")
+    radius = run.options.subgoals.radius
     if radius is None:
-        return "`subgoal_radius` to four times the goal's tolerance"
-    return f"`subgoal_radius: {rounded(factor * float(np.min(radius)))}`"
+        return "`radius` in `subgoal_kwargs` to four times the goal's tolerance"
+    return f"`subgoal_kwargs: {{radius: {rounded(factor * float(np.min(radius)))}}}`"
 
 
-def subgoals_reached_at_issue(run: Run) -> Finding | None:
+def subgoals_reached_at_issue(run: RunSurvey) -> Finding | None:
     """Subgoals are reached already when they are issued."""
     key = "eval/subgoal_reached_at_issue" if run.late("eval/subgoal_reached_at_issue") is not None else None
     key = key or "rollout/subgoal_reached_at_issue"
     share = run.late(key)
     if not run.has_own_subgoals or share is None or share < _easy_share(run) + 0.3 or not run.fails(0.95):
         return None
-    cure = "Set `avoid_reached_subgoals: True`."
-    if run.option("avoid_reached_subgoals"):
-        cure = f"Set {_radius(run, 2.0)}, or `subgoal_threshold` to half of the goal's tolerance."
+    cure = "Set `subgoal_kwargs: {avoid_reached: True}`."
+    if run.options.subgoals.avoid_reached:
+        cure = f"Set {_radius(run, 2.0)}, or `threshold` in `subgoal_kwargs` to half of the goal's tolerance."
     return error(
         "subgoals_reached_at_issue",
         "The high level issues subgoals that are reached already: the agent does not move, and the low level learns nothing.",
@@ -45,7 +45,7 @@ def subgoals_reached_at_issue(run: Run) -> Finding | None:
     )
 
 
-def subgoals_never_reached(run: Run) -> Finding | None:
+def subgoals_never_reached(run: RunSurvey) -> Finding | None:
     """The low level does not reach its subgoals."""
     share = run.late("rollout/subgoal_success_rate")
     if not run.has_own_subgoals or share is None or share >= 0.15 or not run.fails(0.8):
@@ -59,7 +59,7 @@ def subgoals_never_reached(run: Run) -> Finding | None:
     )
 
 
-def subgoals_replaced(run: Run) -> Finding | None:
+def subgoals_replaced(run: RunSurvey) -> Finding | None:
     """Most subgoals are not the high level's own."""
     share = run.late("rollout/subgoal_replaced")
     if not run.has_own_subgoals or share is None or share < 0.6 or not run.fails(0.8):
@@ -71,25 +71,24 @@ def subgoals_replaced(run: Run) -> Finding | None:
         "subgoals_replaced",
         "Most of the high level's proposals were reached already or missed of late, and others took their place.",
         f"rollout/subgoal_replaced = {share:.2f}",
-        f"Set {_radius(run, 2.0)}, or `select_by_value: True`.",
+        f"Set {_radius(run, 2.0)}.",
     )
 
 
-def subgoals_at_bounds(run: Run) -> Finding | None:
+def subgoals_at_bounds(run: RunSurvey) -> Finding | None:
     """Subgoals lie at the border of what the high level may ask for."""
     share = run.late("eval/subgoal_at_bounds")
     if not run.has_own_subgoals or share is None or share < 0.9 or not run.fails(0.8):
         return None
-    wider = _radius(run, 2.0) if run.option("relative_subgoals") else "wider `subgoal_bounds`"
     return warning(
         "subgoals_at_bounds",
         "Nearly all subgoals lie at the bounds of what the high level may ask for.",
         f"eval/subgoal_at_bounds = {share:.2f}",
-        f"Set {wider}; if they are wide enough, `action_l2: 0.1` in `high_kwargs` pulls the actor back.",
+        f"Set {_radius(run, 2.0)}; if that is wide enough, `action_l2: 0.1` in `high_kwargs` pulls the actor back.",
     )
 
 
-def saturated_actions(run: Run) -> Finding | None:
+def saturated_actions(run: RunSurvey) -> Finding | None:
     """The low level acts at the bounds of its actions."""
     share = run.late("train/low_action_saturation")
     if run.is_young or share is None or share < 0.9 or not run.fails(0.8):
@@ -103,18 +102,17 @@ def saturated_actions(run: Run) -> Finding | None:
     )
 
 
-def values_at_bound(run: Run) -> Finding | None:
+def values_at_bound(run: RunSurvey) -> Finding | None:
     """A level's values are stuck at that of never reaching anything."""
     for level in ("low", "high"):
-        value, gamma = run.late(f"train/{level}_q_mean"), run.gamma(level)
-        bound = -1.0 / (1.0 - gamma)
+        value, config = run.late(f"train/{level}_q_mean"), run.level(level)
+        gamma, bound = config.gamma, config.min_value
         if run.is_young or value is None or not 1.1 * bound <= value <= 0.9 * bound or not run.fails(0.5):
             continue
         kwargs, steps = f"`{level}_kwargs`", run.option("subgoal_steps")
-        n_sampled_goal = (run.option(f"{level}_kwargs") or {}).get("n_sampled_goal", run.option("n_sampled_goal"))
         if level == "low" and -bound < steps:
             cure = f"Set `gamma: {1.0 - 0.5 / steps:.3f}` in {kwargs}: its horizon is shorter than a segment."
-        elif n_sampled_goal < 4:
+        elif config.n_sampled_goal < 4:
             cure = f"Set `n_sampled_goal: 4` in {kwargs}: nothing else shows it goals that are reached."
         else:
             cure = f"Set a larger `gamma` in {kwargs} (such as {1.0 - 0.5 * (1.0 - gamma):.3f}), or make the task easier."
@@ -127,11 +125,11 @@ def values_at_bound(run: Run) -> Finding | None:
     return None
 
 
-def values_out_of_range(run: Run) -> Finding | None:
+def values_out_of_range(run: RunSurvey) -> Finding | None:
     """A level's values are outside of what is possible."""
     for level in ("low", "high"):
         value = run.late(f"train/{level}_q_mean")
-        bound = -1.0 / (1.0 - run.gamma(level))
+        bound = run.level(level).min_value
         if value is None or 1.1 * bound <= value <= -0.05 * bound:
             continue
         return error(
@@ -143,7 +141,7 @@ def values_out_of_range(run: Run) -> Finding | None:
     return None
 
 
-def idle_planner(run: Run) -> Finding | None:
+def idle_planner(run: RunSurvey) -> Finding | None:
     """The planner knows no way."""
     share = run.late("rollout/subgoal_planned")
     if run.is_young or run.option("planner") is None or share is None or share >= 0.1 or not run.fails(0.8):
@@ -158,7 +156,7 @@ def idle_planner(run: Run) -> Finding | None:
     )
 
 
-LEVEL_CHECKS: tuple[Callable[[Run], Finding | None], ...] = (
+LEVEL_CHECKS: tuple[Callable[[RunSurvey], Finding | None], ...] = (
     subgoals_reached_at_issue,
     subgoals_never_reached,
     subgoals_replaced,

@@ -7,7 +7,7 @@ import numpy as np
 
 from sb3_hrl.doctor.findings import Finding, by_severity, error, warning
 from sb3_hrl.doctor.level_checks import LEVEL_CHECKS
-from sb3_hrl.doctor.run import MIN_UPDATES, Run, Series
+from sb3_hrl.doctor.run import MIN_UPDATES, Curve, RunSurvey
 
 # Fewer updates per environment step than this are few
 FEW_UPDATES_PER_STEP = 1 / 16
@@ -15,7 +15,7 @@ FEW_UPDATES_PER_STEP = 1 / 16
 SMOOTHING = 3
 
 
-def learning_never_starts(run: Run) -> Finding | None:
+def learning_never_starts(run: RunSurvey) -> Finding | None:
     """The run is over before learning starts."""
     n_steps = run.n_asked or run.n_steps
     learning_starts = run.option("learning_starts")
@@ -29,7 +29,7 @@ def learning_never_starts(run: Run) -> Finding | None:
     )
 
 
-def few_updates(run: Run) -> Finding | None:
+def few_updates(run: RunSurvey) -> Finding | None:
     """There were few updates, in all or per environment step."""
     if run.n_steps == 0 or learning_never_starts(run) is not None:
         return None
@@ -52,7 +52,7 @@ def few_updates(run: Run) -> Finding | None:
     )
 
 
-def no_episodes(run: Run) -> Finding | None:
+def no_episodes(run: RunSurvey) -> Finding | None:
     """No episode has ended."""
     is_rollout_log = any(key.startswith(("rollout/", "train/", "time/")) for key in run.log)
     if not is_rollout_log or run.log.get("rollout/ep_len_mean") is not None:
@@ -65,7 +65,7 @@ def no_episodes(run: Run) -> Finding | None:
     )
 
 
-def no_success_logged(run: Run) -> Finding | None:
+def no_success_logged(run: RunSurvey) -> Finding | None:
     """The log has no success rate."""
     has_success = any(key in run.log for key in ("rollout/success_rate", "eval/success_rate"))
     has_episodes = any(key in run.log for key in ("rollout/ep_len_mean", "eval/mean_ep_length"))
@@ -80,7 +80,7 @@ def no_success_logged(run: Run) -> Finding | None:
     )
 
 
-def not_finite(run: Run) -> Finding | None:
+def not_finite(run: RunSurvey) -> Finding | None:
     """Losses or values are NaN or infinite."""
     broken = sorted(key for key, (_, values) in run.log.items() if key.startswith("train/") and not np.isfinite(values).all())
     if not broken:
@@ -104,7 +104,7 @@ def _third_of(learning_rate: Any) -> str:
     return f"{kind}_{smaller}" if kind else smaller
 
 
-def critic_loss_grows(run: Run) -> Finding | None:
+def critic_loss_grows(run: RunSurvey) -> Finding | None:
     """The loss of a critic keeps growing."""
     for level in ("low", "high"):
         losses = run.values(f"train/{level}_critic_loss")
@@ -113,7 +113,7 @@ def critic_loss_grows(run: Run) -> Finding | None:
             continue
         # At first it grows with the values themselves
         early, late = float(np.median(losses[quarter : 2 * quarter])), float(np.median(losses[-quarter:]))
-        if late > 5.0 * early and late > (0.1 / (1.0 - run.gamma(level))) ** 2:
+        if late > 5.0 * early and late > (0.1 * run.level(level).min_value) ** 2:
             return error(
                 "critic_loss_grows",
                 f"The {level} level's critic gets worse and worse.",
@@ -124,7 +124,7 @@ def critic_loss_grows(run: Run) -> Finding | None:
     return None
 
 
-def success_falls(run: Run) -> Finding | None:
+def success_falls(run: RunSurvey) -> Finding | None:
     """Success falls off after a peak."""
     for key in ("eval/success_rate", "rollout/success_rate"):
         rates = run.values(key)
@@ -145,7 +145,7 @@ def success_falls(run: Run) -> Finding | None:
     return None
 
 
-def stalls_without_noise(run: Run) -> Finding | None:
+def stalls_without_noise(run: RunSurvey) -> Finding | None:
     """The agent is worse without exploration noise than with it."""
     rollout, evaluated = run.late("rollout/success_rate"), run.late("eval/success_rate")
     if run.is_young or rollout is None or evaluated is None or evaluated > rollout - 0.3:
@@ -154,11 +154,11 @@ def stalls_without_noise(run: Run) -> Finding | None:
         "stalls_without_noise",
         "The agent is much worse without exploration noise: it repeats a decision that leads nowhere.",
         f"rollout/success_rate = {rollout:.2f}, eval/success_rate = {evaluated:.2f}",
-        "Set `avoid_reached_subgoals: True` and `avoid_missed_subgoals: True`; give evaluation the `env_kwargs` of training.",
+        "Set `subgoal_kwargs: {avoid_reached: True, avoid_missed: True}`; give evaluation the `env_kwargs` of training.",
     )
 
 
-def never_succeeds(run: Run) -> Finding | None:
+def never_succeeds(run: RunSurvey) -> Finding | None:
     """There is not one success after many updates."""
     rates = np.concatenate([run.values(key) for key in ("rollout/success_rate", "eval/success_rate")])
     if run.n_updates < 10 * MIN_UPDATES or len(rates) == 0 or rates.max() >= 0.02:
@@ -168,11 +168,11 @@ def never_succeeds(run: Run) -> Finding | None:
         "There was hardly one success.",
         f"success rate at most {rates.max():.2f} in {run.n_steps:,} steps, {run.n_updates:,} updates",
         "Make the task easier first: goals that are near (`ReducedWorkspaceWrapper`), `env_kwargs` of a smaller maze; "
-        "`subgoal_source: random` shows whether the low level learns at all.",
+        "`subgoal_kwargs: {source: random}` shows whether the low level learns at all.",
     )
 
 
-def policy_lag(run: Run) -> Finding | None:
+def policy_lag(run: RunSurvey) -> Finding | None:
     """Workers act with old weights."""
     lag = run.late("rollout/policy_lag")
     n_steps = run.n_asked or run.n_steps
@@ -190,7 +190,7 @@ def policy_lag(run: Run) -> Finding | None:
     )
 
 
-def worker_restarts(run: Run) -> Finding | None:
+def worker_restarts(run: RunSurvey) -> Finding | None:
     """Workers were replaced."""
     _, restarts = run.log.get("rollout/worker_restarts", (np.zeros(0), np.zeros(0)))
     if len(restarts) == 0 or restarts[-1] == 0:
@@ -204,7 +204,7 @@ def worker_restarts(run: Run) -> Finding | None:
     )
 
 
-RUN_CHECKS: tuple[Callable[[Run], Finding | None], ...] = (
+RUN_CHECKS: tuple[Callable[[RunSurvey], Finding | None], ...] = (
     learning_never_starts,
     no_episodes,
     no_success_logged,
@@ -220,7 +220,7 @@ RUN_CHECKS: tuple[Callable[[Run], Finding | None], ...] = (
 NAMES = tuple(check.__name__ for check in (*RUN_CHECKS, *LEVEL_CHECKS))
 
 
-def diagnose_log(log: Mapping[str, Series], config: Mapping[str, Any], n_timesteps: int | None = None) -> list[Finding]:
+def diagnose_log(log: Mapping[str, Curve], config: Mapping[str, Any], n_timesteps: int | None = None) -> list[Finding]:
     """
     Say what a run's log shows to be wrong.
 
@@ -235,6 +235,6 @@ def diagnose_log(log: Mapping[str, Series], config: Mapping[str, Any], n_timeste
             raise ValueError(
                 f"`log[{key!r}]` must be steps and values of the same length, not {np.shape(steps)} and {np.shape(values)}."
             )
-    run = Run({key: series for key, series in log.items() if len(series[0]) > 0}, config, n_timesteps)
+    run = RunSurvey({key: series for key, series in log.items() if len(series[0]) > 0}, config, n_timesteps)
     checks = (*RUN_CHECKS, *LEVEL_CHECKS)
     return by_severity(finding for check in checks if (finding := check(run)) is not None)

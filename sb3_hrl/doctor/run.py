@@ -1,4 +1,4 @@
-"""What the checks of a log look at: series of numbers, and the hyperparameters that the zoo saved."""
+"""What the checks of a log look at: curves, and the hyperparameters that the zoo saved."""
 
 import inspect
 from collections.abc import Mapping
@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sb3_hrl.hddpg.config import ARGUMENTS, HierarchyConfig, LevelConfig
 from sb3_hrl.hddpg.hddpg import HierarchicalDDPG
 
-# Environment steps and values, each of shape (n,), by the log's keys
-Series = tuple[np.ndarray, np.ndarray]
+# Environment steps and values, each of shape (n,)
+Curve = tuple[np.ndarray, np.ndarray]
 
 _PARAMETERS = inspect.signature(HierarchicalDDPG.__init__).parameters
 # The part of a run, from its end backwards, that is judged
@@ -19,7 +20,7 @@ LATE = 1.0 / 3.0
 MIN_UPDATES = 1_000
 
 
-class Run:
+class RunSurvey:
     """
     A run, as its log and its hyperparameters tell it.
 
@@ -28,7 +29,7 @@ class Run:
     :param n_timesteps: environment steps that were asked for; ``None``: those of ``config``
     """
 
-    def __init__(self, log: Mapping[str, Series], config: Mapping[str, Any], n_timesteps: int | None = None):
+    def __init__(self, log: Mapping[str, Curve], config: Mapping[str, Any], n_timesteps: int | None = None):
         self.log, self.config = dict(log), config
         asked = config.get("n_timesteps") if n_timesteps is None else n_timesteps
         self.n_asked = None if asked is None else int(asked)
@@ -46,12 +47,19 @@ class Run:
         value = self.config.get(name)
         return _PARAMETERS[name].default if value is None else value
 
-    def gamma(self, level: str) -> float:
+    @cached_property
+    def options(self) -> HierarchyConfig:
+        """The groups of options (``subgoal_kwargs``, ``high_kwargs``, ...) with their defaults, checked."""
+        arguments = {name: self.option(name) for name in ARGUMENTS}
+        # The zoo's files have it as a string, and nothing in it is asked for here
+        return HierarchyConfig.from_arguments(**arguments | {"policy_kwargs": {}})
+
+    def level(self, name: str) -> LevelConfig:
         """
-        :param level: ``high`` or ``low``
-        :return: discount of the level
+        :param name: ``high`` or ``low``
+        :return: settings of the level
         """
-        return float((self.option(f"{level}_kwargs") or {}).get("gamma", self.option("gamma")))
+        return self.options.high if name == "high" else self.options.low
 
     @property
     def n_envs(self) -> int:
@@ -85,7 +93,7 @@ class Run:
     @property
     def has_own_subgoals(self) -> bool:
         """Whether subgoals are the high level's, and it is not too early to judge them."""
-        return not self.is_young and self.option("subgoal_source") == "policy"
+        return not self.is_young and self.options.subgoals.are_learnt
 
     def values(self, key: str) -> np.ndarray:
         """

@@ -8,6 +8,7 @@ from gymnasium import spaces
 
 from sb3_hrl.common.buffers import GOAL_KEYS
 from sb3_hrl.common.goals import GoalTask
+from sb3_hrl.hddpg.config import SubgoalConfig
 
 Observation = dict[str, np.ndarray]
 
@@ -50,10 +51,9 @@ class Survey(NamedTuple):
     episodes: list[Episode]
     starts: Observation  # first observations of many episodes, n_resets rows each
     probes: dict[str, list[Observation]]  # after one seed: "low" and "high" actions, and twice the "same" ones and "again"
+    resets: tuple[list[Observation], list[Observation]]  # a seeded reset and one without a seed, twice
     time_limit: int | None  # environment steps
-    subgoal_steps: int = 1
-    subgoal_radius: float | None = None  # the smallest of them
-    subgoal_threshold: float | None = None
+    subgoals: SubgoalConfig = SubgoalConfig()
     found_task: GoalTask | None = None  # once its reward is known to make sense
 
     @property
@@ -128,6 +128,11 @@ def _probe(env: gym.Env, seed: int, actions: list[np.ndarray]) -> list[Observati
     return observations
 
 
+def _reset_twice(env: gym.Env, seed: int) -> list[Observation]:
+    """:return: first observations of the seeded episode, and of the next one, whose reset gets no seed as in training"""
+    return [_copy(env.reset(seed=seed)[0]), _copy(env.reset()[0])]
+
+
 def make_survey(
     env: gym.Env,
     n_episodes: int,
@@ -154,13 +159,14 @@ def make_survey(
     same = [space.sample() for _ in range(PROBE_STEPS)]
     actions = {"low": [space.low] * PROBE_STEPS, "high": [space.high] * PROBE_STEPS, "same": same, "again": same}
     probes = {name: _probe(env, seed, tried) for name, tried in actions.items()}
-    return Survey(env, episodes, starts, probes, time_limit_of(env))
+    resets = (_reset_twice(env, seed), _reset_twice(env, seed))
+    return Survey(env, episodes, starts, probes, resets, time_limit_of(env))
 
 
 def differ(a: list[Observation], b: list[Observation], rounding: float = 0.0) -> bool:
     """
-    :param a: observations of a probe
-    :param b: of another one
+    :param a: observations, one after the other
+    :param b: the same of another try
     :param rounding: largest difference that does not count, relative and absolute
     :return: whether they differ
     """

@@ -2,16 +2,22 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.shards import Shards
+from sb3_hrl.hddpg.exploration import WorkerAgent
+from sb3_hrl.hddpg.inference import PolicySnapshot
 from sb3_hrl.hddpg.segments import SegmentStatistics
 from sb3_hrl.parallel.collector import Collector
 from sb3_hrl.parallel.serial import SerialCollector
@@ -58,6 +64,38 @@ def n_steps_to_take(n_timesteps: int, n_untaken: int, train_freq: TrainFreq, n_e
     return -(-n_timesteps // per_rollout) * per_rollout - n_untaken
 
 
+@dataclass(frozen=True)
+class Untaken:
+    """What workers have written, and the learner has not taken in."""
+
+    n_steps: int = 0  # environment steps, over all environments
+    episodes: tuple[tuple[int, dict[str, Any]], ...] = ()  # environment and info of each episode that ended
+
+
+def collect_task(
+    snapshot: PolicySnapshot, buffer: SharedMemoryReplayBuffer, action_noise: ActionNoise | None, n_warm_up: int
+) -> CollectTask:
+    """
+    :param snapshot: what it takes to act like the learner's policy
+    :param buffer: where steps go
+    :param action_noise: noise on the low level's actions, in place of its ``noise_std``
+    :param n_warm_up: environment steps to be taken at random first, over all environments
+    :return: what workers do
+    """
+    noise = getattr(action_noise, "base_noise", action_noise)
+    goal_dim = buffer.columns["subgoal"].stop - buffer.columns["subgoal"].start
+    assert isinstance(buffer.action_space, spaces.Box)
+    return CollectTask(
+        agent=WorkerAgent(snapshot, goal_dim, buffer.action_dim, noise),
+        columns=buffer.columns,
+        row_dim=buffer.shards.row_dim,
+        action_space=buffer.action_space,
+        warm_up_rounds=max(-(-n_warm_up // buffer.n_envs), 0),
+        handle_timeout_termination=buffer.handle_timeout_termination,
+        seed=int(buffer.rng.integers(2**31)),
+    )
+
+
 class AsyncRollouts:
     """
     Collection by workers during one call of ``learn``.
@@ -67,7 +105,7 @@ class AsyncRollouts:
     :param task: what workers do
     :param write_weights: writes the policy's weights into an array, see :meth:`~sb3_hrl.parallel.collector.Collector.publish`
     :param n_steps: how many steps workers make in this run, over all environments
-    :param n_untaken: steps in the buffer that were not taken in before
+    :param untaken: what is in the buffer and was not taken in before
     :param n_updates: gradient steps that the first weights have had
     :raises ValueError: if a block of steps does not fit into the buffer
     """
@@ -79,7 +117,7 @@ class AsyncRollouts:
         task: CollectTask,
         write_weights: Callable[[np.ndarray], None],
         n_steps: int,
-        n_untaken: int,
+        untaken: Untaken,
         n_updates: int,
     ):
         flush_size = collector.config.flush_size
@@ -93,7 +131,7 @@ class AsyncRollouts:
         self._n_envs: int = collector.num_envs
         self._block: int = flush_size * self._n_envs
         self._n_total: int = n_steps
-        self._n_taken: int = -n_untaken
+        self._n_taken: int = -untaken.n_steps
         self._n_granted: int = 0
         self._n_available: int = 0
         self._published_at: int = 0
@@ -103,6 +141,7 @@ class AsyncRollouts:
         self._lags: list[tuple[int, int]] = []  # steps and lag of the blocks since the last log
         self._episodes: list[deque[dict[str, Any]]] = [deque() for _ in range(self._n_envs)]
         self._n_episodes: int = 0
+        self._add_episodes(untaken.episodes)
         self._no_infos: list[dict[str, Any]] = [{} for _ in range(self._n_envs)]
         self._no_dones: np.ndarray = np.zeros(self._n_envs, dtype=bool)
         collector.start_collecting(task, shards, write_weights)
@@ -158,9 +197,12 @@ class AsyncRollouts:
         for report in reports:
             self.statistics.add(report.statistics)
             self._lags.append((report.n_steps, self._n_updates - self._updates_of[report.version]))
-            for env, info in report.episodes:
-                self._episodes[env].append(info)
-                self._n_episodes += 1
+            self._add_episodes(report.episodes)
+
+    def _add_episodes(self, episodes: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        for env, info in episodes:
+            self._episodes[env].append(info)
+            self._n_episodes += 1
 
     def _next_episodes(self) -> tuple[list[dict[str, Any]], np.ndarray]:
         if self._n_episodes == 0:
@@ -187,16 +229,16 @@ class AsyncRollouts:
         if self._collector.n_restarts > 0:
             logger.record("rollout/worker_restarts", self._collector.n_restarts)
 
-    def stop(self) -> tuple[VecEnvObs | None, int]:
+    def stop(self) -> tuple[VecEnvObs | None, Untaken]:
         """
         Let the workers stop where they are; the environments can be stepped synchronously then.
 
-        :return: current observations (``None`` if a failure has closed the environments), and the number of steps in the
-            buffer that were not taken in
+        :return: current observations (``None`` if a failure has closed the environments), and what was not taken in
         """
         try:
             observations, reports = self._collector.stop_collecting()
             self._read(reports)
-            return observations, self._collector.n_written() - self._n_taken
+            episodes = tuple((env, info) for env, infos in enumerate(self._episodes) for info in infos)
+            return observations, Untaken(self._collector.n_written() - self._n_taken, episodes)
         finally:
             self._shards.release()

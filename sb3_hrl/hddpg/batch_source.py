@@ -8,7 +8,6 @@ import torch as th
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.goals import GoalTask
-from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.shared_memory import Layout, SharedArrays
 from sb3_hrl.common.type_aliases import TDBatch
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
@@ -80,6 +79,17 @@ class PrefetchedBatchSource(BatchSource):
             prefetch.close()
 
 
+def make_batch_source(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, task: GoalTask, depth: int) -> BatchSource:
+    """
+    :param policy: the learner's policy
+    :param buffer: the learner's buffer
+    :param task: the environment's goals
+    :param depth: batches that a process prepares ahead; 0: each is made when it is needed
+    :return: batches for both levels
+    """
+    return PrefetchedBatchSource(policy, buffer, task, depth) if depth > 0 else BatchSource(policy, buffer, task)
+
+
 class LowBatchMaker:
     """
     Makes the low level's batches in another process, see :class:`~sb3_hrl.parallel.prefetch.BatchMaker`: sampling, hindsight,
@@ -92,7 +102,7 @@ class LowBatchMaker:
     """
 
     def __init__(self, policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, seed: int):
-        self._policy, self._buffer, self._seed = _lean_copy(policy), buffer.reader(seed), seed
+        self._policy, self._buffer, self._seed = _lean_copy(policy), buffer.detached(seed), seed
         self.n_weights = sum(tensor.numel() for tensor in batch_tensors(policy))
 
     def layout(self) -> Layout:
@@ -105,7 +115,7 @@ class LowBatchMaker:
     def start(self, blocks: tuple[SharedArrays, SharedArrays], weights: np.ndarray) -> None:
         """See :meth:`BatchMaker.start`."""
         th.manual_seed(self._seed)
-        self._buffer.shards = Shards.attached(blocks)
+        self._buffer.attach(blocks)
         self._weights = weights
 
     def refresh(self) -> None:

@@ -3,6 +3,7 @@ The options of :class:`~sb3_hrl.HierarchicalDDPG`, in the groups that its argume
 carried whole to whoever acts on it: the policy, the batches, a worker.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -301,46 +302,75 @@ class HierarchyConfig:
                 )
 
     @classmethod
-    def from_arguments(cls, model: Any, n_critics: int) -> "HierarchyConfig":
-        """
-        :param model: has the arguments of :class:`~sb3_hrl.HierarchicalDDPG` as attributes
-        :param n_critics: critics per level, unless its settings say otherwise
-        :return: the options
-        """
-        subgoals = group_from_kwargs(SubgoalConfig, "subgoal_kwargs", model.subgoal_kwargs, steps=model.subgoal_steps)
-        exploration = group_from_kwargs(ExplorationConfig, "exploration_kwargs", model.exploration_kwargs)
-        hindsight = group_from_kwargs(HindsightConfig, "hindsight_kwargs", model.hindsight_kwargs)
+    def from_arguments(
+        cls,
+        learning_rate: float | str | Schedule,
+        batch_size: int,
+        tau: float,
+        gamma: float,
+        max_grad_value: float | None,
+        subgoal_steps: int,
+        subgoal_kwargs: dict[str, Any] | None,
+        planner: str | None,
+        planner_kwargs: dict[str, Any] | None,
+        exploration_kwargs: dict[str, Any] | None,
+        hindsight_kwargs: dict[str, Any] | None,
+        high_kwargs: dict[str, Any] | None,
+        low_kwargs: dict[str, Any] | None,
+        policy_kwargs: dict[str, Any],
+    ) -> "HierarchyConfig":
+        """:return: the options that these arguments of :class:`~sb3_hrl.HierarchicalDDPG` ask for"""
+        exploration = group_from_kwargs(ExplorationConfig, "exploration_kwargs", exploration_kwargs)
+        hindsight = group_from_kwargs(HindsightConfig, "hindsight_kwargs", hindsight_kwargs)
         shared = LevelConfig(
-            learning_rate=model.learning_rate,
-            batch_size=model.batch_size,
-            tau=model.tau,
-            gamma=model.gamma,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
             n_sampled_goal=hindsight.n_sampled_goal,
-            max_grad_value=model.max_grad_value,
+            max_grad_value=max_grad_value,
             noise_std=exploration.noise_std,
             random_action_prob=exploration.random_action_prob,
-            n_critics=n_critics,
+            n_critics=policy_kwargs.get("n_critics", 1),
         )
-        require(
-            model.planner is None or model.planner in PLANNERS, "planner", f"one of {list(PLANNERS)}, or None", model.planner
-        )
-        if model.planner is None and model.planner_kwargs:
+        require(planner is None or planner in PLANNERS, "planner", f"one of {list(PLANNERS)}, or None", planner)
+        if planner is None and planner_kwargs:
             raise ValueError(f"`planner_kwargs` have no effect without a planner: pass one of {list(PLANNERS)} as `planner`.")
-        planner = None
-        if model.planner is not None:
-            planner = group_from_kwargs(PLANNERS[model.planner], "planner_kwargs", model.planner_kwargs)
         return cls(
-            high=shared.override("high", model.high_kwargs),
-            low=shared.override("low", model.low_kwargs),
-            subgoals=subgoals,
+            high=shared.override("high", high_kwargs),
+            low=shared.override("low", low_kwargs),
+            subgoals=group_from_kwargs(SubgoalConfig, "subgoal_kwargs", subgoal_kwargs, steps=subgoal_steps),
             exploration=exploration,
             hindsight=hindsight,
-            planner=planner,
+            planner=None if planner is None else group_from_kwargs(PLANNERS[planner], "planner_kwargs", planner_kwargs),
         )
 
     def without_schedules(self) -> "HierarchyConfig":
         """:return: the options to act with: without learning rates, which may be functions that cannot be pickled"""
         return replace(self, high=replace(self.high, learning_rate=0.0), low=replace(self.low, learning_rate=0.0))
+
+
+# Groups of options by argument, for hints where one of them is passed as an argument of its own
+GROUPS: dict[str, tuple[str, ...]] = {
+    name: tuple(field.name for field in fields(group))
+    for name, group in (
+        ("subgoal_kwargs", SubgoalConfig),
+        ("exploration_kwargs", ExplorationConfig),
+        ("hindsight_kwargs", HindsightConfig),
+        ("low_kwargs", LevelConfig),
+    )
+}
+
+# Arguments of the algorithm that are options
+ARGUMENTS = tuple(inspect.signature(HierarchyConfig.from_arguments).parameters)
+
+
+def read_arguments(model: Any) -> dict[str, Any]:
+    """
+    :param model: a :class:`~sb3_hrl.HierarchicalDDPG`
+    :return: its arguments that :meth:`HierarchyConfig.from_arguments` takes
+    """
+    return {name: getattr(model, name) for name in ARGUMENTS}
 
 
 def _all_numbers(value: Any) -> bool:

@@ -151,9 +151,8 @@ class WorkerAgent:
         self._policy = self._snapshot.bind(weights)
         self._explorer = Explorer(n_envs, self._goal_dim, self._action_dim, rng, noise_scale)
         self._noises = [copy.deepcopy(self._action_noise) for _ in range(n_envs)] if self._action_noise is not None else []
-        if self._noises:
-            # SB3's noises draw from the global generator
-            np.random.seed(int(rng.integers(2**32)))
+        # SB3's noises draw from the global generator, which in the learner's process belongs to others
+        self._noise_state = np.random.RandomState(int(rng.integers(2**32))).get_state()
 
     def refresh(self) -> None:
         """See :meth:`Agent.refresh`."""
@@ -161,8 +160,17 @@ class WorkerAgent:
 
     def act(self, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, is_warm_up: bool) -> np.ndarray:
         """See :meth:`Agent.act`."""
-        noise = np.stack([noise() for noise in self._noises]) if self._noises else None
+        noise = self._draw_noise() if self._noises else None
         return self._explorer.act(self._policy, observation, achieved_goal, goal, is_warm_up, noise)
+
+    def _draw_noise(self) -> np.ndarray:
+        others = np.random.get_state()
+        np.random.set_state(self._noise_state)
+        try:
+            return np.stack([noise() for noise in self._noises])
+        finally:
+            self._noise_state = np.random.get_state()
+            np.random.set_state(others)
 
     def fields(self) -> dict[str, np.ndarray]:
         """See :meth:`Agent.fields`."""

@@ -4,54 +4,31 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
-from stable_baselines3.common.utils import should_collect_more_steps
+from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
-from sb3_hrl.common.goals import GoalTask, goal_task_from_env
-from sb3_hrl.common.subgoals import SubgoalBounds
-from sb3_hrl.hddpg.async_rollouts import AsyncRollouts, collector_of, n_steps_to_take
-from sb3_hrl.hddpg.batch_source import BatchSource, PrefetchedBatchSource
-from sb3_hrl.hddpg.config import HierarchyConfig
-from sb3_hrl.hddpg.exploration import Explorer, WorkerAgent
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, new_generator
+from sb3_hrl.common.checks import check_argument_names
+from sb3_hrl.common.goals import GoalTask, check_reward, goal_task_from_env
+from sb3_hrl.hddpg.async_algorithm import AsyncOffPolicyAlgorithm
+from sb3_hrl.hddpg.async_rollouts import AsyncRollouts, Untaken, collect_task, collector_of, n_steps_to_take
+from sb3_hrl.hddpg.batch_source import BatchSource, make_batch_source
+from sb3_hrl.hddpg.config import GROUPS, HierarchyConfig, read_arguments
+from sb3_hrl.hddpg.exploration import Explorer
 from sb3_hrl.hddpg.inference import PolicySnapshot
-from sb3_hrl.hddpg.level import UpdateInfo
+from sb3_hrl.hddpg.level import UpdateInfo, log_updates
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
-from sb3_hrl.hddpg.subgoal_bounds import fit_bounds, initial_bounds
+from sb3_hrl.hddpg.saving import set_all_or_none
+from sb3_hrl.hddpg.statistics import Statistics
 from sb3_hrl.hddpg.validation import check_action_space, check_arguments, check_observation_space, check_vec_normalize
-from sb3_hrl.parallel.worker import CollectTask
 
 SelfHierarchicalDDPG = TypeVar("SelfHierarchicalDDPG", bound="HierarchicalDDPG")
 
-# Input statistics are refreshed once so many new steps are there, the subgoals' bounds once per so many steps
-NORMALIZER_INTERVAL = 100
-CALIBRATION_INTERVAL = 1_000
 
-# Arguments that are options, see :mod:`sb3_hrl.hddpg.config`
-_OPTIONS = (
-    "learning_rate",
-    "batch_size",
-    "tau",
-    "gamma",
-    "max_grad_value",
-    "subgoal_steps",
-    "subgoal_kwargs",
-    "planner",
-    "planner_kwargs",
-    "exploration_kwargs",
-    "hindsight_kwargs",
-    "high_kwargs",
-    "low_kwargs",
-)
-
-
-class HierarchicalDDPG(OffPolicyAlgorithm):
+class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     """
     Two-level goal-conditioned Deep Deterministic Policy Gradient.
 
@@ -109,6 +86,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
     policy: HierarchicalPolicy
     replay_buffer: SharedMemoryReplayBuffer
 
+    @check_argument_names(GROUPS)
     def __init__(
         self,
         policy: str | type[HierarchicalPolicy],
@@ -185,24 +163,21 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self.prefetch_depth = prefetch_depth
 
         self._goal_task: GoalTask | None = None
-        self._has_bounds = False
-        self._n_normalized = 0  # steps of the buffer that the normalisers have seen
-        self._n_calibrated = 0  # steps of the buffer at the last calibration of the bounds
-        self._n_planned = 0  # steps of the buffer at the last update of the planner
-        self._rollouts: AsyncRollouts | None = None  # while workers collect
+        self._statistics = Statistics()
         self._batches: BatchSource | None = None  # while the agent learns
-        self._n_untaken = 0  # steps that workers have written, and that were not taken in before learn() ended
         if _init_setup_model:
             self._setup_model()
+            if self.env is not None:
+                check_reward(self.env, self.policy.config.subgoals.threshold)
 
     def _setup_model(self) -> None:
         check_arguments(self)
         check_observation_space(self.observation_space)
         check_action_space(self.action_space)
         check_vec_normalize(self._vec_normalize_env)
-        policy_kwargs = self.policy_kwargs.copy()
-        self._options = self._read_options()
-        config = HierarchyConfig.from_arguments(self, n_critics=policy_kwargs.pop("n_critics", 1))
+        policy_kwargs, self._arguments = self.policy_kwargs.copy(), read_arguments(self)
+        policy_kwargs.pop("n_critics", None)
+        config = HierarchyConfig.from_arguments(**self._arguments)
         self.lr_schedule = config.low.lr_schedule
         self.set_random_seed(self.seed)
         self.replay_buffer_class = self.replay_buffer_class or SharedMemoryReplayBuffer
@@ -214,6 +189,8 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             n_envs=self.n_envs,
             **({"goal_selection_strategy": config.hindsight.goal_selection_strategy} | self.replay_buffer_kwargs),
         )
+        # A generator of its own: batches, of whatever size, do not change exploration
+        self._exploration_rng = new_generator()
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, config=config, **policy_kwargs
         ).to(self.device)
@@ -221,19 +198,24 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         self._convert_train_freq()
         self._explorer = self._make_explorer()
 
-    def _read_options(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in _OPTIONS)
-
     def _refresh_config(self) -> None:
         """Options may be set after construction, as in SB3 (``model.gamma = 0.9``), but not those that shape networks."""
-        options = self._read_options()
-        if any(new is not old for new, old in zip(options, self._options, strict=True)):
-            self._options = options
-            n_critics = self.policy_kwargs.get("n_critics", 1)
-            self.policy.config = HierarchyConfig.from_arguments(self, n_critics)
+        arguments = read_arguments(self)
+        if any(value is not self._arguments[name] for name, value in arguments.items()):
+            self._arguments, self.policy.config = arguments, HierarchyConfig.from_arguments(**arguments)
+            self._close_batches()
 
     def _make_explorer(self) -> Explorer:
-        return Explorer(self.n_envs, self.policy.goal_dim, self.replay_buffer.action_dim, self.replay_buffer.rng)
+        return Explorer(self.n_envs, self.policy.goal_dim, self.replay_buffer.action_dim, self._exploration_rng)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        :param seed: of all generators: Python's, NumPy's, torch's, the environments', exploration's and the replay buffer's
+        """
+        super().set_random_seed(seed)
+        if seed is not None and self.replay_buffer is not None:
+            self.replay_buffer.rng, self._exploration_rng = new_generator(), new_generator()
+            self._explorer.rng = self._exploration_rng
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -260,24 +242,14 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         if is_reset:
             # The environments start anew: what was running in them is over
             self.replay_buffer.end_episodes()
-            self._n_untaken = 0
-            self._explorer = self._make_explorer()
+            self._untaken, self._explorer = Untaken(), self._make_explorer()
         if self._goal_task is None:
-            self._setup_goals()
+            # Ask the environment what reaching a goal means
+            assert isinstance(self.env, VecEnv)
+            _, achieved, goals = self.policy.flatten_obs(self._last_obs)  # type: ignore[arg-type]
+            self._goal_task = goal_task_from_env(self.env, goals, self.policy.config.subgoals.threshold, achieved)
+            self._statistics.begin(self.policy, np.concatenate([goals, achieved]), self._goal_task.threshold)
         return result
-
-    def _setup_goals(self) -> None:
-        """Ask the environment what reaching a goal means, and give subgoals first bounds around the first observations."""
-        assert isinstance(self.env, VecEnv)
-        assert isinstance(self._last_obs, dict)
-        _, achieved, goals = self.policy.flatten_obs(self._last_obs)
-        self._goal_task = goal_task_from_env(self.env, goals, self.policy.config.subgoals.threshold)
-        threshold = self._goal_task.threshold
-        self.policy.subgoal_threshold.fill_(threshold)
-        if not self._has_bounds:
-            self._has_bounds = True
-            goals = np.concatenate([goals, achieved])
-            self.policy.set_bounds(initial_bounds(self.policy.config.subgoals, goals, threshold))
 
     def _sample_action(
         self,
@@ -285,14 +257,7 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         action_noise: ActionNoise | None = None,
         n_envs: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """
-        Actions of the exploration policy; environments whose segment is over get a new subgoal first.
-
-        :param action_noise: noise on the low level's actions, in place of its ``noise_std``
-        :param learning_starts: number of steps before learning, with random actions and subgoals
-        :param n_envs: number of environments
-        :return: actions for the environment, and the same scaled to [-1, 1] for the buffer
-        """
+        """As SB3; environments whose segment is over get a new subgoal first."""
         assert isinstance(self._last_obs, dict)
         scaled = self._explorer.act(
             self.policy.numpy_policy(),
@@ -313,18 +278,10 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """
-        Store a step with the subgoal in force, and end the segments that end with it.
-
-        :param replay_buffer: where to
-        :param buffer_action: actions scaled to [-1, 1], shape (n_envs, action_dim)
-        :param new_obs: next observations, the first of the next episode where one ended
-        :param reward: the environment's rewards, shape (n_envs,)
-        :param dones: whether the episodes ended, shape (n_envs,)
-        :param infos: the environment's infos, with ``terminal_observation`` where an episode ended
-        """
+        """As SB3, with the subgoal in force; ends the segments that end with the step."""
         next_obs = new_obs
         if dones.any():
+            # VecEnv resets automatically: new_obs is already the first of the next episode
             next_obs = {key: value.copy() for key, value in new_obs.items()}
             for env in np.flatnonzero(dones):
                 for key, value in infos[env]["terminal_observation"].items():
@@ -345,81 +302,17 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         )
         self._last_obs = new_obs
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        train_freq: TrainFreq,
-        replay_buffer: ReplayBuffer,
-        action_noise: ActionNoise | None = None,
-        learning_starts: int = 0,
-        log_interval: int | None = None,
-    ) -> RolloutReturn:
-        """
-        Collect experience, or take in what workers have collected (``async_collection``).
-
-        :param env: the training environment
-        :param callback: called at each step of all environments
-        :param train_freq: how much experience to collect
-        :param replay_buffer: where it goes
-        :param action_noise: noise on the low level's actions, in place of its ``noise_std``
-        :param learning_starts: number of steps before learning, with random actions and subgoals
-        :param log_interval: log data every ``log_interval`` episodes
-        :return: how much was collected
-        """
-        if not self.async_collection:
-            return super().collect_rollouts(
-                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-            )
-        if self._rollouts is None:
-            self._rollouts = self._start_collecting()
-        self._rollouts.publish(self._n_updates)
-        n_steps = n_episodes = 0
-        callback.on_rollout_start()
-        while should_collect_more_steps(train_freq, n_steps, n_episodes) and not self._rollouts.is_over:
-            infos, dones = self._rollouts.take()
-            self.num_timesteps += self.n_envs
-            n_steps += 1
-            # Give access to local variables
-            callback.update_locals(locals())
-            # Only stop training if return value is False, not when it is None.
-            if not callback.on_step():
-                return RolloutReturn(n_steps * self.n_envs, n_episodes, continue_training=False)
-            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-            self._on_step()
-            if dones.any():
-                # Retrieve reward and episode length if using Monitor wrapper
-                self._update_info_buffer(infos, dones)
-            for _ in range(int(dones.sum())):
-                n_episodes += 1
-                self._episode_num += 1
-                if log_interval is not None and self._episode_num % log_interval == 0:
-                    self.dump_logs()
-        callback.on_rollout_end()
-        return RolloutReturn(n_steps * self.n_envs, n_episodes, continue_training=True)
-
     def _start_collecting(self) -> AsyncRollouts:
-        """Send the policy to the workers, and let them go."""
         assert self.env is not None
-        buffer, snapshot = self.replay_buffer, PolicySnapshot(self.policy)
-        noise = getattr(self.action_noise, "base_noise", self.action_noise)
-        task = CollectTask(
-            agent=WorkerAgent(snapshot, self.policy.goal_dim, buffer.action_dim, noise),
-            columns=buffer.columns,
-            row_dim=buffer.shards.row_dim,
-            action_space=self.action_space,  # type: ignore[arg-type]
-            warm_up_rounds=max(-(-(self.learning_starts - self.num_timesteps) // self.n_envs), 0),
-            handle_timeout_termination=buffer.handle_timeout_termination,
-            seed=int(buffer.rng.integers(2**31)),
-        )
-        n_left = self._total_timesteps - self.num_timesteps
+        assert isinstance(self.train_freq, TrainFreq)
+        snapshot, n_left = PolicySnapshot(self.policy), self._total_timesteps - self.num_timesteps
         return AsyncRollouts(
             collector_of(self.env),
-            buffer.shards,
-            task,
+            self.replay_buffer.shards,
+            collect_task(snapshot, self.replay_buffer, self.action_noise, self.learning_starts - self.num_timesteps),
             write_weights=lambda vector: snapshot.write(self.policy, vector),
-            n_steps=n_steps_to_take(n_left, self._n_untaken, self.train_freq, self.n_envs),  # type: ignore[arg-type]
-            n_untaken=self._n_untaken,
+            n_steps=n_steps_to_take(n_left, self._untaken.n_steps, self.train_freq, self.n_envs),
+            untaken=self._untaken,
             n_updates=self._n_updates,
         )
 
@@ -438,89 +331,43 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
         Update both levels: the low one ``gradient_steps`` times, the high one once per ``high_update_interval`` of these.
 
         :param gradient_steps: number of low-level gradient steps
-        :param batch_size: entries per gradient step, unless ``high_kwargs`` or ``low_kwargs`` say otherwise
+        :param batch_size: not used, see the argument of the class: ``model.batch_size``
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._refresh_config()
-        self._update_learning_rates()
-        self._update_statistics()
+        assert self._goal_task is not None, "train() needs what learn() asks the environment about goals"
+        policy, config, interval = self.policy, self.policy.config, self.high_update_interval or self.subgoal_steps
+        for name, level in (("train/learning_rate", policy.low), ("train/high_learning_rate", policy.high)):
+            learning_rate = level.config.lr_schedule(self._current_progress_remaining)
+            self.logger.record(name, learning_rate)
+            level.set_learning_rate(learning_rate)
+        self._statistics.update(policy, self.replay_buffer, self._goal_task.threshold)
         if self._batches is None:
-            self._batches = self._make_batch_source()
-        policy, interval = self.policy, self.high_update_interval or self.subgoal_steps
+            # Batches are prepared ahead where there is no order to keep, and the low level learns
+            is_parallel = self._rollouts is not None and not self._rollouts.is_serial and config.low.oracle is None
+            depth = self.prefetch_depth if is_parallel else 0
+            self._batches = make_batch_source(policy, self.replay_buffer, self._goal_task, depth)
 
         low_infos: list[UpdateInfo] = []
         high_infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            if policy.config.low.oracle is None:
+            if config.low.oracle is None:
                 low_infos.append(policy.low.update(self._batches.low(), self._n_updates))
 
             n_high, is_high_turn = divmod(self._n_updates, interval)
-            if is_high_turn == 0 and policy.config.subgoals.are_learnt and self.replay_buffer.n_segments() > 0:
+            if is_high_turn == 0 and config.subgoals.are_learnt and self.replay_buffer.n_segments() > 0:
                 high_infos.append(policy.high.update(self._batches.high(), n_high))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self._log_level("low", low_infos)
-        self._log_level("high", high_infos)
-
-    def _make_batch_source(self) -> BatchSource:
-        assert self._goal_task is not None, "train() needs what learn() asks the environment about goals"
-        parts = (self.policy, self.replay_buffer, self._goal_task)
-        # Batches are prepared ahead where there is no order to keep, and somebody asks for them
-        is_parallel = self._rollouts is not None and not self._rollouts.is_serial
-        if is_parallel and self.prefetch_depth > 0 and self.policy.config.low.oracle is None:
-            return PrefetchedBatchSource(*parts, self.prefetch_depth)
-        return BatchSource(*parts)
+        log_updates(self.logger, "low", low_infos)
+        log_updates(self.logger, "high", high_infos)
 
     def _close_batches(self) -> None:
-        if self._batches is not None:
-            batches, self._batches = self._batches, None
+        batches, self._batches = self._batches, None
+        if batches is not None:
             batches.close()
-
-    def _update_learning_rates(self) -> None:
-        progress, policy = self._current_progress_remaining, self.policy
-        for name, level in (("train/learning_rate", policy.low), ("train/high_learning_rate", policy.high)):
-            learning_rate = level.config.lr_schedule(progress)
-            self.logger.record(name, learning_rate)
-            level.set_learning_rate(learning_rate)
-
-    def _update_statistics(self) -> None:
-        """Take new steps into the normalisers, fit the subgoals' bounds to what was visited, and let the planner learn."""
-        assert self._goal_task is not None
-        policy, buffer, n_added = self.policy, self.replay_buffer, self.replay_buffer.n_added
-        # A buffer that was not saved with the model starts from 0
-        self._n_normalized, self._n_calibrated = min(self._n_normalized, n_added), min(self._n_calibrated, n_added)
-        self._n_planned = min(self._n_planned, n_added)
-        n_new = n_added - self._n_normalized
-        if policy.normalize_inputs and (n_new >= NORMALIZER_INTERVAL or (n_new > 0 and self._n_normalized == 0)):
-            for steps in buffer.recent(n_new, ("observation", "next_achieved_goal", "desired_goal")):
-                goals = np.concatenate([steps["next_achieved_goal"], steps["desired_goal"]])
-                policy.update_moments(steps["observation"], goals)
-            self._n_normalized = n_added
-        if n_added - self._n_calibrated >= CALIBRATION_INTERVAL or self._n_calibrated == 0:
-            bounds = SubgoalBounds(*(bound.cpu().numpy() for bound in policy.bounds))
-            policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, self._goal_task.threshold))
-            self._n_calibrated = n_added
-        planner = policy.config.planner
-        if planner is not None and n_added - self._n_planned >= planner.update_interval:
-            policy.update_planner(buffer)
-            self._n_planned = n_added
-
-    def _log_level(self, name: str, infos: list[UpdateInfo]) -> None:
-        if len(infos) == 0:
-            return
-        stacked = {key: th.stack(values) for key, values in zip(UpdateInfo._fields, zip(*infos, strict=True), strict=True)}
-        means = {key: values.mean().item() for key, values in stacked.items()}
-        # Only where the actor had its turn (`policy_delay`): a loss that is not a number is to be seen, this is not
-        means["action_saturation"] = stacked["action_saturation"].nanmean().item()
-        for key, value in means.items():
-            if key != "action_saturation" or np.isfinite(value):
-                self.logger.record(f"train/{name}_{key}", value)
-        if name == "low":
-            # SB3's names are those of the level that acts in the environment
-            self.logger.record("train/actor_loss", means["actor_loss"])
-            self.logger.record("train/critic_loss", means["critic_loss"])
 
     def learn(
         self: SelfHierarchicalDDPG,
@@ -535,21 +382,13 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
             assert self.env is not None, "You must set the environment before calling learn()"
             collector_of(self.env)
         try:
-            return super().learn(
-                total_timesteps=total_timesteps,
-                callback=callback,
-                log_interval=log_interval,
-                tb_log_name=tb_log_name,
-                reset_num_timesteps=reset_num_timesteps,
-                progress_bar=progress_bar,
-            )
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         finally:
             self._close_batches()
             if self._rollouts is not None:
-                rollouts, self._rollouts = self._rollouts, None
                 self._explorer = self._make_explorer()
-                self._explorer.statistics = rollouts.statistics
-                self._last_obs, self._n_untaken = rollouts.stop()  # type: ignore[assignment]
+                self._explorer.statistics = self._rollouts.statistics
+            self._stop_collecting()
 
     # ------------------------------------------------------------------- saving
 
@@ -559,26 +398,34 @@ class HierarchicalDDPG(OffPolicyAlgorithm):
 
         :param path: path to the pickled replay buffer
         :param truncate_last_traj: not used, as in SB3 with any buffer but its HerReplayBuffer
+        :raises ValueError: if it is a buffer of another class, or of other environments; the model keeps its own then
         """
-        super().load_replay_buffer(path, truncate_last_traj)
-        saved = self.replay_buffer
-        if not isinstance(saved, SharedMemoryReplayBuffer) or saved.n_envs != self.n_envs:
-            raise ValueError(
-                f"The saved replay buffer ({type(saved).__name__}, n_envs={saved.n_envs}) does not fit this model, which has "
-                f"n_envs={self.n_envs}: load the model with as many environments as the buffer was saved with."
-            )
+        saved = load_from_pkl(path, self.verbose)
+        # What is refused must not take the place of the model's own buffer
+        self.replay_buffer.check_replacement(saved)
+        saved.device = self.device
         saved.end_episodes()
+        self.replay_buffer = saved
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a zip-file or a dictionary, as SB3 does, but all of them or none.
+
+        :param load_path_or_dict: path of the saved model, or what ``get_parameters`` returned
+        :param exact_match: whether all parameters have to be there
+        :param device: device on which the code should run
+        :raises RuntimeError: if they do not fit; the model is as it was then
+        """
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            params = load_from_zip_file(params, device=device, load_data=False)[1]
+        set_all_or_none(lambda values: super(HierarchicalDDPG, self).set_parameters(values, exact_match, device), self, params)
 
     def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "_goal_task",
-            "_explorer",
-            "_rollouts",
-            "_batches",
-            "_options",
-            "lr_schedule",
-        ]
+        own = ["_goal_task", "_explorer", "_exploration_rng", "_rollouts", "_batches", "_arguments", "lr_schedule"]
+        return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         levels = (("high", self.policy.high), ("low", self.policy.low))

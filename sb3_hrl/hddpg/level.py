@@ -1,9 +1,12 @@
 """One level: its networks, and every equation of its update, the same for both levels."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import polyak_update, update_learning_rate
 from stable_baselines3.td3.policies import TD3Policy
@@ -171,6 +174,29 @@ class DDPGLevel(TD3Policy):
         """See :meth:`Level.set_learning_rate`."""
         update_learning_rate(self.actor.optimizer, learning_rate)
         update_learning_rate(self.critic.optimizer, learning_rate)
+
+
+def log_updates(logger: Logger, name: str, infos: Sequence[UpdateInfo]) -> None:
+    """
+    Record means over some updates.
+
+    :param logger: where to
+    :param name: ``high`` or ``low``
+    :param infos: what the updates said
+    """
+    if len(infos) == 0:
+        return
+    stacked = {key: th.stack(values) for key, values in zip(UpdateInfo._fields, zip(*infos, strict=True), strict=True)}
+    means = {key: values.mean().item() for key, values in stacked.items()}
+    # Only where the actor had its turn (`policy_delay`): a loss that is not a number has to show, this does not
+    means["action_saturation"] = stacked["action_saturation"].nanmean().item()
+    for key, value in means.items():
+        if key != "action_saturation" or math.isfinite(value):
+            logger.record(f"train/{name}_{key}", value)
+    if name == "low":
+        # SB3's names are those of the level that acts in the environment
+        logger.record("train/actor_loss", means["actor_loss"])
+        logger.record("train/critic_loss", means["critic_loss"])
 
 
 def _clip_gradients(network: nn.Module, max_grad_value: float | None) -> None:

@@ -6,7 +6,7 @@ import torch as th
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.hindsight import hindsight_count
-from sb3_hrl.common.subgoals import action_to_subgoal
+from sb3_hrl.common.subgoals import SegmentEnd, action_to_subgoal
 from sb3_hrl.common.type_aliases import LowSamples, Transitions
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 
@@ -86,9 +86,9 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
     discounts = config.gamma * (1.0 - dones)
     rewards, discounts = terminate_with_penalty(rewards, discounts, segments.failed & (dones == 0.0), config.min_value)
 
-    # HAC's subgoal tests: a subgoal that the low level missed without exploration is worth never reaching the goal
-    reached = policy.is_reached(segments.next_achieved_goals, segments.subgoals)
-    missed = segments.tested & ~reached
+    # HAC's subgoal tests: a subgoal that the low level missed without exploration is worth never reaching the goal. It had all
+    # its steps: a segment that the episode's end has cut, or that led to the goal, says nothing against its subgoal
+    missed = segments.tested & (segments.ends == SegmentEnd.OUT_OF_STEPS) & (dones == 0.0)
     rewards, discounts = terminate_with_penalty(rewards, discounts, missed, config.min_value)
     # HAC's hindsight action: what was achieved had been commanded. But a missed test punishes the action that was taken
     in_hindsight = (th.rand(batch_size, device=buffer.device) < hindsight.action_prob) & ~missed

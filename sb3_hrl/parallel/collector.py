@@ -2,8 +2,8 @@
 
 import contextlib
 import multiprocessing as mp
+import pickle
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -12,14 +12,17 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvObs
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
+from sb3_hrl.common.checks import require
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.shared_memory import SharedArrays
 from sb3_hrl.common.weight_sync import WeightPublisher
+from sb3_hrl.parallel.collecting import CLOSED, RAISED, START_TIMEOUT, CollectingVecEnv, FailureCounts
 from sb3_hrl.parallel.process import ALLOWED, BEGUN, N_CONTROLS, SENT, WRITTEN, main
+from sb3_hrl.parallel.remote import EnvRemote, Raised
 from sb3_hrl.parallel.worker import CollectTask, Report, WorkerConfig
 
 # Seconds between looks after the workers, that they may take to close, and between looks whether they have stopped
@@ -64,14 +67,6 @@ class Collector(Protocol):
 
 
 @dataclass
-class FailureCounts:
-    """How often a worker has failed."""
-
-    n_failures: int = 0  # in a row, without a written block between them
-    n_errors: int = 0  # exceptions over all
-
-
-@dataclass
 class _Handle:
     """The learner's view of a worker."""
 
@@ -84,88 +79,6 @@ class _Handle:
     observations: list[dict[str, np.ndarray]] | None = None  # where it stopped
 
 
-class CollectingVecEnv(SubprocVecEnv):
-    """
-    What collectors with workers have in common: groups of environments, and that nobody else steps them meanwhile.
-
-    :param env_fns: environments
-    :param config: how workers go about it
-    :param envs_per_worker: environments that a worker steps in turns
-    :param step_timeout: seconds without progress after which a worker counts as hanging
-    :param max_restarts: how often a worker may fail
-    """
-
-    def __init__(
-        self,
-        env_fns: list[Callable[[], gym.Env]],
-        config: WorkerConfig,
-        envs_per_worker: int,
-        step_timeout: float,
-        max_restarts: int,
-    ):
-        # Not SubprocVecEnv's constructor: it would start a process per environment
-        rules = {
-            "envs_per_worker": (
-                envs_per_worker >= 1 and len(env_fns) % envs_per_worker == 0,
-                f"a divisor of the number of environments ({len(env_fns)})",
-            ),
-            "step_timeout": (step_timeout > 0, "positive (seconds)"),
-            "max_restarts": (max_restarts >= 0, "at least 0"),
-        }
-        for name, (valid, rule) in rules.items():
-            if not valid:
-                raise ValueError(f"`{name}` must be {rule}, not {locals()[name]}.")
-        self.config = config
-        self.envs_per_worker, self.step_timeout, self.max_restarts = envs_per_worker, step_timeout, max_restarts
-        self.n_restarts = 0
-        self.waiting, self.closed, self.is_collecting = False, False, False
-        self._env_fns = list(env_fns)
-        self._n_workers = len(env_fns) // envs_per_worker
-
-    def _envs_of(self, worker: int) -> range:
-        return range(worker * self.envs_per_worker, (worker + 1) * self.envs_per_worker)
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """
-        :param actions: one per environment
-        """
-        self._check_not_collecting("step")
-        super().step_async(actions)
-
-    def reset(self) -> VecEnvObs:
-        """:return: first observations of all environments"""
-        self._check_not_collecting("reset")
-        return super().reset()
-
-    def _account_for_failure(
-        self, worker: int, counts: FailureCounts, what: str, error: Exception | None = None, trace: str | None = None
-    ) -> None:
-        """Say that a worker is replaced, or give up: close everything and raise what ends the run."""
-        counts.n_failures += 1
-        counts.n_errors += trace is not None
-        n_restarts = max(counts.n_failures, counts.n_errors) - 1
-        if n_restarts == self.max_restarts:
-            self.close()
-            raise self._failure(worker, f"{what}, after {n_restarts} restarts", error, trace)
-        warnings.warn(f"Worker {worker} {what}: it is replaced.\n{trace or ''}", RuntimeWarning, stacklevel=3)
-        self.n_restarts += 1
-
-    def _failure(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> Exception:
-        """:return: what ends the run: a ValueError, for which the zoo prunes a trial, if an environment raised one"""
-        envs = self._envs_of(worker)
-        message = f"Worker {worker} (environments {envs.start} to {envs.stop - 1}) {what}.\n{trace or ''}"
-        failure = ValueError(message) if isinstance(error, ValueError) else RuntimeError(message)
-        failure.__cause__ = error
-        return failure
-
-    def _check_not_collecting(self, what: str) -> None:
-        if self.is_collecting:
-            raise RuntimeError(
-                f"The environments step by themselves while the agent learns (`async_collection=True`): do not {what} the "
-                "training environment from a callback, evaluate on environments of their own."
-            )
-
-
 class ParallelCollector(CollectingVecEnv):
     """
     Environments in worker processes. As a VecEnv it is SB3's ``SubprocVecEnv``. With
@@ -173,7 +86,15 @@ class ParallelCollector(CollectingVecEnv):
     with its own copy of the policy, writes blocks of steps into its own shards of the replay buffer, and looks for new weights
     now and then. Nothing is pickled on the way but the infos of episodes.
 
-    A worker that dies or hangs is replaced; what it had not written is lost, and its share is collected anew.
+    A worker that dies or hangs while it collects is replaced; what it had not written is lost, and its share is collected
+    anew.
+
+    As a VecEnv, it raises what an environment raises, with the environment's traceback: a RuntimeError, ValueError or
+    AttributeError, whose ``__cause__`` is the environment's own exception if that survives pickling. The worker lives on.
+    After an exception in ``step``, ``reset`` the environments, as the others have taken the step.
+
+    From the first collecting on, workers run at a lower priority than the learner (``nice`` 10), also when it is over: a
+    process without privileges cannot raise its priority again.
 
     :param env_fns: environments to run in subprocesses
     :param start_method: how to start them: ``forkserver`` (the default where there is one), ``spawn`` or ``fork``
@@ -182,7 +103,8 @@ class ParallelCollector(CollectingVecEnv):
     :param sync_interval: environment steps after which a worker looks for new weights
     :param noise_spread: the noise of the environments lies between 1 / noise_spread and noise_spread times that of the agent,
         in equal ratios (as in Ape-X, https://arxiv.org/abs/1803.00933); 1 for the same in all
-    :param step_timeout: seconds without progress after which a worker counts as hanging (in a step, or in its start)
+    :param step_timeout: seconds without progress after which a worker counts as hanging. Before its first step, while it
+        starts and makes its environments, it has five minutes
     :param max_restarts: how often a worker may raise an exception, or die or hang without having written anything, before that
         ends the run
     """
@@ -200,24 +122,30 @@ class ParallelCollector(CollectingVecEnv):
     ):
         config = WorkerConfig(flush_size, sync_interval, noise_spread)
         super().__init__(env_fns, config, envs_per_worker, step_timeout, max_restarts)
+        methods = mp.get_all_start_methods()
         if start_method is None:
-            start_method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+            start_method = "forkserver" if "forkserver" in methods else "spawn"
+        require(start_method in methods, "start_method", f"one of {', '.join(methods)}", start_method)
         self._context = mp.get_context(start_method)
 
         self._control_block = SharedArrays({"control": ((self._n_workers, N_CONTROLS), "int64")})
         self._control = self._control_block["control"]
-        self.remotes: list[Connection] = [None] * len(env_fns)  # type: ignore[list-item]
-        self._handles = [self._spawn(worker) for worker in range(self._n_workers)]
+        self._reports: list[Report] = []
+        self._handles: list[_Handle] = []
+        self.remotes: list[EnvRemote] = []
         try:
+            for worker in range(self._n_workers):
+                handle, remotes = self._spawn(worker)
+                self._handles.append(handle)
+                self.remotes += remotes
             self.remotes[0].send(("get_spaces", None))
             VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
-        except (EOFError, ConnectionError):
-            error = self._failure_at_start()
+        except BaseException:
             self.close()
-            raise error from error.__cause__
+            raise
 
-    def _spawn(self, worker: int) -> _Handle:
-        """Start the process of a worker; its pipes replace those of its predecessor."""
+    def _spawn(self, worker: int) -> tuple[_Handle, list[EnvRemote]]:
+        """Start the process of a worker."""
         envs = self._envs_of(worker)
         pairs = [self._context.Pipe() for _ in envs]
         reader, sender = self._context.Pipe(duplex=False)
@@ -226,12 +154,31 @@ class ParallelCollector(CollectingVecEnv):
         process = self._context.Process(  # type: ignore[attr-defined]
             target=main, args=(theirs, ours, sender, env_fns), daemon=True
         )
+        self._control[worker, SENT] = self._control[worker, BEGUN] = 0
         process.start()
         for connection in (*theirs, sender):
             connection.close()
-        self.remotes[envs.start : envs.stop] = ours
-        self._control[worker, SENT] = 0
-        return _Handle(process, reader)
+
+        def lost() -> Exception:
+            return self._lost(worker)
+
+        def failed(command: str, raised: Raised) -> Exception:
+            return self._failure(worker, f"{RAISED} in `{command}`", raised.error, raised.trace)
+
+        return _Handle(process, reader), [EnvRemote(connection, lost, failed) for connection in ours]
+
+    def _lost(self, worker: int) -> Exception:
+        """:return: what says how the process of a worker has ended"""
+        if self.closed:
+            return RuntimeError(CLOSED)
+        handle = self._handles[worker]
+        handle.process.join(_CLOSE_TIMEOUT)
+        raised = self._receive(worker)
+        if raised is not None:
+            what = RAISED if self.is_collecting else "could not make its environments"
+            return self._failure(worker, what, raised.error, raised.trace)
+        hint = 'see its output above (if it could not start, does the script lack `if __name__ == "__main__":`?)'
+        return self._failure(worker, f"died (exit code {handle.process.exitcode}), {hint}")
 
     @property
     def processes(self) -> list[BaseProcess]:  # type: ignore[override]
@@ -241,29 +188,50 @@ class ParallelCollector(CollectingVecEnv):
     # --------------------------------------------------------------- collecting
 
     def start_collecting(self, task: CollectTask, shards: Shards, publish: Callable[[np.ndarray], None]) -> None:
-        """See :meth:`Collector.start_collecting`."""
-        self._task, self._shards = task, shards
+        """See :meth:`Collector.start_collecting`. If it fails, nobody collects, and this is a VecEnv as before."""
+        self._check_open()
+        # What may fail comes first
+        try:
+            self._task = pickle.dumps(CloudpickleWrapper(task))
+        except Exception as error:
+            raise TypeError(
+                f"What workers need to act cannot be pickled ({error}): leave files, locks and the like out of `low_level`, "
+                "`action_noise` and classes of your own, or collect by `SerialCollector`."
+            ) from error
         self._weights = WeightPublisher(task.agent.n_weights)
         self._weights.publish(publish)
+        self._shards, self._blocks = shards, (self._control_block, *shards.blocks(), self._weights.block)
         shards.release()
         self._base = shards.head.copy()
-        self._control[:] = 0
+        self._control[:], self._reports = 0, []
         self._last_check = time.monotonic()
-        self.is_collecting = True
-        for worker, handle in enumerate(self._handles):
+        for handle in self._handles:
             handle.n_received = handle.counts.n_failures = 0
             handle.observations, handle.stalled = None, 0.0
-            self._send_task(worker)
+        self.is_collecting = True
+        try:
+            for worker in range(self._n_workers):
+                self._send_task(worker)
+        except BaseException:
+            # A worker that has heard half of it does not understand what comes next
+            self.is_collecting = False
+            for worker in range(self._n_workers):
+                self._start_anew(worker)
+            raise
 
     def _send_task(self, worker: int) -> None:
-        envs, remote = self._envs_of(worker), self.remotes[worker * self.envs_per_worker]
+        envs, connection = self._envs_of(worker), self._connection(worker)
         data = (envs.start, self.num_envs, self._task, self.config, worker, self._shards.trim_interval)
         try:
-            remote.send(("collect", data))
-            for block in (self._control_block, *self._shards.blocks(), self._weights.block):
-                block.send(remote)
+            connection.send(("collect", data))
+            for block in self._blocks:
+                block.send(connection)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it has died since; that is noticed where workers are looked after
+
+    def _connection(self, worker: int) -> Connection:
+        """:return: where the collector's own commands go"""
+        return self.remotes[worker * self.envs_per_worker].connection
 
     def publish(self, write: Callable[[np.ndarray], None]) -> int:
         """See :meth:`Collector.publish`."""
@@ -271,6 +239,7 @@ class ParallelCollector(CollectingVecEnv):
 
     def grant(self, n_steps: int) -> None:
         """See :meth:`Collector.grant`. Those that have got least ahead get most."""
+        self._check_open()
         allowed = self._control[:, ALLOWED]
         allowed[:] = shares(allowed.copy(), self._control[:, WRITTEN], n_steps // self.envs_per_worker)
 
@@ -280,76 +249,84 @@ class ParallelCollector(CollectingVecEnv):
 
     def poll(self) -> list[Report]:
         """See :meth:`Collector.poll`."""
-        reports: list[Report] = []
-        if (self._control[:, SENT] != [handle.n_received for handle in self._handles]).any():
-            for worker in range(len(self._handles)):
-                self._receive(worker, reports)
-        now = time.monotonic()
-        if now - self._last_check > _CHECK_INTERVAL:
-            # A learner that was stopped itself has not seen the workers' progress
-            elapsed = min(now - self._last_check, 1.0)
-            self._last_check = now
-            for worker in range(len(self._handles)):
-                self._look_after(worker, elapsed, reports)
-        return reports
+        with self._lock:
+            self._check_open()
+            if (self._control[:, SENT] != [handle.n_received for handle in self._handles]).any():
+                for worker in range(self._n_workers):
+                    raised = self._receive(worker)
+                    if raised is not None:
+                        self._replace(worker, RAISED, raised)
+            now = time.monotonic()
+            if now - self._last_check > _CHECK_INTERVAL:
+                # A learner that was stopped itself has not seen the workers' progress
+                elapsed = min(now - self._last_check, 1.0)
+                self._last_check = now
+                for worker in range(self._n_workers):
+                    self._look_after(worker, elapsed)
+            reports, self._reports = self._reports, []
+            return reports
 
-    def _receive(self, worker: int, reports: list[Report]) -> None:
-        """Take in the messages of a worker."""
+    def _receive(self, worker: int) -> Raised | None:
+        """
+        Take in the messages of a worker.
+
+        :return: what it has raised, if it has ended by that
+        """
         handle = self._handles[worker]
         while handle.n_received < self._control[worker, SENT] or handle.messages.poll():
             try:
                 kind, content = handle.messages.recv()
             except (EOFError, OSError):
-                return  # it died while it was sending
+                return None  # it died while it was sending
             handle.n_received += 1
             if kind == "report":
                 handle.counts.n_failures = 0
-                reports.append(content)
+                self._reports.append(content)
             elif kind == "stopped":
                 handle.observations = content
             else:
-                self._replace(worker, "raised an exception", *content)
-                return
+                return content
+        return None
 
-    def _look_after(self, worker: int, elapsed: float, reports: list[Report]) -> None:
+    def _look_after(self, worker: int, elapsed: float) -> None:
         handle, control = self._handles[worker], self._control[worker]
         if not handle.process.is_alive():
-            self._receive(worker, reports)
-            # It may have been replaced because of what it said
-            if handle is self._handles[worker]:
-                self._replace(worker, f"died (exit code {handle.process.exitcode})")
+            raised = self._receive(worker)
+            self._replace(worker, RAISED if raised is not None else f"died (exit code {handle.process.exitcode})", raised)
             return
         progress = int(control[BEGUN]), int(control[WRITTEN])
         waits = control[WRITTEN] == control[ALLOWED] if self.is_collecting else handle.observations is not None
         handle.stalled = 0.0 if waits or progress != handle.progress else handle.stalled + elapsed
         handle.progress = progress
-        if handle.stalled > self.step_timeout:
+        if control[BEGUN] == 0:
+            if handle.stalled > max(START_TIMEOUT, self.step_timeout):
+                self._replace(worker, f"did not come to its first step within {handle.stalled:.0f} seconds")
+        elif handle.stalled > self.step_timeout:
             self._replace(worker, f"made no progress for {self.step_timeout:g} seconds (`step_timeout`)")
 
-    def _replace(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> None:
+    def _replace(self, worker: int, what: str, raised: Raised | None = None) -> None:
         """Start another process in the place of one that failed, or give up."""
-        handle = self._handles[worker]
-        _kill(handle.process)
-        handle.messages.close()
-        self._account_for_failure(worker, handle.counts, what, error, trace)
+        error, trace = (None, None) if raised is None else (raised.error, raised.trace)
+        _kill(self._handles[worker].process)
+        self._account_for_failure(worker, self._handles[worker].counts, what, error, trace)
         # What it had not counted is not there, and what its environments were in the middle of is over
         for env in self._envs_of(worker):
-            self.remotes[env].close()
             self._shards.roll_back(env, int(self._base[env] + self._control[worker, WRITTEN]))
-        self._handles[worker] = self._spawn(worker)
-        self._handles[worker].counts = handle.counts
-        if self.is_collecting:
-            self._send_task(worker)
-        else:
-            self._reset_envs(worker)
+        self._start_anew(worker)
+        self._send_task(worker)
+        if not self.is_collecting:
+            # It says where its environments begin
+            _try_send(self._connection(worker), "stop")
 
-    def _failure_at_start(self) -> Exception:
-        for worker, handle in enumerate(self._handles):
-            with contextlib.suppress(EOFError, OSError):
-                if handle.messages.poll(_CLOSE_TIMEOUT):
-                    _, content = handle.messages.recv()
-                    return self._failure(worker, "could not make its environments", *content)
-        return self._failure(0, "ended before it could make its environments, see above")
+    def _start_anew(self, worker: int) -> None:
+        """Put another process in the place of a worker's."""
+        envs, old = self._envs_of(worker), self._handles[worker]
+        _kill(old.process)
+        old.messages.close()
+        for remote in self.remotes[envs.start : envs.stop]:
+            remote.close()
+        self._handles[worker], self.remotes[envs.start : envs.stop] = self._spawn(worker)
+        self._handles[worker].counts = old.counts
 
     def stop_collecting(self) -> tuple[VecEnvObs | None, list[Report]]:
         """See :meth:`Collector.stop_collecting`."""
@@ -358,7 +335,7 @@ class ParallelCollector(CollectingVecEnv):
             self.is_collecting = False
             for worker, handle in enumerate(self._handles):
                 handle.stalled = 0.0
-                _try_send(self.remotes[worker * self.envs_per_worker], ("stop", None))
+                _try_send(self._connection(worker), "stop")
             while any(handle.observations is None for handle in self._handles):
                 reports += self.poll()
                 time.sleep(_NAP)
@@ -368,35 +345,22 @@ class ParallelCollector(CollectingVecEnv):
         observations: list[Any] = [observation for handle in self._handles for observation in handle.observations or []]
         return _stack_obs(observations, self.observation_space), reports
 
-    def _reset_envs(self, worker: int) -> None:
-        """Give a worker that was replaced while it was to stop observations to stop with."""
-        observations = []
-        for env in self._envs_of(worker):
-            _try_send(self.remotes[env], ("reset", (None, {})))
-        try:
-            for env in self._envs_of(worker):
-                if not self.remotes[env].poll(self.step_timeout):
-                    return  # it hangs: likewise
-                observations.append(self.remotes[env].recv()[0])
-        except (EOFError, OSError):
-            return  # it has died as well, that is noticed where workers are looked after
-        self._handles[worker].observations = observations
-
     def close(self) -> None:
         """End the workers' processes; twice is fine."""
-        if self.closed:
-            return
-        self.closed, self.is_collecting = True, False
-        for remote in self.remotes:
-            _try_send(remote, ("close", None))
-        deadline = time.monotonic() + _CLOSE_TIMEOUT
-        for handle in self._handles:
-            handle.process.join(max(deadline - time.monotonic(), 0.0))
-            _kill(handle.process)
-            handle.messages.close()
-        for remote in self.remotes:
-            remote.close()
-        self._control_block.close()
+        with self._lock:
+            if self.closed:
+                return
+            self.closed, self.is_collecting = True, False
+            for remote in self.remotes:
+                _try_send(remote.connection, "close")
+            deadline = time.monotonic() + _CLOSE_TIMEOUT
+            for handle in self._handles:
+                handle.process.join(max(deadline - time.monotonic(), 0.0))
+                _kill(handle.process)
+                handle.messages.close()
+            for remote in self.remotes:
+                remote.close()
+            self._control_block.close()
 
 
 def shares(allowed: np.ndarray, written: np.ndarray, total: int) -> np.ndarray:
@@ -429,7 +393,7 @@ def _kill(process: BaseProcess) -> None:
     process.join()
 
 
-def _try_send(remote: Connection, message: tuple[str, Any]) -> None:
+def _try_send(connection: Connection, command: str) -> None:
     """A worker that has died is noticed where workers are looked after."""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError, OSError):
-        remote.send(message)
+    with contextlib.suppress(OSError):
+        connection.send((command, ()))

@@ -15,6 +15,7 @@ import threadpoolctl
 import torch as th
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
+from sb3_hrl.common.checks import require
 from sb3_hrl.common.shared_memory import Layout, SharedArrays, memory_fence
 from sb3_hrl.common.weight_sync import WeightPublisher, WeightSubscriber
 from sb3_hrl.parallel.process import ParentWatch
@@ -58,7 +59,7 @@ class PrefetchSampler:
     be simpler, slows the learner down by as much as it takes off it: the two pass the interpreter's lock to and fro at every
     small operation; see docs/scale.md.)
 
-    If the process dies or hangs, :meth:`get` says so by ``None``.
+    If the process dies, hangs or raises an exception, :meth:`get` says so by ``None``, and warns.
 
     :param maker: makes batches
     :param blocks: the replay buffer's shared memory, see ``Shards.blocks``
@@ -73,8 +74,7 @@ class PrefetchSampler:
         publish: Callable[[np.ndarray], None],
         depth: int = 2,
     ):
-        if depth < 1:
-            raise ValueError(f"`depth` must be at least 1 (batches that are ready), not {depth}.")
+        require(depth >= 1, "depth", "at least 1 (batches that are ready)", depth)
         # The learner uses one more
         self._n_slots = depth + 1
         layout: dict[str, tuple[tuple[int, ...], str]] = {
@@ -96,17 +96,26 @@ class PrefetchSampler:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the process has made its first batch. It takes seconds to start, for which the learner need not wait."""
-        if self._to_send is not None:
-            with contextlib.suppress(OSError):
-                if self._connection.poll():
-                    # It is there, and reads what it is sent
-                    self._connection.recv()
-                    (maker, blocks), self._to_send = self._to_send, None
-                    self._connection.send(CloudpickleWrapper(maker))
-                    for block in (self._slots, *blocks, self._weights.block):
-                        block.send(self._connection)
-        return bool(self._control[_MADE] > 0)
+        """
+        Whether :meth:`get` need not wait for the process to start, which takes seconds: its first batch is made, or it has
+        failed.
+        """
+        if self._control[_MADE] > 0:
+            return True
+        try:
+            if not self._connection.poll():
+                return False
+            if self._to_send is None:
+                return True
+            self._connection.recv()
+            # It is there, and reads what it is sent
+            (maker, blocks), self._to_send = self._to_send, None
+            self._connection.send(CloudpickleWrapper(maker))
+            for block in (self._slots, *blocks, self._weights.block):
+                block.send(self._connection)
+        except (EOFError, OSError):
+            return True
+        return False
 
     def publish(self, write: Callable[[np.ndarray], None]) -> None:
         """
@@ -118,8 +127,7 @@ class PrefetchSampler:
         """
         Wait for the next batch; the one before it is given up.
 
-        :return: views of a slot, valid until the next call; ``None`` if the process has died or hangs
-        :raises RuntimeError: with the traceback of what the maker raised
+        :return: views of a slot, valid until the next call; ``None`` if there are no more
         """
         self._control[_USED] = self._n_taken
         start = time.monotonic()
@@ -128,8 +136,7 @@ class PrefetchSampler:
             time.sleep(_NAP)
             if time.monotonic() > next_check:
                 next_check = time.monotonic() + _ALIVE_INTERVAL
-                if self._connection.poll():
-                    self._read_failure()
+                if self._has_ended():
                     return None
                 if next_check - start > _PATIENCE:
                     self._warn("hangs")
@@ -139,17 +146,24 @@ class PrefetchSampler:
         self._n_taken += 1
         return {name: self._slots[name][slot] for name in self._names}
 
-    def _read_failure(self) -> None:
+    def _has_ended(self) -> bool:
+        """Whether the process has ended; if so, warn of it."""
         try:
-            trace = self._connection.recv()
+            if not self._connection.poll():
+                return False
+            # An error of the batches themselves comes again where they are made from now on
+            self._warn("has failed", self._connection.recv())
         except (EOFError, OSError):
-            self._warn("died")
-            return
-        raise RuntimeError(f"A batch could not be prepared.\n{trace}")
+            self._process.join(1.0)
+            what = f"died (exit code {self._process.exitcode})"
+            if self._control[_MADE] == 0:
+                what += ' in its start, see its output above (does the script lack `if __name__ == "__main__":`?)'
+            self._warn(what)
+        return True
 
     @staticmethod
-    def _warn(what: str) -> None:
-        message = f"The process that prepares batches {what}: from now on they are made when they are needed."
+    def _warn(what: str, trace: str = "") -> None:
+        message = f"The process that prepares batches {what}: from now on they are made when they are needed.\n{trace}"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     def close(self) -> None:

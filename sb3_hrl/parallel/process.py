@@ -1,6 +1,8 @@
 """The worker's process: serves SB3's commands for its environments, and between them collects by itself."""
 
+import contextlib
 import os
+import pickle
 import signal
 import time
 import traceback
@@ -20,7 +22,8 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from sb3_hrl.common.shards import make_writers
 from sb3_hrl.common.shared_memory import SharedArrays
 from sb3_hrl.common.weight_sync import WeightSubscriber
-from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
+from sb3_hrl.parallel.remote import Raised
+from sb3_hrl.parallel.worker import Report, Worker, WorkerConfig
 
 # A worker's row of the control block. ALLOWED is written by the learner, the others by the worker; all count rounds, which are
 # steps of each of its environments, but SENT, which counts messages
@@ -73,6 +76,8 @@ class EnvServer:
             return self._step(i, data)
         if command == "reset":
             seed, options = data
+            # Where it stands is not known if it raises: then it is reset before it collects
+            self.observations[i] = None
             self.observations[i], self._reset_infos[i] = env.reset(seed=seed, **({"options": options} if options else {}))
             return self.observations[i], self._reset_infos[i]
         if command == "render":
@@ -93,7 +98,7 @@ class EnvServer:
         raise NotImplementedError(f"`{command}` is not implemented in the worker")
 
     def _step(self, i: int, action: Any) -> tuple[Any, ...]:
-        env = self.envs[i]
+        env, self.observations[i] = self.envs[i], None
         observation, reward, terminated, truncated, info = env.step(action)
         done = terminated or truncated
         info["TimeLimit.truncated"] = truncated and not terminated
@@ -117,7 +122,9 @@ class WorkerProcess:
         self._remotes, self._messages = remotes, messages
         self._server = EnvServer(env_fns)
         self._worker: Worker | None = None
-        self._closed = False
+        self._closed = self._is_nice = False
+        # Commands without an answer, of the collector itself; if one fails, so does the worker
+        self._controls: dict[str, Callable[..., None]] = {"collect": self._start, "stop": self._stop, "close": self._close}
         self._watch = ParentWatch()
 
     def run(self) -> None:
@@ -129,20 +136,29 @@ class WorkerProcess:
                 self._collect(self._worker)
                 self._serve(0.0)
         for env in self._server.envs:
-            env.close()
+            try:
+                env.close()
+            except Exception:
+                # Nobody listens any more, and the other environments are to be closed as well
+                traceback.print_exc()
 
     # --------------------------------------------------------------- collecting
 
-    def _start(self, first_env: int, n_envs: int, task: CollectTask, config: WorkerConfig, index: int, trim: int) -> None:
+    def _start(self, first_env: int, n_envs: int, task: bytes, config: WorkerConfig, index: int, trim: int) -> None:
         """Begin to collect; four blocks of shared memory follow the command."""
         control, counters, storage, weights = (SharedArrays.receive(self._remotes[0]) for _ in range(4))
+        if not self._is_nice:
+            # The learner is not to be kept waiting: workers that are too slow for it run when it sleeps. There is no way back
+            # without privileges, so this is not done before it is needed
+            os.nice(10)
+            self._is_nice = True
         self._control = control["control"][index]
         self._worker = Worker(
             self._server.envs,
             self._server.observations,
             first_env,
             n_envs,
-            task,
+            pickle.loads(task).var,
             config,
             make_writers((counters, storage), range(first_env, first_env + len(self._server.envs)), trim),
             WeightSubscriber(weights),
@@ -190,18 +206,27 @@ class WorkerProcess:
         ready = wait(self._remotes, timeout)
         for i in [i for i, remote in enumerate(self._remotes) if remote in ready]:
             try:
-                command, data = self._remotes[i].recv()
-            except (EOFError, ConnectionResetError):
+                message = self._remotes[i].recv_bytes()
+            except (EOFError, OSError):
                 self._closed = True
                 return
-            if command == "collect":
-                self._start(*data)
-            elif command == "stop":
-                self._stop()
-            elif command == "close":
-                self._closed = True
-            else:
-                self._remotes[i].send(self._server.answer(i, command, data))
+            self._handle(i, message)
+
+    def _handle(self, i: int, message: bytes) -> None:
+        """Do what was asked for. An exception is an answer as well; one is raised, too, if an answer cannot be pickled."""
+        try:
+            command, data = pickle.loads(message)
+            if command not in self._controls:
+                answer = ForkingPickler.dumps(self._server.answer(i, command, data))
+        except Exception as error:
+            command, answer = None, ForkingPickler.dumps(Raised.of(error))
+        if command in self._controls:
+            self._controls[command](*data)
+        else:
+            self._remotes[i].send_bytes(answer)
+
+    def _close(self) -> None:
+        self._closed = True
 
 
 def main(
@@ -221,8 +246,6 @@ def main(
     # Ctrl-C goes to all processes of a terminal: it is the learner who says what is to be done
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # The learner is not to be kept waiting: workers that are too slow for it run when it sleeps
-    os.nice(10)
     # There are as many workers as cores already
     th.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
@@ -230,20 +253,8 @@ def main(
         parent_remote.close()
     try:
         WorkerProcess(remotes, messages, [env_fn.var for env_fn in env_fns]).run()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the learner is gone
     except Exception as error:
-        messages.send(("failed", (error_to_send(error), traceback.format_exc())))
+        # The learner may be gone
+        with contextlib.suppress(OSError):
+            messages.send(("failed", Raised.of(error)))
         raise SystemExit(1) from None
-
-
-def error_to_send(error: Exception) -> Exception | None:
-    """
-    :param error: what an environment raised
-    :return: the same if it survives pickling
-    """
-    try:
-        ForkingPickler.loads(ForkingPickler.dumps(error))
-    except Exception:
-        return None
-    return error

@@ -4,6 +4,7 @@ own copies of the policy, blocks of steps come back through Ray's object store i
 one object per version. Everything between machines is Ray's.
 """
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,14 +14,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.weight_sync import LocalWeights
-from sb3_hrl.parallel.collector import CollectingVecEnv, FailureCounts, shares
+from sb3_hrl.parallel.collecting import RAISED, START_TIMEOUT, CollectingVecEnv, FailureCounts
+from sb3_hrl.parallel.collector import shares
 from sb3_hrl.parallel.process import EnvServer
 from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
 
@@ -119,16 +121,28 @@ class RayWorker:
 
 
 class _Remote:
-    """What SubprocVecEnv takes for the pipe to an environment: it sends commands and receives answers."""
+    """
+    What SubprocVecEnv takes for the pipe to an environment: it sends commands and receives answers.
 
-    def __init__(self, handle: "_Handle", env: int):
-        self._handle, self._env = handle, env
+    :param handle: the actor
+    :param env: number of the environment, among those of the actor
+    :param failure: makes the exception to raise of what happened at a command, of Ray's error, and of its text
+    """
+
+    def __init__(self, handle: "_Handle", env: int, failure: Callable[[str, Exception | None, str], Exception]):
+        self._handle, self._env, self._failure = handle, env, failure
 
     def send(self, message: tuple[str, Any]) -> None:
-        self._answer = self._handle.actor.answer.remote(self._env, *message)
+        self._asked, self._answer = message[0], self._handle.actor.answer.remote(self._env, *message)
 
     def recv(self) -> Any:
-        return ray.get(self._answer)
+        try:
+            return ray.get(self._answer)
+        except RayTaskError as error:
+            failure = self._failure(f"{RAISED} in `{self._asked}`", _cause(error), str(error))
+        except RayError as error:
+            failure = self._failure(f"was lost at `{self._asked}`", error, str(error))
+        raise failure from failure.__cause__
 
 
 @dataclass
@@ -140,6 +154,7 @@ class _Handle:
     version: int = 0  # of the weights that it was sent last
     pending: deque[tuple[Any, int]] = field(default_factory=deque)  # blocks under way, and their rounds
     last_seen: float = 0.0
+    starting: Any = None  # until it has begun to collect
     counts: FailureCounts = field(default_factory=FailureCounts)
 
 
@@ -154,7 +169,8 @@ class RayCollector(CollectingVecEnv):
     :param flush_size: see ParallelCollector
     :param sync_interval: see ParallelCollector (weights travel with the demand for a block)
     :param noise_spread: see ParallelCollector
-    :param step_timeout: seconds without a block after which an actor counts as hanging; that it waits for a place counts, too
+    :param step_timeout: seconds without a block after which an actor counts as hanging. To find a place, to start and to make
+        its environments it has five minutes
     :param max_restarts: see ParallelCollector
     :param actor_options: options of the actors, such as ``{"num_cpus": 1, "resources": {"simulator": 1}}``
     """
@@ -176,35 +192,44 @@ class RayCollector(CollectingVecEnv):
             ray.init(log_to_driver=False)
         # Ray limits the threads of what it runs by OMP_NUM_THREADS itself
         self._actor_class = ray.remote(RayWorker).options(**({"num_cpus": 1} | (actor_options or {})))
-        self._handles = [self._spawn(worker) for worker in range(self._n_workers)]
+        self._handles = [_Handle(self._spawn(worker)) for worker in range(self._n_workers)]
         self.processes = []
-        self.remotes = tuple(_Remote(handle, env) for handle in self._handles for env in range(envs_per_worker))
-        self.remotes[0].send(("get_spaces", None))
-        VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
+        self.remotes = [
+            _Remote(handle, env, functools.partial(self._failure, worker))
+            for worker, handle in enumerate(self._handles)
+            for env in range(envs_per_worker)
+        ]
+        try:
+            self.remotes[0].send(("get_spaces", None))
+            VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
+        except BaseException:
+            self.close()
+            raise
 
-    def _spawn(self, worker: int) -> _Handle:
-        return _Handle(self._actor_class.remote([self._env_fns[env] for env in self._envs_of(worker)]))
+    def _spawn(self, worker: int) -> Any:
+        return self._actor_class.remote([self._env_fns[env] for env in self._envs_of(worker)])
 
     # --------------------------------------------------------------- collecting
 
     def start_collecting(self, task: CollectTask, shards: Shards, publish: Callable[[np.ndarray], None]) -> None:
-        """See :meth:`Collector.start_collecting`."""
-        self._task, self._shards = task, shards
+        """See :meth:`Collector.start_collecting`. If it fails, nobody collects, and this is a VecEnv as before."""
+        self._check_open()
+        # What may fail comes first
+        self._task, self._shards = ray.put(task), shards
         self._vector = LocalWeights(task.agent.n_weights)
         self.publish(publish)
         shards.release()
         self._writers = shards.writers()
-        n_workers = len(self._handles)
-        self._allowed, self._written = np.zeros(n_workers, dtype=np.int64), np.zeros(n_workers, dtype=np.int64)
+        self._allowed, self._written = np.zeros(self._n_workers, dtype=np.int64), np.zeros(self._n_workers, dtype=np.int64)
         self.is_collecting = True
-        for worker in range(n_workers):
+        for worker in range(self._n_workers):
             self._start(worker)
 
     def _start(self, worker: int) -> None:
-        handle, rounds = self._handles[worker], int(self._written[worker])
+        handle, rounds, first_env = self._handles[worker], int(self._written[worker]), self._envs_of(worker).start
         handle.pending.clear()
         handle.asked, handle.version, handle.last_seen = rounds, self._vector.version, time.monotonic()
-        handle.actor.start.remote(self._envs_of(worker).start, self.num_envs, self._task, self.config, self._weights, rounds)
+        handle.starting = handle.actor.start.remote(first_env, self.num_envs, self._task, self.config, self._weights, rounds)
 
     def publish(self, write: Callable[[np.ndarray], None]) -> int:
         """See :meth:`Collector.publish`."""
@@ -214,6 +239,7 @@ class RayCollector(CollectingVecEnv):
 
     def grant(self, n_steps: int) -> None:
         """See :meth:`Collector.grant`."""
+        self._check_open()
         self._allowed = shares(self._allowed, self._written, n_steps // self.envs_per_worker)
 
     def n_written(self) -> int:
@@ -223,10 +249,12 @@ class RayCollector(CollectingVecEnv):
     def poll(self) -> list[Report]:
         """See :meth:`Collector.poll`."""
         reports: list[Report] = []
-        for worker in range(len(self._handles)):
-            self._take_blocks(worker, reports)
-            if self.is_collecting:
-                self._ask_for_blocks(worker)
+        with self._lock:
+            self._check_open()
+            for worker in range(self._n_workers):
+                self._look_after(worker, reports)
+                if self.is_collecting:
+                    self._ask_for_blocks(worker)
         return reports
 
     def _ask_for_blocks(self, worker: int) -> None:
@@ -241,35 +269,53 @@ class RayCollector(CollectingVecEnv):
             handle.pending.append((handle.actor.collect.remote(rounds, newer), rounds))
             handle.asked += rounds
 
+    def _look_after(self, worker: int, reports: list[Report]) -> None:
+        """Write the blocks that have arrived; replace an actor that is lost, raises or hangs."""
+        handle = self._handles[worker]
+        try:
+            self._take_blocks(worker, reports)
+        except RayError as error:
+            self._replace_after(worker, error)
+            return
+        elapsed = time.monotonic() - handle.last_seen
+        if handle.starting is not None:
+            if elapsed > max(START_TIMEOUT, self.step_timeout):
+                self._replace(worker, f"did not start within {elapsed:.0f} seconds")
+        elif handle.pending and elapsed > self.step_timeout:
+            self._replace(worker, f"sent nothing for {self.step_timeout:g} seconds (`step_timeout`)")
+
     def _take_blocks(self, worker: int, reports: list[Report]) -> None:
         """Write the blocks that have arrived, in their order."""
         handle = self._handles[worker]
-        while handle.pending and ray.wait([handle.pending[0][0]], timeout=0)[0]:
+        if handle.starting is not None:
+            if not _is_there(handle.starting):
+                return
+            ray.get(handle.starting)
+            handle.starting, handle.last_seen = None, time.monotonic()
+        while handle.pending and _is_there(handle.pending[0][0]):
             result, rounds = handle.pending.popleft()
-            try:
-                blocks, report = ray.get(result)
-            except RayTaskError as error:
-                return self._replace(worker, "raised an exception", error)
-            except RayError as error:
-                return self._replace(worker, f"was lost ({type(error).__name__})")
+            blocks, report = ray.get(result)
             for env, block in zip(self._envs_of(worker), blocks, strict=True):
                 self._writers[env].write(block.rows.copy(), block.episode_ends, block.segment_ends)
             self._written[worker] += rounds
             handle.last_seen, handle.counts.n_failures = time.monotonic(), 0
             reports.append(report)
-        if handle.pending and time.monotonic() - handle.last_seen > self.step_timeout:
-            self._replace(worker, f"sent nothing for {self.step_timeout:g} seconds (`step_timeout`)")
-        return None
 
-    def _replace(self, worker: int, what: str, error: RayTaskError | None = None) -> None:
+    def _replace_after(self, worker: int, error: RayError) -> None:
+        if isinstance(error, RayTaskError):
+            self._replace(worker, RAISED, _cause(error), str(error))
+        else:
+            self._replace(worker, f"was lost ({type(error).__name__})")
+
+    def _replace(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> None:
         """Start another actor in the place of one that failed, or give up."""
         handle = self._handles[worker]
         ray.kill(handle.actor)
-        self._account_for_failure(worker, handle.counts, what, error, None if error is None else str(error))
+        self._account_for_failure(worker, handle.counts, what, error, trace)
         # The environments' episodes are over; what was on its way is collected anew
         for env in self._envs_of(worker):
             self._writers[env].end_episode()
-        handle.actor = self._spawn(worker).actor
+        handle.actor = self._spawn(worker)
         self._start(worker)
 
     def stop_collecting(self) -> tuple[VecEnvObs | None, list[Report]]:
@@ -281,20 +327,37 @@ class RayCollector(CollectingVecEnv):
             time.sleep(0.001)
         if self.closed:
             return None, reports
-        observations: list[Any] = []
-        for worker, handle in enumerate(self._handles):
-            try:
-                observations += ray.get(handle.actor.stop.remote(), timeout=self.step_timeout)
-            except RayActorError:
-                self._replace(worker, "was lost")
-                observations += ray.get(self._handles[worker].actor.stop.remote(), timeout=self.step_timeout)
+        observations = [observation for worker in range(self._n_workers) for observation in self._stop(worker)]
         return _stack_obs(observations, self.observation_space), reports
+
+    def _stop(self, worker: int) -> list[Any]:
+        """:return: where the environments of an actor stand"""
+        while True:
+            handle = self._handles[worker]
+            try:
+                if handle.starting is not None:
+                    ray.get(handle.starting, timeout=max(START_TIMEOUT, self.step_timeout))
+                    handle.starting = None
+                return ray.get(handle.actor.stop.remote(), timeout=self.step_timeout)
+            except RayError as error:
+                self._replace_after(worker, error)
 
     def close(self) -> None:
         """End the actors; twice is fine. Ray goes on."""
-        if self.closed:
-            return
-        self.closed, self.is_collecting = True, False
-        for handle in self._handles:
-            handle.pending.clear()
-            ray.kill(handle.actor)
+        with self._lock:
+            if self.closed:
+                return
+            self.closed, self.is_collecting = True, False
+            for handle in self._handles:
+                handle.pending.clear()
+                ray.kill(handle.actor)
+
+
+def _is_there(result: Any) -> bool:
+    """:return: whether Ray has a result, which may be an error"""
+    return bool(ray.wait([result], timeout=0)[0])
+
+
+def _cause(error: RayTaskError) -> Exception | None:
+    """:return: what the environment raised"""
+    return error.cause if isinstance(error.cause, Exception) else None

@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.weight_sync import LocalWeights
+from sb3_hrl.parallel.collecting import CLOSED
 from sb3_hrl.parallel.collector import shares
 from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
 
@@ -34,11 +35,12 @@ class SerialCollector(DummyVecEnv):
     ):
         super().__init__(env_fns)
         self.config = WorkerConfig(flush_size, sync_interval, noise_spread)
-        self.n_restarts = 0
+        self.n_restarts, self.closed = 0, False
         self._workers: list[Worker] = []
 
     def start_collecting(self, task: CollectTask, shards: Shards, publish: Callable[[np.ndarray], None]) -> None:
         """See :meth:`Collector.start_collecting`."""
+        self._check_open()
         self._weights = LocalWeights(task.agent.n_weights)
         self._weights.publish(publish)
         shards.release()
@@ -61,6 +63,7 @@ class SerialCollector(DummyVecEnv):
 
     def grant(self, n_steps: int) -> None:
         """See :meth:`Collector.grant`."""
+        self._check_open()
         self._allowed = shares(self._allowed, self._written, n_steps)
 
     def n_written(self) -> int:
@@ -69,6 +72,7 @@ class SerialCollector(DummyVecEnv):
 
     def poll(self) -> list[Report]:
         """See :meth:`Collector.poll`. Each worker takes the steps that it is allowed, at most a block."""
+        self._check_open()
         return [report for i in range(len(self._workers)) for report in self._advance(i)]
 
     def _advance(self, i: int) -> list[Report]:
@@ -78,9 +82,21 @@ class SerialCollector(DummyVecEnv):
         self._written[i] = worker.rounds
         return [worker.flush()] if worker.n_staged > 0 else []
 
-    def stop_collecting(self) -> tuple[VecEnvObs, list[Report]]:
+    def stop_collecting(self) -> tuple[VecEnvObs | None, list[Report]]:
         """See :meth:`Collector.stop_collecting`."""
+        if self.closed:
+            return None, []
         for i, worker in enumerate(self._workers):
             self._save_obs(i, worker.observations[0])
         self._workers = []
         return self._obs_from_buf(), []
+
+    def close(self) -> None:
+        """Close the environments; twice is fine."""
+        if not self.closed:
+            self.closed, self._workers = True, []
+            super().close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError(CLOSED)

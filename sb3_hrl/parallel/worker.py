@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_hrl.common.buffers import check_finite, is_failure
+from sb3_hrl.common.checks import require
+from sb3_hrl.common.step_storage import check_finite, is_failure
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.weight_sync import WeightSource
 
@@ -48,7 +49,7 @@ class Agent(Protocol):
         """
         :param next_achieved_goal: shape (n_envs, goal_dim)
         :param dones: whether the episodes ended, shape (n_envs,)
-        :return: whether the segments ended, shape (n_envs,)
+        :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
 
     def statistics(self) -> list[int]:
@@ -104,14 +105,13 @@ class WorkerConfig:
     noise_spread: float = 1.0
 
     def __post_init__(self) -> None:
-        rules = {
-            "flush_size": (self.flush_size >= 1, "at least 1 (steps written at once)"),
-            "sync_interval": (self.sync_interval >= 1, "at least 1 (steps between looks for new weights)"),
-            "noise_spread": (self.noise_spread >= 1.0, "at least 1 (1: the same noise in all environments)"),
-        }
-        for name, (valid, rule) in rules.items():
-            if not valid:
-                raise ValueError(f"`{name}` must be {rule}, not {getattr(self, name)}.")
+        require(self.flush_size >= 1, "flush_size", "at least 1 (steps written at once)", self.flush_size)
+        require(
+            self.sync_interval >= 1, "sync_interval", "at least 1 (steps between looks for new weights)", self.sync_interval
+        )
+        require(
+            self.noise_spread >= 1, "noise_spread", "at least 1 (1: the same noise in all environments)", self.noise_spread
+        )
 
     def noise_scales(self, n_envs: int) -> np.ndarray:
         """
@@ -216,7 +216,9 @@ class Worker:
         actions = self._low + self._half_range * (scaled + 1.0)
         dones = [self._step_env(i, env, actions[i], rows[i]) for i, env in enumerate(self._envs)]
         self._episode_ends[:, self.n_staged] = dones
-        self._segment_ends[:, self.n_staged] = agent.step(rows[:, columns["next_achieved_goal"]], dones) != SegmentEnd.NONE
+        segment_ends = agent.step(rows[:, columns["next_achieved_goal"]], dones)
+        rows[:, columns["segment_end"]] = segment_ends[:, None]
+        self._segment_ends[:, self.n_staged] = segment_ends != SegmentEnd.NONE
         self.n_staged += 1
         self.rounds += 1
         self._since_sync += len(self._envs)

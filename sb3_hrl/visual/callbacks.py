@@ -9,9 +9,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_hrl.visual.episodes import check_at_least, single_env
-from sb3_hrl.visual.maze import plot_maze
-from sb3_hrl.visual.video import agent_frames, open_video
+from sb3_hrl.common.checks import require
+from sb3_hrl.visual.episodes import check_fit, single_env
+from sb3_hrl.visual.maze import check_map, plot_maze, subgoal_policy
+from sb3_hrl.visual.rendering import Scene
+from sb3_hrl.visual.video import agent_frames, check_numbers, open_video
 
 
 class _PictureCallback(BaseCallback):
@@ -27,7 +29,7 @@ class _PictureCallback(BaseCallback):
 
     def __init__(self, eval_env: gym.Env | VecEnv | None, render_freq: int, verbose: int):
         super().__init__(verbose)
-        check_at_least("render_freq", render_freq, 1, "environment steps")
+        require(render_freq >= 1, "render_freq", "at least 1 (environment steps)", render_freq)
         self.eval_env = None if eval_env is None else single_env(eval_env)
         self.render_freq = render_freq
         self._made_env = False
@@ -42,8 +44,12 @@ class _PictureCallback(BaseCallback):
                 "`tensorboard_log`, or the zoo `-tb FOLDER`.",
                 stacklevel=2,
             )
-        elif self.eval_env is None:
+            return
+        if self.eval_env is None:
             self.eval_env, self._made_env = self._twin(), True
+        # What cannot be drawn is refused now, not after the steps to the first picture
+        check_fit(self.model, self.eval_env)
+        self._check(self.eval_env)
 
     def _twin(self) -> gym.Env:
         spec = self.training_env.get_attr("spec", 0)[0]
@@ -70,6 +76,10 @@ class _PictureCallback(BaseCallback):
         if self._made_env and self.eval_env is not None:
             self.eval_env.close()
             self.eval_env, self._made_env = None, False
+
+    def _check(self, env: gym.Env) -> None:
+        """Refuse an environment of which there can be no picture."""
+        raise NotImplementedError
 
     def _log_picture(self, env: gym.Env) -> None:
         raise NotImplementedError
@@ -106,13 +116,12 @@ class SubgoalVideoCallback(_PictureCallback):
         verbose: int = 0,
     ):
         super().__init__(eval_env, render_freq, verbose)
-        check_at_least("n_episodes", n_episodes, 1, "episodes")
-        check_at_least("frame_skip", frame_skip, 1, "environment steps per frame")
-        check_at_least("max_steps", max_steps, 1, "environment steps")
-        if not fps > 0:
-            raise ValueError(f"`fps` must be positive (frames per second), not {fps}.")
+        check_numbers(n_episodes, frame_skip, fps, max_steps=max_steps)
         self.n_episodes, self.fps, self.frame_skip, self.max_steps = n_episodes, fps, frame_skip, max_steps
         self.deterministic, self.seed = deterministic, seed
+
+    def _check(self, env: gym.Env) -> None:
+        Scene(env)
 
     def _log_picture(self, env: gym.Env) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -164,9 +173,13 @@ class SubgoalPlotCallback(_PictureCallback):
         verbose: int = 0,
     ):
         super().__init__(eval_env, render_freq, verbose)
-        check_at_least("n_states", n_states, 1, "visited states")
-        check_at_least("max_steps", max_steps, 1, "environment steps")
+        require(n_states >= 1, "n_states", "at least 1 (visited states)", n_states)
+        require(max_steps >= 1, "max_steps", "at least 1 (environment steps)", max_steps)
         self.deterministic, self.seed, self.n_states, self.max_steps = deterministic, seed, n_states, max_steps
+
+    def _check(self, env: gym.Env) -> None:
+        subgoal_policy(self.model)
+        check_map(env)
 
     def _log_picture(self, env: gym.Env) -> None:
         figure = plot_maze(self.model, env, self.deterministic, self.seed, self.n_states, max_steps=self.max_steps)

@@ -47,32 +47,28 @@ def single_env(env: gym.Env | VecEnv) -> gym.Env:
     return env
 
 
+def check_goals(env: gym.Env) -> None:
+    """
+    :param env: an environment
+    :raises ValueError: if it has no goals
+    """
+    space = env.observation_space
+    if not isinstance(space, spaces.Dict) or not set(GOAL_KEYS) <= set(space.spaces):
+        raise ValueError(f"`env` must be goal-conditioned: its observations need the keys {GOAL_KEYS}, not {space}.")
+
+
 def check_fit(model: BaseAlgorithm, env: gym.Env) -> None:
     """
     :param model: an agent
     :param env: the environment that it is to play
     :raises ValueError: if the environment has no goals, or is not like the one that the agent was trained on
     """
-    space = env.observation_space
-    if not isinstance(space, spaces.Dict) or not set(GOAL_KEYS) <= set(space.spaces):
-        raise ValueError(f"`env` must be goal-conditioned: its observations need the keys {GOAL_KEYS}, not {space}.")
-    if model.observation_space != space:
+    check_goals(env)
+    if model.observation_space != env.observation_space:
         raise ValueError(
-            f"The agent was trained on observations {model.observation_space}, `env` gives {space}: pass an environment of "
-            "the same id and the same arguments as in training."
+            f"The agent was trained on observations {model.observation_space}, `env` gives {env.observation_space}: pass an "
+            "environment of the same id and the same arguments as in training."
         )
-
-
-def check_at_least(name: str, value: float, least: float, unit: str) -> None:
-    """
-    :param name: of an argument
-    :param value: its value
-    :param least: what it must be at least
-    :param unit: what it counts
-    :raises ValueError: if it is less
-    """
-    if not value >= least:
-        raise ValueError(f"`{name}` must be at least {least:g} ({unit}), not {value}.")
 
 
 def play(

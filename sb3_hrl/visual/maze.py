@@ -13,12 +13,34 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
+from sb3_hrl.common.checks import require
 from sb3_hrl.hddpg.planners.landmarks import LandmarkPlanner
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
-from sb3_hrl.visual.episodes import Moment, check_at_least, check_fit, play, single_env
+from sb3_hrl.visual.episodes import Moment, check_fit, play, single_env
 
 # Cells of the heat map along the longer axis
 N_CELLS = 30
+
+
+def subgoal_policy(model: BaseAlgorithm) -> HierarchicalPolicy:
+    """
+    :param model: an agent
+    :return: its policy
+    :raises ValueError: if that has no subgoals
+    """
+    if not isinstance(model.policy, HierarchicalPolicy):
+        raise ValueError(f"`model` must be a HierarchicalDDPG: {type(model).__name__} has no subgoals to draw.")
+    return model.policy
+
+
+def check_map(env: gym.Env) -> None:
+    """
+    :param env: goal-conditioned environment
+    :raises ValueError: if its goals are no places in a plane
+    """
+    shape = env.observation_space["desired_goal"].shape  # type: ignore[index]
+    if np.prod(shape) < 2:
+        raise ValueError(f"`env` must have goals of at least two dimensions to be drawn as a map, not of shape {shape}.")
 
 
 def plot_maze(
@@ -47,16 +69,12 @@ def plot_maze(
     :return: the figure, to be saved by ``savefig``
     :raises ValueError: if an argument is out of its range, or the agent has no subgoals
     """
-    policy = model.policy
-    if not isinstance(policy, HierarchicalPolicy):
-        raise ValueError(f"`model` must be a HierarchicalDDPG: {type(model).__name__} has no subgoals to draw.")
-    if policy.goal_dim < 2:
-        raise ValueError("A map needs goals of at least two dimensions: those of this environment have one.")
-    check_at_least("n_states", n_states, 1, "visited states")
-    check_at_least("n_episodes", n_episodes, 1, "episodes")
-    check_at_least("max_steps", max_steps, 1, "environment steps")
-    env = single_env(env)
+    policy, env = subgoal_policy(model), single_env(env)
+    require(n_states >= 1, "n_states", "at least 1 (visited states)", n_states)
+    require(n_episodes >= 1, "n_episodes", "at least 1 (episodes)", n_episodes)
+    require(max_steps >= 1, "max_steps", "at least 1 (environment steps)", max_steps)
     check_fit(model, env)
+    check_map(env)
     buffer = getattr(model, "replay_buffer", None)
     has_buffer = isinstance(buffer, SharedMemoryReplayBuffer) and buffer.size() > 0
     moments = list(play(model, env, 1 if has_buffer else n_episodes, deterministic, seed, max_steps))
@@ -84,9 +102,7 @@ def plot_maze(
 
 def _states(buffer: SharedMemoryReplayBuffer, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Visited states, drawn by a generator of their own, so that a picture changes nothing in a seeded run."""
-    reader = buffer.reader(seed=0)
-    reader.shards = buffer.shards
-    states = reader.sample_states(n)
+    states = buffer.sample_states(n, np.random.default_rng(0))
     return states["observation"], states["achieved_goal"]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from sb3_hrl.common.checks import check_keys
+
 # Red is the colour in which gymnasium-robotics draws goals itself
 GOAL_COLOUR = (0.9, 0.1, 0.1)
 SUBGOAL_COLOUR = (1.0, 0.75, 0.0)
@@ -90,9 +92,7 @@ class Scene:
                 f"`env` ({type(base).__name__}) has no `mujoco_renderer`, and subgoals are drawn by MuJoCo: record it by "
                 "`python -m rl_zoo3.record_video`, which draws none."
             )
-        unknown = sorted(set(camera or {}) - set(CAMERA_ATTRIBUTES))
-        if unknown:
-            raise ValueError(f"Unknown keys in `camera`: {', '.join(unknown)}. Known keys: {', '.join(CAMERA_ATTRIBUTES)}.")
+        check_keys("camera", camera or {}, CAMERA_ATTRIBUTES)
         self._env, self._threshold, self._camera = env, threshold, dict(camera or {})
         self._is_aimed = False
         # gymnasium declares its viewer as None, which it is before the first frame

@@ -13,8 +13,9 @@ from PIL import Image
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_hrl.common.checks import require
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
-from sb3_hrl.visual.episodes import Moment, check_at_least, check_fit, play, single_env
+from sb3_hrl.visual.episodes import Moment, check_fit, play, single_env
 from sb3_hrl.visual.rendering import GOAL_COLOUR, SUBGOAL_COLOUR, Scene
 
 SUFFIXES = (".gif", ".mp4")
@@ -53,6 +54,30 @@ def agent_frames(
             yield moment, scene.frame(moment.goal, moment.subgoal, past[-n_past:] if n_past else [])
 
 
+def check_path(path: Path) -> None:
+    """
+    :param path: where a video is to be written
+    :raises ValueError: if it is neither a GIF nor an MP4
+    :raises ImportError: if it needs a package that is missing
+    """
+    require(path.suffix.lower() in SUFFIXES, "path", f"a file that ends in {' or '.join(SUFFIXES)}", path.name)
+    if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ImportError("An MP4 needs imageio-ffmpeg: `pip install sb3-hrl[visual]`, or write a .gif instead.")
+
+
+def check_numbers(n_episodes: int, frame_skip: int, fps: float | None = None, n_past: int = 0, max_steps: int = 1) -> None:
+    """
+    Refuse numbers that :func:`record_agent` cannot do with.
+
+    :raises ValueError: if one is out of its range
+    """
+    require(n_episodes >= 1, "n_episodes", "at least 1 (episodes)", n_episodes)
+    require(frame_skip >= 1, "frame_skip", "at least 1 (environment steps per frame)", frame_skip)
+    require(fps is None or fps > 0, "fps", "positive (frames per second)", fps)
+    require(n_past >= 0, "n_past", "at least 0 (past subgoals)", n_past)
+    require(max_steps >= 1, "max_steps", "at least 1 (environment steps)", max_steps)
+
+
 def record_agent(
     model: BaseAlgorithm,
     env: gym.Env | VecEnv,
@@ -88,14 +113,8 @@ def record_agent(
     :raises RuntimeError: if there is no offscreen renderer, with what to install
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"`path` must end in {' or '.join(SUFFIXES)}, not {path.name!r}.")
-    check_at_least("n_episodes", n_episodes, 1, "episodes")
-    check_at_least("frame_skip", frame_skip, 1, "environment steps per frame")
-    check_at_least("n_past", n_past, 0, "past subgoals")
-    check_at_least("max_steps", max_steps, 1, "environment steps")
-    if fps is not None and not fps > 0:
-        raise ValueError(f"`fps` must be positive (frames per second), not {fps}.")
+    check_path(path)
+    check_numbers(n_episodes, frame_skip, fps, n_past, max_steps)
     env = single_env(env)
     if fps is None:
         fps = min(env.metadata.get("render_fps", 30) / frame_skip, 30.0)
@@ -134,8 +153,6 @@ def open_video(target: str | Path | io.BytesIO, fps: float, suffix: str) -> Iter
         duration = round(1000.0 / min(fps, MAX_GIF_FPS))
         images[0].save(target, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
         return
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ImportError("An MP4 needs imageio-ffmpeg: `pip install sb3-hrl[visual]`, or write a .gif instead.")
     from imageio.v2 import get_writer
 
     # imageio's newer interface cannot write a video frame by frame

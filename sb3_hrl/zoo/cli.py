@@ -4,7 +4,7 @@ import importlib
 import runpy
 import sys
 
-from sb3_hrl.zoo.registration import register
+from sb3_hrl.zoo import register
 
 COMMANDS = {
     "train": "rl_zoo3.train",
@@ -19,9 +19,9 @@ COMMANDS = {
 }
 # Modules with a function `main(arguments)`, and what they do
 OWN_COMMANDS: dict[str, tuple[str, str]] = {
-    "curves": ("sb3_hrl.zoo.curves", "one figure of the curves of a log folder's runs"),
-    "doctor": ("sb3_hrl.zoo.doctor", "what is wrong with an environment, and with the run that was trained on it"),
-    "watch": ("sb3_hrl.zoo.watch", "a GIF or MP4 of an agent with its subgoals in the scene, or a map of its maze"),
+    "curves": ("sb3_hrl.zoo.commands.curves", "one figure of the curves of a log folder's runs"),
+    "doctor": ("sb3_hrl.zoo.commands.doctor", "what is wrong with an environment, and with the run that was trained on it"),
+    "watch": ("sb3_hrl.zoo.commands.watch", "a GIF or MP4 of an agent with its subgoals in the scene, or a map of its maze"),
 }
 
 

@@ -1,14 +1,55 @@
-"""Older ids of the Fetch environments, which gymnasium-robotics no longer registers."""
+"""The environments of gymnasium-robotics: older ids of Fetch, and which of them the installed MuJoCo breaks."""
 
+import importlib.metadata
 import multiprocessing
-from typing import Any
+import re
+from typing import Any, NoReturn
 
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
 TASKS = ("Reach", "Push", "Slide", "PickAndPlace")
+# From MuJoCo 3.12 on `mjtJoint.mjJNT_HINGE == np.int32(3)` is False, which these compare; mazes and Adroit do not. Tried with
+# MuJoCo 3.3 to 4.0; gymnasium-robotics mends it after 1.4.2 (its pull request 330)
+BROKEN_FAMILIES = tuple(f"gymnasium_robotics.envs.{name}" for name in ("fetch", "shadow_dexterous_hand", "franka_kitchen"))
 
 _noted = False
+
+
+def register_robotics() -> None:
+    """
+    Register the environments of gymnasium-robotics. Those that the installed MuJoCo breaks say so when they are made, in place
+    of an ``AssertionError`` of ``mujoco_utils``; the others are what they are.
+    """
+    import gymnasium_robotics
+
+    gym.register_envs(gymnasium_robotics)
+    if _release("mujoco") < (3, 12) or _release("gymnasium-robotics") > (1, 4, 2):
+        return
+    for spec in gym.registry.values():
+        entry_point = str(spec.entry_point)
+        # Older ones need mujoco-py, and say so themselves
+        if entry_point.startswith(BROKEN_FAMILIES) and ":MujocoPy" not in entry_point:
+            spec.entry_point = "sb3_hrl.zoo.envs:refuse"
+
+
+def refuse(**kwargs: Any) -> NoReturn:
+    """
+    Entry point of the environments that the installed MuJoCo breaks.
+
+    :param kwargs: arguments of the environment
+    :raises RuntimeError: with the version that is installed, and what to install
+    """
+    mujoco, robotics = (importlib.metadata.version(name) for name in ("mujoco", "gymnasium-robotics"))
+    raise RuntimeError(
+        f"The Fetch, hand and kitchen environments of gymnasium-robotics {robotics} do not work with mujoco {mujoco}, which "
+        'is installed (other packages, such as ogbench, bring it): `pip install "mujoco<3.12"`.'
+    )
+
+
+def _release(package: str) -> tuple[int, ...]:
+    """:return: the numbers of the installed version"""
+    return tuple(int(number) for number in re.findall(r"\d+", importlib.metadata.version(package))[:3])
 
 
 def register_aliases() -> None:
@@ -40,13 +81,11 @@ def make_fetch(alias: str, env_id: str, **kwargs: Any) -> gym.Env:
     :param kwargs: arguments of the environment
     :return: the environment, without wrappers
     """
-    import gymnasium_robotics
-
     global _noted
     if not _noted and multiprocessing.parent_process() is None:
         _noted = True
         print(f"sb3-hrl: {alias} is no longer in gymnasium-robotics, {env_id} (the same task) takes its place")
-    gym.register_envs(gymnasium_robotics)
+    register_robotics()
     spec = gym.spec(env_id)
     assert spec.entry_point is not None
     create = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point

@@ -51,4 +51,10 @@ def convert_hddpg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     params["high_kwargs"] = {"gamma": 1.0 - params.pop("high_one_minus_gamma")}
     params["batch_size"] = 2 ** params.pop("batch_size_pow")
     params["policy_kwargs"] = {"net_arch": NET_ARCHS[params.pop("net_arch")], "n_critics": params.pop("n_critics")}
+    exploration = ("noise_std", "random_action_prob", "subgoal_test_prob")
+    params["exploration_kwargs"] = {name: params.pop(name) for name in exploration}
+    params["hindsight_kwargs"] = {
+        "n_sampled_goal": params.pop("n_sampled_goal"),
+        "action_prob": params.pop("hindsight_action_prob"),
+    }
     return params

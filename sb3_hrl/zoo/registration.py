@@ -5,7 +5,6 @@ is something replaced that is there already.
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,11 @@ from types import ModuleType
 
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-import sb3_hrl
+from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
+from sb3_hrl.hddpg import HierarchicalDDPG
+from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
+from sb3_hrl.parallel.collector import ParallelCollector
+from sb3_hrl.zoo.envs import register_robotics
 
 ALGO = "hddpg"
 
@@ -31,9 +34,9 @@ def patch_utils(module: ModuleType) -> None:
     """
     :param module: ``rl_zoo3.utils``, whose dictionary of algorithms all of the zoo's commands share
     """
-    module.ALGOS.setdefault(ALGO, sb3_hrl.HierarchicalDDPG)
+    module.ALGOS.setdefault(ALGO, HierarchicalDDPG)
     # For values that are evaluated there, such as `-params replay_buffer_class:SharedMemoryReplayBuffer`
-    vars(module).setdefault("SharedMemoryReplayBuffer", sb3_hrl.SharedMemoryReplayBuffer)
+    vars(module).setdefault("SharedMemoryReplayBuffer", SharedMemoryReplayBuffer)
 
 
 def patch_hyperparams_opt(module: ModuleType) -> None:
@@ -56,7 +59,7 @@ def patch_exp_manager(module: ModuleType) -> None:
 
     :param module: ``rl_zoo3.exp_manager``
     """
-    vars(module).setdefault("SharedMemoryReplayBuffer", sb3_hrl.SharedMemoryReplayBuffer)
+    vars(module).setdefault("SharedMemoryReplayBuffer", SharedMemoryReplayBuffer)
     manager = module.ExperimentManager
     init, preprocess, create_callbacks = manager.__init__, manager._preprocess_hyperparams, manager.create_callbacks
     if hasattr(init, "__wrapped__"):
@@ -77,14 +80,12 @@ def patch_exp_manager(module: ModuleType) -> None:
             collector_kwargs = hyperparams.pop("collector_kwargs", {})
             is_parallel = self.vec_env_class is SubprocVecEnv
             if is_parallel:
-                self.vec_env_class, self.vec_env_kwargs = sb3_hrl.ParallelCollector, collector_kwargs
+                self.vec_env_class, self.vec_env_kwargs = ParallelCollector, collector_kwargs
             hyperparams.setdefault("async_collection", is_parallel)
         return hyperparams, *others
 
     @functools.wraps(create_callbacks)
     def _create_callbacks(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
-
         eval_callback = module.EvalCallback
         if self.algo == ALGO:
             vars(module)["EvalCallback"] = HierarchicalEvalCallback
@@ -105,10 +106,7 @@ def patch_import_envs(module: ModuleType) -> None:
     :param module: ``rl_zoo3.import_envs``
     """
     if any(ALGO in argument for argument in sys.argv):
-        import gymnasium as gym
-        import gymnasium_robotics
-
-        gym.register_envs(gymnasium_robotics)
+        register_robotics()
 
 
 def patch_push_to_hub(module: ModuleType) -> None:
@@ -132,27 +130,3 @@ PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "rl_zoo3.exp_manager": patch_exp_manager,
     "huggingface_sb3.push_to_hub": patch_push_to_hub,
 }
-
-
-def register(force: bool = False) -> None:
-    """
-    Register environment aliases, and let rl_zoo3 know ``hddpg``: patch those of its modules that are imported already, and
-    the others when they are. Called by ``import sb3_hrl``, so that it also works where the start-up hook does not run.
-
-    :param force: also if ``SB3_HRL_NO_ZOO`` is set
-    """
-    from sb3_hrl.zoo.envs import register_aliases
-
-    register_aliases()
-    if os.environ.get("SB3_HRL_NO_ZOO") and not force:
-        return
-    try:
-        import _sb3_hrl_hook as hook
-    except ImportError:
-        from sb3_hrl._startup import _sb3_hrl_hook as hook
-    hook.install(force)
-    for name in PATCHES:
-        module = sys.modules.get(name)
-        # A module that is being imported right now is patched when that is done
-        if module is not None and not getattr(module.__spec__, "_initializing", False):
-            hook.patch(name, module)

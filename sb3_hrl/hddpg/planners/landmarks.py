@@ -11,7 +11,7 @@ import numpy as np
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.checks import is_integer, is_number, require
-from sb3_hrl.common.subgoals import N_MISSED_RECENTLY, is_missed
+from sb3_hrl.common.subgoals import N_MISSED_RECENTLY, SegmentEnd, is_missed
 from sb3_hrl.hddpg.planners.base import Reach
 
 DISTANCES = ("value", "euclidean")
@@ -136,11 +136,12 @@ class LandmarkPlanner:
     def _some_segments(self, buffer: SharedMemoryReplayBuffer, reach: Reach) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """:return: where segments began, what they were to reach, and whether they missed it"""
         segments = buffer.sample_high(self.config.n_visited, n_sampled_goal=0, max_steps=1)
-        starts, subgoals, ends = (
-            tensor.cpu().numpy() for tensor in (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals)
-        )
-        left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (ends, starts))
-        return starts, subgoals, is_missed(reach.is_reached(ends, subgoals), left, way)
+        tensors = (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals, segments.ends, segments.failed)
+        starts, subgoals, last, ends, failed = (tensor.cpu().numpy() for tensor in tensors)
+        left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (last, starts))
+        missed = is_missed(ends == SegmentEnd.REACHED, left, way)
+        # Where the episode ended first, by its time limit or at its goal, the subgoal was not missed; where it failed, it was
+        return starts, subgoals, missed & ((ends != SegmentEnd.EPISODE_OVER) | failed)
 
     # ---------------------------------------------------------------- waypoints
 

@@ -6,23 +6,44 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path, get_saved_hyperparams
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
+
 from sb3_hrl.plots.logs import read_arguments
+from sb3_hrl.visual import plot_maze, record_agent, use_offscreen_renderer
+from sb3_hrl.visual.episodes import check_goals, single_env
+from sb3_hrl.visual.maze import check_map
+from sb3_hrl.visual.rendering import Scene
+from sb3_hrl.visual.video import SUFFIXES, check_numbers, check_path
+from sb3_hrl.zoo.commands.shared import (
+    FORMATS,
+    add_env_arguments,
+    check_output,
+    default_hyperparameters,
+    make_env,
+    register_envs,
+)
 from sb3_hrl.zoo.registration import ALGO
 
 # Training that is long enough to be seen, without evaluation; what a map shows of the past is in the replay buffer
 TRAIN_OPTIONS = ["--eval-freq", "-1", "--save-replay-buffer", "-P"]
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """
-    :param arguments: of the command line
-    :return: the same by name, as those of the zoo's ``enjoy``
-    """
-    from rl_zoo3.utils import ALGOS, StoreDict
+# What says that something cannot be drawn, in a sentence
+REFUSALS = (ValueError, ImportError, RuntimeError)
 
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    :return: of the command line, with the names of the zoo's ``enjoy``
+    """
     parser = argparse.ArgumentParser(prog="python -m sb3_hrl watch", description=__doc__)
     parser.add_argument("--algo", default=ALGO, choices=list(ALGOS), help="RL Algorithm")
-    parser.add_argument("--env", required=True, help="environment ID")
+    add_env_arguments(parser)
     parser.add_argument("-f", "--folder", default="logs", help="Log folder")
     parser.add_argument("--exp-id", default=0, type=int, help="Experiment ID (default: 0: latest, -1: no exp folder)")
     parser.add_argument("--load-best", action="store_true", help="Load best model instead of last model if available")
@@ -30,8 +51,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--load-last-checkpoint", action="store_true", help="Load last checkpoint instead of last model")
     parser.add_argument("--train", type=int, metavar="STEPS", help="train an agent first, for so many environment steps")
     parser.add_argument("-n", "--n-episodes", default=3, type=int, help="number of episodes in the video (default: 3)")
-    parser.add_argument("-o", "--output", help="the video, .gif or .mp4 (default: ALGO-ENV.gif, unless --map is given)")
-    parser.add_argument("--map", metavar="FILE", help="a picture of an episode from above, .png, .pdf or .svg")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="the video, .gif or .mp4 (default: ALGO-ENV.gif, unless --map is given)"
+    )
+    parser.add_argument("--map", type=Path, metavar="FILE", help="a map with an episode, .png, .pdf or .svg")
     parser.add_argument("--fps", type=float, help="frames per second")
     parser.add_argument("--frame-skip", default=1, type=int, help="environment steps per frame")
     parser.add_argument("--camera", nargs="+", action=StoreDict, help="MuJoCo's camera, such as distance:2.0 elevation:-30")
@@ -39,11 +62,38 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", default=0, type=int, help="Random generator seed")
     parser.add_argument("--device", default="auto", help="PyTorch device to be used (ex: cpu, cuda...)")
     parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="arguments of the environment, such as width:320")
+    return parser
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """
+    :param arguments: of the command line
+    :return: the same by name; what can be refused without an environment has been
+    """
+    parser = make_parser()
     args = parser.parse_args(arguments)
     if args.train is not None and args.train < 1:
         parser.error(f"--train takes a number of environment steps of at least 1, not {args.train}")
+    if args.train is not None and (args.exp_id or args.load_best or args.load_checkpoint or args.load_last_checkpoint):
+        parser.error("--train shows the agent that it trains: leave out --exp-id and --load-..., or --train")
+    if args.seed < 0:
+        parser.error(f"--seed must be at least 0, not {args.seed}")
+    if args.map is not None and args.algo != ALGO:
+        parser.error(f"--map draws subgoals, and {args.algo} has none: leave it out, or use --algo {ALGO}")
     if args.output is None and args.map is None:
-        args.output = f"{args.algo}-{args.env}.gif"
+        args.output = Path(f"{args.algo}-{args.env.replace('/', '-')}.gif")
+    if args.map is not None:
+        check_output(parser, "--map", args.map, FORMATS)
+    if args.output is not None:
+        check_output(parser, "-o", args.output, SUFFIXES)
+        try:
+            check_path(args.output)
+            check_numbers(args.n_episodes, args.frame_skip, args.fps)
+            # Before MuJoCo is imported with an environment
+            use_offscreen_renderer()
+        except REFUSALS as error:
+            raise SystemExit(f"watch: {error}") from error
+    register_envs(parser, args)
     return args
 
 
@@ -52,21 +102,53 @@ def main(arguments: list[str]) -> None:
     :param arguments: of the command line, see ``--help``
     """
     args = parse(arguments)
-    if args.output is not None:
-        from sb3_hrl.visual import use_offscreen_renderer
-
-        # What is missing is to be said before the training, and before MuJoCo is imported with it
-        try:
-            use_offscreen_renderer()
-        except RuntimeError as error:
-            raise SystemExit(f"watch: {error}") from error
-    import gymnasium as gym
-    import gymnasium_robotics
-
-    gym.register_envs(gymnasium_robotics)
     if args.train is not None:
+        rehearse(args)
         train(args)
     watch(args)
+
+
+def rehearse(args: argparse.Namespace) -> None:
+    """
+    Refuse before the training what could not be drawn after it.
+
+    :param args: of the command line
+    """
+    config = default_hyperparameters(args.algo, args.env)
+    options = (args.env_kwargs or {}) | ({} if args.output is None else {"render_mode": "rgb_array"})
+    try:
+        trained_on, env = make_env(args.env, config), make_env(args.env, config, **options)
+    except Exception as error:
+        raise SystemExit(f"watch: {args.env} cannot be made with {options}: {error}. Check --env-kwargs.") from error
+    try:
+        if env.observation_space != trained_on.observation_space:
+            raise SystemExit(
+                "watch: --env-kwargs changes the observations, and --train trains without it: train by `python -m sb3_hrl "
+                "train --env-kwargs ...`, then watch."
+            )
+        check_drawable(args, env)
+    finally:
+        trained_on.close()
+        env.close()
+
+
+def check_drawable(args: argparse.Namespace, env: gym.Env | VecEnv) -> None:
+    """
+    Refuse an environment of which there will be no picture, by drawing one.
+
+    :param args: of the command line
+    :param env: to be drawn, or a VecEnv of one
+    """
+    try:
+        env = single_env(env)
+        check_goals(env)
+        if args.map is not None:
+            check_map(env)
+        if args.output is not None:
+            scene, (obs, _) = Scene(env, camera=args.camera), env.reset(seed=args.seed)
+            scene.frame(obs["desired_goal"].ravel())
+    except REFUSALS as error:
+        raise SystemExit(f"watch: {error}") from error
 
 
 def train(args: argparse.Namespace) -> None:
@@ -76,6 +158,7 @@ def train(args: argparse.Namespace) -> None:
     :param args: algorithm, environment, folder, seed and number of steps
     """
     options = ["--algo", args.algo, "--env", args.env, "-f", args.folder, "-n", str(args.train), "--seed", str(args.seed)]
+    options += ["--device", args.device, *(["--gym-packages", *args.gym_packages] if args.gym_packages else [])]
     arguments, sys.argv = sys.argv, ["train", *options, *TRAIN_OPTIONS]
     try:
         runpy.run_module("rl_zoo3.train", run_name="__main__", alter_sys=True)
@@ -89,10 +172,9 @@ def watch(args: argparse.Namespace) -> None:
 
     :param args: of the command line
     """
-    from sb3_hrl.visual import plot_maze, record_agent
-
     model, env, log_path = load(args)
     try:
+        check_drawable(args, env)
         if args.output is not None:
             successes = record_agent(
                 model,
@@ -124,11 +206,6 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Path]:
     :param args: of the command line
     :return: the agent, its environment (a VecEnv of one), and the folder of the run
     """
-    from huggingface_sb3 import EnvironmentName
-    from rl_zoo3.exp_manager import ExperimentManager
-    from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
-    from stable_baselines3.common.utils import set_random_seed
-
     env_name = EnvironmentName(args.env)
     choice = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
     try:

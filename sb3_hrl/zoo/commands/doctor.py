@@ -1,27 +1,22 @@
 """``python -m sb3_hrl doctor``: what is wrong with an environment, and with the run that was trained on it."""
 
 import argparse
-import importlib
 import shutil
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import gymnasium_robotics
-import yaml
 from huggingface_sb3 import EnvironmentName
-from rl_zoo3.utils import StoreDict, get_latest_run_id, get_saved_hyperparams, get_wrapper_class
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv
+from rl_zoo3.utils import StoreDict, get_latest_run_id, get_saved_hyperparams
 
 from sb3_hrl.doctor import Finding, diagnose_env, diagnose_log
 from sb3_hrl.doctor.environment import raises
 from sb3_hrl.doctor.findings import by_severity, has_error, warning
-from sb3_hrl.doctor.run import Run, Series
+from sb3_hrl.doctor.run import Curve, RunSurvey
 from sb3_hrl.plots import read_arguments, read_runs
-from sb3_hrl.zoo.registration import ALGO, hyperparams_path
+from sb3_hrl.zoo.commands.shared import add_env_arguments, default_hyperparameters, make_env, register_envs
+from sb3_hrl.zoo.registration import ALGO
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -31,22 +26,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(prog="python -m sb3_hrl doctor", description=__doc__)
     parser.add_argument("--algo", default=ALGO, choices=[ALGO])
-    parser.add_argument("--env", required=True, help="environment ID")
+    add_env_arguments(parser)
     parser.add_argument("-f", "--folder", type=Path, default=Path("logs"), help="log folder of the run, as of the zoo's train")
     parser.add_argument("--exp-id", type=int, default=0, help="experiment to look at (0: latest; -1: environment only)")
     parser.add_argument("-tb", "--tensorboard-log", type=Path, help="TensorBoard's folder, if it was moved since the training")
     parser.add_argument("--n-episodes", type=int, default=5, help="episodes of random play")
     parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="in place of those that were trained with")
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, help="hyperparameters to overwrite")
-    parser.add_argument("--gym-packages", nargs="+", default=[], help="packages that register environments")
     args = parser.parse_args(arguments)
     if args.n_episodes < 1:
         parser.error(f"--n-episodes must be at least 1, not {args.n_episodes}")
-    gym.register_envs(gymnasium_robotics)
-    for package in args.gym_packages:
-        importlib.import_module(package)
-    if args.env not in gym.registry:
-        parser.error(f"{args.env} is not registered: name the package that does so (--gym-packages)")
+    register_envs(parser, args)
     return args
 
 
@@ -78,28 +68,14 @@ def hyperparameters(args: argparse.Namespace, folder: Path | None) -> tuple[dict
         config, _ = get_saved_hyperparams(str(saved))
         trained_with = read_arguments(folder)
     if not config:
-        known = yaml.safe_load(hyperparams_path().read_text())
-        config = known.get(args.env, known["default"])
+        config = default_hyperparameters(args.algo, args.env)
     config = dict(config) | (args.hyperparams or {})
     env_kwargs = args.env_kwargs or trained_with.get("env_kwargs")
+    try:
+        RunSurvey({}, config).options  # noqa: B018
+    except ValueError as refusal:
+        raise SystemExit(f"The agent's options are refused: {refusal}") from None
     return config | ({"env_kwargs": env_kwargs} if env_kwargs else {}), trained_with
-
-
-def make_env(env_id: str, config: Mapping[str, Any]) -> gym.Env:
-    """
-    :param env_id: id of the environment
-    :param config: hyperparameters
-    :return: the environment as training sees it, with ``env_kwargs``, Monitor and ``env_wrapper``
-    """
-    spec = gym.spec(env_id)
-    venv = make_vec_env(
-        lambda **kwargs: spec.make(**kwargs),
-        n_envs=1,
-        env_kwargs=dict(config.get("env_kwargs") or {}),
-        wrapper_class=get_wrapper_class(dict(config)),
-    )
-    assert isinstance(venv, DummyVecEnv)
-    return venv.envs[0]
 
 
 def judge_env(args: argparse.Namespace, config: Mapping[str, Any]) -> list[Finding]:
@@ -112,13 +88,10 @@ def judge_env(args: argparse.Namespace, config: Mapping[str, Any]) -> list[Findi
         env = make_env(args.env, config)
     except Exception as exception:
         return [raises("while it was made", exception)]
-    options = Run({}, config)
     return diagnose_env(
         env,
         n_episodes=args.n_episodes,
-        subgoal_steps=options.option("subgoal_steps"),
-        subgoal_radius=options.option("subgoal_radius"),
-        subgoal_threshold=options.option("subgoal_threshold"),
+        **{name: config[name] for name in ("subgoal_steps", "subgoal_kwargs") if name in config},
     )
 
 
@@ -132,7 +105,7 @@ def judge_log(
     :param trained_with: arguments of the training
     :return: what is wrong with the run, and the files that were looked at
     """
-    log: dict[str, Series] = {}
+    log: dict[str, Curve] = {}
     sources: list[Path] = []
     try:
         (run,) = read_runs([folder], [args.tensorboard_log] if args.tensorboard_log else None)

@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from sb3_hrl.plots import Run, find_runs, plot_curves, read_runs
-
-FORMATS = (".png", ".pdf", ".svg")
+from sb3_hrl.plots import find_runs, plot_curves, read_runs
+from sb3_hrl.zoo.commands.shared import FORMATS, add_env_arguments, check_output
 
 
 def main(arguments: list[str]) -> None:
@@ -21,16 +20,16 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("-f", "--log-folder", nargs="+", type=Path, default=[Path("logs")], help="what `-f` of training was")
     parser.add_argument("--algo", nargs="+", default=["hddpg"], help="algorithms, such as hddpg ddpg")
-    parser.add_argument("--env", required=True, help="id of the environment")
+    # Nothing is made of the environment, so that its packages are not needed; they are taken as by the other commands
+    add_env_arguments(parser)
     parser.add_argument("-tb", "--tensorboard-log", nargs="+", type=Path, help="default: what `-tb` of training was")
     parser.add_argument("--labels", nargs="+", help="names for the legend, one per pair of folder and algorithm that has runs")
     parser.add_argument("-o", "--output", type=Path, help="png, pdf or svg; default: curves-<env>.png")
     args = parser.parse_args(arguments)
     output = args.output or Path(f"curves-{args.env.replace('/', '-')}.png")
-    if output.suffix not in FORMATS:
-        parser.error(f"`-o` must end in one of {', '.join(FORMATS)}, not {output.name}.")
+    check_output(parser, "-o", output, FORMATS)
     try:
-        groups = _groups(args)
+        groups = {label: read_runs(folders, args.tensorboard_log) for label, folders in _groups(args).items()}
         figure = plot_curves(groups, args.env)
     except (ValueError, ImportError) as error:
         parser.error(str(error))
@@ -39,17 +38,16 @@ def main(arguments: list[str]) -> None:
         print(f"{label}: {len(runs)} runs, seeds {seeds}")
     for sentence in dict.fromkeys(sentence for runs in groups.values() for run in runs for sentence in run.advice):
         print(sentence)
-    output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
     print(f"Written to {output}")
 
 
-def _groups(args: argparse.Namespace) -> dict[str, list[Run]]:
+def _groups(args: argparse.Namespace) -> dict[str, list[Path]]:
     """
     :param args: arguments of the command line
-    :return: runs by their label: the algorithm, and its folder where there are several
+    :return: folders of runs by their label: the algorithm, and its log folder where there are several
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[Path]] = {}
     found, missing = set(), {}
     for folder in args.log_folder:
         for algo in args.algo:
@@ -60,7 +58,7 @@ def _groups(args: argparse.Namespace) -> dict[str, list[Run]]:
                 continue
             found.add(algo)
             label = algo if len(args.log_folder) == 1 else f"{folder}: {algo}"
-            groups[label] = read_runs(runs, args.tensorboard_log)
+            groups[label] = runs
     # An algorithm may be in one of the folders only
     for algo, reason in missing.items():
         if algo not in found:

@@ -1,0 +1,75 @@
+"""Goals at given distances from others, to find out by probing how near is near enough."""
+
+import numpy as np
+
+# In the units of the goal
+_DISTANCES = np.logspace(-6, 4, 101)
+# Quaternions, directions in space, angles as (cos, sin): the lengths of what lies on a sphere
+_BLOCK_SIZES = (4, 3, 2)
+
+
+def probe_distances(whole: bool) -> np.ndarray:
+    """
+    :param whole: whether goals are whole numbers or bits
+    :return: increasing distances at which the reward is probed, in the units of the goal
+    """
+    return np.unique(np.rint(_DISTANCES[_DISTANCES >= 0.5])) if whole else _DISTANCES
+
+
+def between(low: float, high: float, whole: bool) -> np.ndarray:
+    """
+    :param low: a distance
+    :param high: a larger one
+    :param whole: whether goals are whole numbers or bits
+    :return: increasing distances between the two, to probe once more
+    """
+    return np.arange(low, high) if whole else np.linspace(low, high, 1001)
+
+
+def unit_blocks(goals: np.ndarray) -> list[slice]:
+    """
+    Find the quaternions in goals, and what else has length 1 in all of them. Off that sphere a reward means nothing.
+
+    :param goals: goals that the environment gave, shape (n, goal_dim)
+    :return: the entries of each unit vector
+    """
+    blocks, start, dim = [], 0, goals.shape[1]
+    while start < dim:
+        for size in _BLOCK_SIZES:
+            part = goals[:, start : start + size]
+            if part.shape[1] < size:
+                continue
+            # Goals like (1, 0) lie on the axes by accident rather than on a sphere
+            is_oblique = np.abs(part).max(axis=1).min() < 0.999
+            if is_oblique and np.allclose(np.linalg.norm(part, axis=1), 1.0, rtol=0.0, atol=1e-5):
+                blocks.append(slice(start, start + size))
+                start += size - 1
+                break
+        start += 1
+    return blocks
+
+
+def around(goals: np.ndarray, distances: np.ndarray, blocks: list[slice]) -> np.ndarray:
+    """
+    Goals at each distance from others, in both directions of each axis. Within a unit block the direction is that of a great
+    circle, and the distance (at most 2) the chord.
+
+    :param goals: shape (n, goal_dim)
+    :param distances: shape (n_distances,)
+    :param blocks: entries of the goals' unit vectors, from :func:`unit_blocks`
+    :return: goals, shape (n_distances, 2 * goal_dim, n, goal_dim), in the precision of ``goals``
+    """
+    axes = np.concatenate([np.eye(goals.shape[1]), -np.eye(goals.shape[1])])
+    offsets = (distances[:, None, None, None] * axes[:, None, :]).astype(goals.dtype)
+    points: np.ndarray = goals + offsets
+    for block in blocks:
+        within = np.flatnonzero(axes[:, block].any(axis=1))
+        center, direction = goals[:, block].astype(np.float64), axes[within][:, None, block]
+        # What is left of the axis without its part along the vector itself, shape (2 * size, n, size)
+        tangent = direction - (direction * center).sum(axis=-1, keepdims=True) * center
+        length = np.linalg.norm(tangent, axis=-1, keepdims=True)
+        has_tangent = length > 1e-3
+        tangent = np.where(has_tangent, tangent / np.maximum(length, 1e-3), 0.0)
+        angle = 2.0 * np.arcsin(np.minimum(distances, 2.0) / 2.0)[:, None, None, None]
+        points[:, within, :, block] = np.where(has_tangent, np.cos(angle), 1.0) * center + np.sin(angle) * tangent
+    return points

@@ -1,0 +1,102 @@
+"""The environment's own reward of goals, asked in the environment's own terms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+ComputeReward = Callable[[np.ndarray, np.ndarray, Any], np.ndarray]
+
+_EXAMPLE = "`-(np.linalg.norm(achieved_goal - desired_goal, axis=-1) > 0.05).astype(np.float32)`"
+
+
+def is_whole(space: spaces.Space | None) -> bool:
+    """
+    :param space: goal space
+    :return: whether goals are whole numbers or bits
+    """
+    return space is not None and space.dtype is not None and not np.issubdtype(space.dtype, np.floating)
+
+
+def in_goal_space(goals: np.ndarray, space: spaces.Space | None) -> np.ndarray:
+    """
+    Goals as the environment has them: the learner keeps them flat, in float32.
+
+    Whole numbers and bits are rounded to the nearest one of the space, as subgoals and probes lie anywhere, and an environment
+    may look them up in a table. Real numbers stay in the precision that they have: float64 would add no digits.
+
+    :param goals: shape (n, goal_dim)
+    :param space: goal space; ``None`` to leave them as they are
+    :return: shape (n, *space.shape)
+    """
+    if space is None or space.shape is None:
+        return goals
+    goals = goals.reshape(-1, *space.shape)
+    if not is_whole(space):
+        return goals
+    goals = np.rint(goals)
+    if isinstance(space, spaces.Box):
+        goals = np.clip(goals, space.low, space.high)
+    elif isinstance(space, spaces.MultiBinary):
+        goals = np.clip(goals, 0, 1)
+    return goals.astype(space.dtype)
+
+
+def goal_rewards(
+    compute_reward: ComputeReward, space: spaces.Space | None, achieved: np.ndarray, desired: np.ndarray
+) -> np.ndarray:
+    """
+    Call ``compute_reward`` on arrays of goals in the shape and type of the goal space, with an array of as many empty infos.
+
+    :param compute_reward: the environment's method
+    :param space: goal space; ``None`` to pass the goals on as they are
+    :param achieved: shape (n, goal_dim)
+    :param desired: shape (n, goal_dim)
+    :return: rewards, shape (n,); NaN where the environment says so, see :func:`check_rewards`
+    :raises ValueError: if the method fails on arrays, or does not return one number per pair of goals
+    """
+    n = len(achieved)
+    arguments = in_goal_space(achieved, space), in_goal_space(desired, space)
+    # One dict for all: thousands of them would take longer than the rewards
+    infos = np.empty(n, dtype=object)
+    infos.fill({})
+    called_with = f"two arrays of goals of shape {arguments[0].shape} and an array of {n} empty infos"
+    try:
+        returned = compute_reward(*arguments, infos)
+    except Exception as error:
+        # `if`, float() and math.* take single numbers only; nothing but goals is known when a batch is relabelled
+        raise ValueError(
+            f"`compute_reward` raised {type(error).__name__} ({error}) when called with {called_with}: it must be vectorised "
+            f"and depend on the two goals alone, such as {_EXAMPLE}. Replace `if` by `np.where`, `float(x)` by "
+            "`np.asarray(x)`, and leave out what needs `info` or the state of the environment."
+        ) from error
+    try:
+        rewards = np.asarray(returned, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`compute_reward` must return an array of {n} rewards when called with {called_with}, not "
+            f"{type(returned).__name__}: return numbers, such as {_EXAMPLE}."
+        ) from error
+    # None is NaN as a number
+    if returned is None or rewards.size != n:
+        what = "None" if returned is None else f"an array of shape {rewards.shape}"
+        raise ValueError(
+            f"`compute_reward` must be vectorised: when called with {called_with} it returned {what} in place of {n} rewards. "
+            f"Reduce over the last axis only (axis=-1), such as {_EXAMPLE}."
+        )
+    return rewards.reshape(-1)
+
+
+def check_rewards(rewards: np.ndarray) -> np.ndarray:
+    """
+    :param rewards: of goals that the environment gave, shape (n,)
+    :return: the same
+    :raises ValueError: if one of them is NaN
+    """
+    if np.isnan(rewards).any():
+        raise ValueError(
+            f"`compute_reward` returned NaN for {np.isnan(rewards).sum()} of {len(rewards)} pairs of goals: guard what can be "
+            "undefined (0 / 0, the arccos of a number above 1, the root of a negative one), for example by `np.clip`."
+        )
+    return rewards

@@ -1,0 +1,240 @@
+"""Storage of environment steps in shared memory: packed rows, one shard per environment."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from sb3_hrl.common.shards import SPAN_COLUMNS, Shards
+from sb3_hrl.common.subgoals import SegmentEnd
+
+GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
+
+
+class StepStorage(ReplayBuffer):
+    """
+    What a replay buffer holds, without the ways to sample it. See :class:`~sb3_hrl.SharedMemoryReplayBuffer`.
+
+    :param buffer_size: steps to store, over all environments
+    :param observation_space: Dict space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
+    :param action_space: action space
+    :param device: device of the sampled tensors
+    :param n_envs: number of parallel environments, one shard each
+    :param optimize_memory_usage: not supported, must be False
+    :param handle_timeout_termination: a time limit is no termination (bootstrapping goes on)
+    :param trim_interval: when a shard is full, drop old episodes once per so many steps (but no more than a tenth of it)
+    """
+
+    # What a row consists of, and the part of the observation space that gives its length
+    _FIELDS: ClassVar[dict[str, str]] = {
+        "observation": "observation",
+        "achieved_goal": "achieved_goal",
+        "desired_goal": "desired_goal",
+        "next_observation": "observation",
+        "next_achieved_goal": "achieved_goal",
+        "subgoal": "achieved_goal",
+    }
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        trim_interval: int = 100,
+    ):
+        if not isinstance(observation_space, spaces.Dict) or set(observation_space.spaces) != set(GOAL_KEYS):
+            raise ValueError(
+                f"SharedMemoryReplayBuffer needs a Dict observation space with exactly the keys {GOAL_KEYS}, "
+                f"not {observation_space}."
+            )
+        if optimize_memory_usage:
+            raise ValueError("SharedMemoryReplayBuffer does not support `optimize_memory_usage=True`: leave it at False.")
+        if buffer_size < n_envs:
+            raise ValueError(f"`buffer_size` must be at least the number of environments ({n_envs}), not {buffer_size}.")
+        if trim_interval < 1:
+            raise ValueError(f"`trim_interval` must be at least 1, not {trim_interval}.")
+        # Not ReplayBuffer's constructor: it would allocate its own arrays
+        super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.buffer_size = buffer_size // n_envs
+        self.optimize_memory_usage = False
+        self.handle_timeout_termination = handle_timeout_termination
+
+        # By key, as the space is a Dict
+        shapes: Any = self.obs_shape
+        sizes = {field: int(np.prod(shapes[key])) for field, key in self._FIELDS.items()}
+        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "failed": 1, "tested": 1, "segment_end": 1}
+        ends = np.cumsum(list(sizes.values())).tolist()
+        self._columns = {field: slice(end - size, end) for (field, size), end in zip(sizes.items(), ends, strict=True)}
+        # The span of the episode comes last, on an even column as its integers take two
+        self._staging = np.zeros((n_envs, ends[-1] + ends[-1] % 2 + SPAN_COLUMNS), dtype=np.float32)
+        self.shards = Shards(n_envs, self.buffer_size, self._staging.shape[1], trim_interval)
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Where each field lies in a packed row."""
+        return dict(self._columns)
+
+    # ------------------------------------------------------------------ writing
+
+    def add(  # type: ignore[override]
+        self,
+        obs: Mapping[str, np.ndarray],
+        next_obs: Mapping[str, np.ndarray],
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+        subgoal: np.ndarray | None = None,
+        segment_ends: np.ndarray | None = None,
+        tested: np.ndarray | None = None,
+    ) -> None:
+        """
+        Store one step of every environment.
+
+        :param obs: observations before the step, arrays of shape (n_envs, ...)
+        :param next_obs: observations after it (the terminal one where an episode ended)
+        :param action: actions scaled to [-1, 1], shape (n_envs, action_dim)
+        :param reward: the environment's rewards, shape (n_envs,)
+        :param done: whether the episode ended, shape (n_envs,)
+        :param infos: the environment's infos; ``TimeLimit.truncated`` marks time limits, ``is_success`` what is no failure
+        :param subgoal: subgoals in force, shape (n_envs, goal_dim); ``None`` without a hierarchy
+        :param segment_ends: how segments ended with this step, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape
+            (n_envs,)
+        :param tested: whether the segment is a subgoal test, shape (n_envs,)
+        """
+        timeouts = [info.get("TimeLimit.truncated", False) for info in infos] if self.handle_timeout_termination else False
+        # A row per environment. The desired goal is stored once: it stays the same throughout an episode
+        self._stage("observation", obs["observation"])
+        self._stage("achieved_goal", obs["achieved_goal"])
+        self._stage("desired_goal", obs["desired_goal"])
+        self._stage("next_observation", next_obs["observation"])
+        self._stage("next_achieved_goal", next_obs["achieved_goal"])
+        self._stage("action", action)
+        self._stage("reward", reward)
+        # Two kinds of ends: SB3's algorithms stop bootstrapping at any termination, the hierarchy at failures only
+        self._stage("terminated", done & ~np.asarray(timeouts, dtype=bool))
+        self._stage("failed", np.array([is_failure(*end) for end in zip(done, infos, strict=True)]))
+        if subgoal is not None:
+            self._stage("subgoal", subgoal)
+            self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
+            self._stage("segment_end", SegmentEnd.EPISODE_OVER * done if segment_ends is None else segment_ends)
+        # Before anything is stored: a step that is refused leaves no trace
+        check_finite(self._staging, self._columns)
+        # Without a hierarchy nothing lists segments
+        is_end = None if subgoal is None else (done if segment_ends is None else segment_ends != SegmentEnd.NONE)
+        for i, writer in enumerate(self.shards.writers()):
+            # A slice, not a number: writers take several consecutive steps of an environment, here one
+            step = slice(i, i + 1)
+            writer.write(self._staging[step], done[step], None if is_end is None else is_end[step])
+
+    def _stage(self, field: str, value: np.ndarray) -> None:
+        """Put a value of every environment, shape (n_envs, ...), into its columns of the rows to be written."""
+        self._staging[:, self._columns[field]] = np.reshape(value, (self.n_envs, -1))
+
+    def end_episodes(self) -> None:
+        """Close the running episodes where they are (the environments were reset from outside); open segments are dropped."""
+        if self.shards.is_allocated:
+            for writer in self.shards.writers():
+                writer.end_episode()
+
+    truncate_last_trajectory = end_episodes  # HerReplayBuffer's name
+
+    def reset(self) -> None:
+        """Forget all steps."""
+        self.shards.clear()
+
+    # ----------------------------------------------------------------- counting
+
+    def size(self) -> int:
+        """:return: number of steps stored, over all environments"""
+        return int((self.shards.head - self.shards.tail).sum())
+
+    def n_segments(self) -> int:
+        """:return: number of segments stored, over all environments"""
+        return int((self.shards.segment_head - self.shards.segment_tail).sum())
+
+    @property
+    def n_added(self) -> int:
+        """Number of steps ever added, over all environments."""
+        return int(self.shards.head.sum())
+
+    # SB3 counts steps in these two attributes. Here they are read from the counters, which workers write as well: where each
+    # worker has its own pace, they are the average over the environments. Only SB3's constructor sets them, to 0
+
+    @property
+    def pos(self) -> int:
+        """Where in the ring of each environment the next step goes, as in SB3, below ``buffer_size``."""
+        return self.n_added // self.n_envs % self.buffer_size
+
+    @pos.setter
+    def pos(self, value: int) -> None:
+        pass
+
+    @property
+    def full(self) -> bool:
+        """Whether the rings have gone round at least once, as in SB3."""
+        return self.n_added // self.n_envs >= self.buffer_size
+
+    @full.setter
+    def full(self, value: bool) -> None:
+        pass
+
+    # ------------------------------------------------------------------- saving
+
+    def check_replacement(self, saved: Any) -> None:
+        """
+        :param saved: what was loaded from a file to take the place of this buffer
+        :raises ValueError: if it is no such buffer, or one of other environments
+        """
+        if not isinstance(saved, type(self)):
+            raise ValueError(
+                f"The file holds a {type(saved).__name__}, and the model has a {type(self).__name__}: load what "
+                "`save_replay_buffer` of such a model wrote, or pass the class as `replay_buffer_class`."
+            )
+        if saved.n_envs != self.n_envs:
+            raise ValueError(
+                f"The saved replay buffer has n_envs={saved.n_envs}, the model n_envs={self.n_envs}: load the model with as "
+                f"many environments as the buffer was saved with (in the zoo `-params n_envs:{saved.n_envs}`), or go on "
+                "without the buffer (in the zoo move `replay_buffer.pkl` out of the agent's folder)."
+            )
+        if (saved.obs_shape, saved.action_space.shape) != (self.obs_shape, self.action_space.shape):
+            raise ValueError(
+                f"The saved replay buffer has observations of shape {saved.obs_shape} and actions of shape "
+                f"{saved.action_space.shape}, the model {self.obs_shape} and {self.action_space.shape}: load a buffer that "
+                "was saved with the same environment and wrappers."
+            )
+
+
+def is_failure(done: bool, info: Mapping[str, Any]) -> bool:
+    """
+    Whether an episode has ended for good elsewhere than at its goal, as by a fall.
+
+    :param done: whether it has ended
+    :param info: the environment's info; ``TimeLimit.truncated`` marks time limits, which are no failure. Without
+        ``is_success`` nothing is known, and nothing is a failure
+    :return: whether the goal can no longer be reached
+    """
+    return bool(done) and not info.get("TimeLimit.truncated", False) and not info.get("is_success", True)
+
+
+def check_finite(rows: np.ndarray, columns: Mapping[str, slice]) -> None:
+    """
+    :param rows: packed rows, shape (n, row_dim)
+    :param columns: where each field lies in a row
+    :raises ValueError: if a value is not finite
+    """
+    # The span's integers, read as float32, may be anything
+    if np.isfinite(rows[:, : rows.shape[1] - SPAN_COLUMNS]).all():
+        return
+    bad = [field for field, part in columns.items() if not np.isfinite(rows[:, part]).all()]
+    raise ValueError(
+        f"The environment or the policy gave a value that is not finite (NaN or infinite) in {', '.join(bad)}: "
+        "check the environment with stable_baselines3.common.env_checker.check_env, or lower the learning rate."
+    )

@@ -1,0 +1,1 @@
+"""The commands of ours: ``python -m sb3_hrl <command>``."""

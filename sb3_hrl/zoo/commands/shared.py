@@ -1,0 +1,101 @@
+"""What the commands share: how an environment is named, found and made, and where results may be written."""
+
+import argparse
+import difflib
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+from rl_zoo3.utils import get_wrapper_class
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_hrl.zoo.envs import register_robotics
+from sb3_hrl.zoo.registration import ALGO, hyperparams_path
+
+# Of figures
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def add_env_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: of a command, which gets ``--env`` and ``--gym-packages``
+    """
+    parser.add_argument("--env", required=True, help="environment ID")
+    parser.add_argument("--gym-packages", nargs="+", default=[], metavar="PACKAGE", help="packages that register environments")
+
+
+def register_envs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """
+    Register what the zoo's commands register, the environments of gymnasium-robotics, and those of ``--gym-packages``. An id
+    that is not among them is refused.
+
+    :param parser: of the command
+    :param args: of the command line
+    """
+    # Imports what is installed of panda_gym, minigrid and others
+    import rl_zoo3.import_envs  # noqa: F401
+
+    register_robotics()
+    for package in args.gym_packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            parser.error(f"--gym-packages: {package} cannot be imported ({error}): install it, or correct its name")
+    if args.env not in gym.registry:
+        nearest = difflib.get_close_matches(args.env, gym.registry, n=1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        parser.error(f"{args.env} is not registered{hint}: name the package that does so (--gym-packages)")
+
+
+def default_hyperparameters(algo: str, env_id: str) -> dict[str, Any]:
+    """
+    :param algo: name of the algorithm
+    :param env_id: id of the environment
+    :return: what hddpg.yml says of the environment; nothing for other algorithms
+    """
+    if algo != ALGO:
+        return {}
+    known = yaml.safe_load(hyperparams_path().read_text())
+    return dict(known.get(env_id, known["default"]))
+
+
+def make_env(env_id: str, config: Mapping[str, Any], **kwargs: Any) -> gym.Env:
+    """
+    :param env_id: id of the environment
+    :param config: hyperparameters
+    :param kwargs: arguments of the environment, which go before those of the hyperparameters
+    :return: the environment as training sees it, with ``env_kwargs``, Monitor and ``env_wrapper``
+    """
+    spec = gym.spec(env_id)
+    venv = make_vec_env(
+        lambda **kwargs: spec.make(**kwargs),
+        n_envs=1,
+        env_kwargs={**(config.get("env_kwargs") or {}), **kwargs},
+        wrapper_class=get_wrapper_class(dict(config)),
+    )
+    assert isinstance(venv, DummyVecEnv)
+    return venv.envs[0]
+
+
+def check_output(parser: argparse.ArgumentParser, option: str, path: Path, suffixes: Sequence[str]) -> None:
+    """
+    Refuse a file that could not be written, before there is anything to write. Its folder is made.
+
+    :param parser: of the command
+    :param option: that names the file
+    :param path: the file
+    :param suffixes: those that it may have, such as ``.png``
+    """
+    if path.suffix.lower() not in suffixes:
+        parser.error(f"{option} must end in one of {', '.join(suffixes)}, not {path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"{option}: the folder of {path} cannot be made ({error}): choose another one")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        parser.error(f"{option}: {path} cannot be written: choose a file in a folder of yours")
