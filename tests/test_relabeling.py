@@ -247,7 +247,7 @@ def test_batches_come_with_their_targets(small, task):
 
 
 def test_batches_that_are_prepared_ahead_follow_the_learner(small):
-    """Targets depend on target networks, random subgoals and dense rewards on the bounds, which grow while the agent learns."""
+    """Targets depend on target networks, random subgoals and dense rewards on the bounds, which grow with what is seen."""
     model = make_model(small).learn(60)
     maker = LowBatchMaker(model.policy, model.replay_buffer, seed=0)
     weights = np.zeros(maker.n_weights, dtype=np.float32)
