@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
-from conftest import point_env_fn, run
+from conftest import PointEnv, point_env_fn, run
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
-from sb3_hrl.hddpg.samplers import Samplers
+from sb3_hrl.common.goals import GoalTask
+from sb3_hrl.hddpg.batch_source import BatchSource, PrefetchedBatchSource
 from sb3_hrl.parallel.prefetch import PrefetchSampler
 
 pytestmark = [pytest.mark.timeout(100), pytest.mark.usefixtures("leaves_nothing")]
@@ -148,7 +150,8 @@ def test_an_exception_in_a_callback_stops_the_workers(make_model, error):
 def test_values_that_are_not_finite_end_the_run(make_model):
     model = make_model()
     model.learn(100)
-    model.policy.low.networks[0].flat.data.fill_(float("nan"))
+    for parameter in model.policy.low.actor.mu.parameters():
+        parameter.data.fill_(float("nan"))
     model.gradient_steps = 0
     # A ValueError, as in the synchronous mode: the zoo prunes a trial for it
     with pytest.raises(ValueError, match="not finite"), pytest.warns(RuntimeWarning):
@@ -204,62 +207,69 @@ def test_nothing_outlives_a_learner_that_is_killed(method, kill):
 # -------------------------------------------------------------------- prefetching
 
 
-def wait_until_ready(samplers: Samplers) -> None:
+def wait_until_ready(source: PrefetchedBatchSource) -> None:
     deadline = time.monotonic() + 30
-    while not samplers._prefetch.is_ready:
+    while not source._prefetch.is_ready:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 @pytest.fixture
-def samplers(make_model):
-    model = make_model().learn(300)
-    samplers = Samplers(model, batch_size=32, depth=2)
-    wait_until_ready(samplers)
-    yield samplers
-    samplers.close()
+def learner(make_model) -> HierarchicalDDPG:
+    return make_model(batch_size=32).learn(300)
 
 
-def test_prefetched_batches_are_as_good_as_serial_ones(samplers):
-    model, process = samplers._model, samplers._prefetch._process
-    serial = Samplers(model, batch_size=32, depth=0)
+@pytest.fixture
+def source(learner) -> Iterator[PrefetchedBatchSource]:
+    source = PrefetchedBatchSource(learner.policy, learner.replay_buffer, TASK, depth=2)
+    wait_until_ready(source)
+    yield source
+    source.close()
+
+
+TASK = GoalTask(PointEnv().compute_reward, np.zeros((1, 2), np.float32))
+
+
+def test_prefetched_batches_are_as_good_as_serial_ones(source, learner):
+    process, serial = source._prefetch._process, BatchSource(learner.policy, learner.replay_buffer, TASK)
     rewards, batches = {0.0, -1.0}, []
     for _ in range(10):
-        batch, expected = samplers.low(), serial.low()
+        batch, expected = source.low(), serial.low()
         for array, twin in zip(batch, expected, strict=True):
             assert array.shape == twin.shape
             assert array.dtype == twin.dtype
             assert array.isfinite().all()
         assert set(batch.rewards.ravel().tolist()) <= rewards
-        # What the critics are to say follows from the target networks, which have not changed
+        # Targets follow from the target networks, which have not changed
         assert (batch.target_q_values <= 0).all()
         batches.append(batch.inputs.clone())
     assert (batches[0] != batches[1]).any()
-    samplers.close()
-    samplers.close()
+    source.close()
+    source.close()
     assert not process.is_alive()
 
 
-def test_prefetching_uses_the_newest_targets(samplers):
-    model = samplers._model
-    for network in samplers._model.policy.low.target_networks[1]:
-        network.flat.data.zero_()
-        network.flat.data[-1] = -3.0  # the bias of the last layer: every value is -3
+def test_prefetching_uses_the_newest_targets(source, learner):
+    for network in learner.policy.low.critic_target.q_networks:
+        for parameter in network.parameters():
+            parameter.data.zero_()
+        network[-1].bias.data.fill_(-3.0)
     for _ in range(10):
-        batch = samplers.low()
-    expected = (batch.rewards + (batch.rewards < 0) * model._low.gamma * -3.0).clamp(model._low.min_value, 0.0)
+        batch = source.low()
+    config = learner.policy.config.low
+    expected = (batch.rewards + (batch.rewards < 0) * config.gamma * -3.0).clamp(config.min_value, 0.0)
     assert (batch.target_q_values - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(("signal_", "what"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "hangs")])
-def test_without_the_prefetching_process_it_goes_on(samplers, signal_, what, monkeypatch):
+def test_without_the_prefetching_process_it_goes_on(source, signal_, what, monkeypatch):
     monkeypatch.setattr("sb3_hrl.parallel.prefetch._PATIENCE", 1.0)
-    os.kill(samplers._prefetch._process.pid, signal_)
+    os.kill(source._prefetch._process.pid, signal_)
     # Some batches are ready still
     with pytest.warns(RuntimeWarning, match=f"prepares batches {what}"):
-        samplers.low(), samplers.low(), samplers.low(), samplers.low()
-    assert samplers._prefetch is None
-    assert samplers.low().inputs.shape == (32, 9)
+        source.low(), source.low(), source.low(), source.low()
+    assert source._prefetch is None
+    assert source.low().inputs.shape == (32, 9)
 
 
 def test_learning_with_prefetched_batches(make_model):
@@ -267,20 +277,20 @@ def test_learning_with_prefetched_batches(make_model):
         n_prefetched = 0
 
         def _on_step(self) -> bool:
-            samplers = self.model._samplers
-            self.n_prefetched += samplers is not None and samplers._prefetch is not None and samplers._prefetch.is_ready
+            source = self.model._batches
+            self.n_prefetched += source is not None and source._prefetch is not None and source._prefetch.is_ready
             return self.n_prefetched < 200
 
     callback = Ready()
     model = make_model(prefetch_depth=2)
     model.learn(1_000_000, callback=callback)
     assert callback.n_prefetched == 200
-    assert model._samplers is None
+    assert model._batches is None
 
 
 @contextlib.contextmanager
-def prefetching(samplers: Samplers, maker: Any) -> Iterator[PrefetchSampler]:
-    prefetch = PrefetchSampler(maker, samplers._model.replay_buffer.shards.blocks(), lambda vector: None)
+def prefetching(learner: HierarchicalDDPG, maker: Any) -> Iterator[PrefetchSampler]:
+    prefetch = PrefetchSampler(maker, learner.replay_buffer.shards.blocks(), lambda vector: None)
     yield prefetch
     prefetch.close()
 
@@ -301,18 +311,18 @@ class Maker:
         return {}
 
 
-def test_an_error_while_preparing_is_a_warning(samplers):
+def test_an_error_while_preparing_is_a_warning(learner):
     """It comes again where batches are made when they are needed, if it is one of the batches themselves."""
-    with prefetching(samplers, Maker()) as prefetch:
+    with prefetching(learner, Maker()) as prefetch:
         wait_for(prefetch)
         with pytest.warns(RuntimeWarning, match="no attribute 'start'"):
             assert prefetch.get() is None
 
 
-def test_a_prefetching_process_that_dies_in_its_start_is_a_warning(samplers):
+def test_a_prefetching_process_that_dies_in_its_start_is_a_warning(learner):
     """It was an EOFError without a word."""
     for is_started in (False, True):
-        with prefetching(samplers, Maker()) as prefetch:
+        with prefetching(learner, Maker()) as prefetch:
             while is_started and prefetch._to_send is not None:
                 assert not prefetch.is_ready
             prefetch._process.kill()
@@ -331,8 +341,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 class UntilItFails(BaseCallback):
     def _on_step(self):
-        samplers = self.model._samplers
-        return samplers is None or samplers._prefetch is not None
+        batches = self.model._batches
+        return batches is None or batches._prefetch is not None
 
 env = ParallelCollector([point_env_fn()], start_method="fork")
 model = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, learning_starts=20, batch_size=16,

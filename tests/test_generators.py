@@ -31,10 +31,10 @@ def test_batches_do_not_change_exploration(small):
 
 
 def test_set_random_seed_reaches_exploration_and_batches(small):
-    results = []
+    results, parameters = [], None
     for seed in (0, 1):
         model = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **(small | dict(seed=seed)))
-        if results:
+        if parameters is not None:
             model.set_parameters(parameters)
         else:
             parameters = copy.deepcopy(model.get_parameters())

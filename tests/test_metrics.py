@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
-from sb3_hrl.hddpg.evaluation import HierarchicalEvalCallback
+from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
 
 ROOT = Path(__file__).parents[1]
 KEY = r"(?:rollout|train|eval|time)/[a-z_]+"

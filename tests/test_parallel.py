@@ -196,8 +196,8 @@ def test_workers_are_not_ahead_for_more_than_their_lead(make_model):
 
 @pytest.mark.parametrize("noise", [NormalActionNoise, OrnsteinUhlenbeckActionNoise])
 def test_action_noise_of_sb3(make_model, noise):
-    env = collector(2, flush_size=10)
-    model = make_model(env, action_noise=noise(np.zeros(2), 0.5 * np.ones(2)), learning_starts=0, random_action_prob=0.0)
+    env, quiet = collector(2, flush_size=10), dict(exploration_kwargs=dict(random_action_prob=0.0))
+    model = make_model(env, action_noise=noise(np.zeros(2), 0.5 * np.ones(2)), learning_starts=0, **quiet)
     model.learn(200)
     rows = model.replay_buffer.shards.rows[:, :80, model.replay_buffer.columns["action"]]
     assert (rows[0] != rows[1]).any(), "workers have noises of their own"
@@ -228,7 +228,7 @@ def test_callbacks_of_sb3(make_model, tmp_path):
     assert (tmp_path / "rl_model_360_steps.zip").exists()
     with zipfile.ZipFile(tmp_path / "rl_model_120_steps.zip") as archive:
         data = json.loads(archive.read("data"))
-    assert not {"_rollouts", "_samplers", "replay_buffer", "env"} & set(data)
+    assert not {"_rollouts", "_batches", "replay_buffer", "env"} & set(data)
     loaded = HierarchicalDDPG.load(tmp_path / "rl_model_120_steps.zip", env=point_vec_env(2), async_collection=False)
     loaded.load_replay_buffer(tmp_path / "rl_model_replay_buffer_120_steps.pkl")
     assert loaded.replay_buffer.n_added >= 120
@@ -289,7 +289,7 @@ def test_workers_do_what_their_serial_twins_do(make_model, envs_per_worker, opti
     """With weights that stay there is no matter of timing, and processes must do the same as their twins, bit by bit."""
     options = options | dict(flush_size=11)
     models = [
-        make_model(env, gradient_steps=0, learning_starts=30, subgoal_test_prob=0.2)
+        make_model(env, gradient_steps=0, learning_starts=30, exploration_kwargs=dict(subgoal_test_prob=0.2))
         for env in (serial(**options), collector(**options))
     ]
     for model in models:
@@ -308,13 +308,13 @@ def test_workers_do_what_their_serial_twins_do(make_model, envs_per_worker, opti
 
 def test_workers_act_with_the_learners_weights(make_model):
     """The seeds' bug: weights were not really synced."""
-    quiet = dict(noise_std=0.0, random_action_prob=0.0, learning_starts=0)
+    quiet = dict(exploration_kwargs=dict(noise_std=0.0, random_action_prob=0.0), learning_starts=0)
     model = make_model(collector(1, flush_size=5, sync_interval=5), **quiet)
     buffer, columns = model.replay_buffer, model.replay_buffer.columns
 
     def expected(rows):
         parts = (rows[:, columns[field]] for field in ("observation", "achieved_goal", "subgoal"))
-        return model.policy.acting().act(*parts)
+        return model.policy.numpy_policy().act(*parts)
 
     model.gradient_steps = 0
     model.learn(50)

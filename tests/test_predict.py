@@ -1,13 +1,14 @@
 """``predict`` carries the subgoal in its state; nothing is kept on the model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch as th
 from conftest import point_vec_env
 
 from sb3_hrl import HierarchicalDDPG
-from sb3_hrl.common.subgoals import decode_subgoal
-from sb3_hrl.hddpg.copies import live_acting_policy
+from sb3_hrl.hddpg.config import SubgoalConfig
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_shapes(model, n_envs):
     action, state = model.predict(obs, deterministic=True)
     assert action.shape == (n_envs, 2)
     assert state.subgoals.shape == (n_envs, 2)
-    assert state.steps_left.tolist() == [4] * n_envs
+    assert state.steps.tolist() == [0] * n_envs
     assert (action >= -2).all()
     assert (action <= 2).all()
 
@@ -44,13 +45,13 @@ def test_single_observation(model):
 def test_the_subgoal_stays_until_its_steps_are_over(model):
     obs = point_vec_env(2).reset()
     state = first = far_apart(model, obs)
-    for left in (3, 2, 1, 0):
+    for steps in (1, 2, 3, 4):
         _, state = model.predict(obs, state=state, deterministic=True)
-        np.testing.assert_array_equal(state[0], first[0])
-        assert state[1].tolist() == [left, left]
+        np.testing.assert_array_equal(state.subgoals, first.subgoals)
+        assert state.steps.tolist() == [steps, steps]
     _, state = model.predict(obs, state=state, deterministic=True)
-    assert (state[0] != first[0]).all()
-    assert state[1].tolist() == [4, 4]
+    assert (state.subgoals != first.subgoals).all()
+    assert state.steps.tolist() == [0, 0]
 
 
 def test_a_reached_subgoal_is_replaced(model):
@@ -58,15 +59,15 @@ def test_a_reached_subgoal_is_replaced(model):
     state = far_apart(model, obs)
     state.subgoals[1] = obs["achieved_goal"][1]
     _, state = model.predict(obs, state=state, deterministic=True)
-    assert state.steps_left.tolist() == [3, 4]
+    assert state.steps.tolist() == [1, 0]
 
 
-def test_the_start_of_an_episode_plans_anew(model):
+def test_at_the_start_of_an_episode_there_is_a_new_subgoal(model):
     obs = point_vec_env(3).reset()
     state = far_apart(model, obs)
     starts = np.array([False, True, False])
     _, new = model.predict(obs, state=state, episode_start=starts, deterministic=True)
-    assert new.steps_left.tolist() == [3, 4, 3]
+    assert new.steps.tolist() == [1, 0, 1]
     np.testing.assert_array_equal(new.subgoals[[0, 2]], state.subgoals[[0, 2]])
 
 
@@ -87,57 +88,59 @@ def test_deterministic_drives_both_levels(model):
     assert th.equal(th.get_rng_state(), torch_state), "a deterministic prediction draws no random numbers"
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
     np.testing.assert_array_equal(results[0][0], results[1][0])
-    np.testing.assert_array_equal(results[0][1][0], results[1][1][0])
-    model.policy.avoid_reached_subgoals = False  # a replacement is the same each time
-    model.policy._acting = None
+    np.testing.assert_array_equal(results[0][1].subgoals, results[1][1].subgoals)
+    # A replacement is the same each time
+    model.policy.config = replace(model.policy.config, subgoals=SubgoalConfig(steps=5, avoid_reached=False))
     noisy = [model.predict(obs, deterministic=False) for _ in range(2)]
     assert (noisy[0][0] != noisy[1][0]).any()
-    assert (noisy[0][1][0] != noisy[1][1][0]).any()
+    assert (noisy[0][1].subgoals != noisy[1][1].subgoals).any()
+    # By SB3's seeding
+    seeded = []
+    for _ in range(2):
+        model.set_random_seed(3)
+        seeded.append(model.predict(obs, deterministic=False)[0])
+    np.testing.assert_array_equal(*seeded)
 
 
-def test_without_a_state_it_plans_at_every_step(model):
+def test_without_a_state_there_are_new_subgoals_at_every_step(model):
     obs = point_vec_env(2).reset()
     for _ in range(3):
         _, state = model.predict(obs, deterministic=True)
-        assert state.steps_left.tolist() == [4, 4]
+        assert state.steps.tolist() == [0, 0]
 
 
 def test_state_of_other_environments_is_refused(model):
-    _, state = model.predict(point_vec_env(2).reset())
-    with pytest.raises(ValueError, match="None to plan now"):
-        model.predict(point_vec_env(3).reset(), state=state)
+    obs, (_, state) = point_vec_env(3).reset(), model.predict(point_vec_env(2).reset())
+    for wrong in (state, state[:2], (np.zeros((3, 5)), *state[1:])):
+        with pytest.raises(ValueError, match=r"`state` is not one of 3 environments with goals of length 2.*None to choose"):
+            model.predict(obs, state=wrong)
 
 
-def test_observations_that_are_no_dicts_are_refused(model):
-    with pytest.raises(ValueError, match="achieved_goal"):
-        model.predict(np.zeros((1, 3)))
+def changed(**arrays):
+    """:return: an observation of two environments, with these parts in place of its own"""
+    obs = {key: np.zeros((2, 3 if key == "observation" else 2)) for key in ("observation", "achieved_goal", "desired_goal")}
+    return {key: array for key, array in (obs | arrays).items() if array is not None}
 
 
-def test_reached_subgoals_are_not_issued_unless_the_goal_is_reached(model):
-    policy = model.policy
-    obs, achieved = np.zeros((2, 3), np.float32), np.zeros((2, 2), np.float32)
-    goals = np.array([[1.0, 1.0], [0.0, 0.0]], np.float32)
-    with th.no_grad():
-        for network in (policy.high.actor.mu, policy.high.critic.q_networks[0]):
-            network.flat.zero_()  # the actor proposes to stay
-    plan = policy.acting().plan(obs, achieved, goals)
-    assert plan.replaced.tolist() == [True, False]
-    assert policy.is_reached(achieved, plan.subgoals).tolist() == [False, True]
-    policy.avoid_reached_subgoals = False
-    assert live_acting_policy(policy).plan(obs, achieved, goals).subgoals.tolist() == [[0.0, 0.0], [0.0, 0.0]]
-
-
-def test_the_replacement_is_the_candidate_with_the_highest_value(model):
-    policy = model.policy
-    obs, achieved, goal = th.zeros(1, 3), th.zeros(1, 2), th.tensor([[1.0, 1.0]])
-    with th.no_grad():
-        policy.high.actor.mu.flat.zero_()
-        subgoal = policy.acting().plan(obs.numpy(), achieved.numpy(), goal.numpy()).subgoals
-        inputs = policy.high_inputs(obs, achieved, goal).repeat(64, 1)
-        subgoals = decode_subgoal(policy.candidates, achieved.repeat(64, 1), policy.box, relative=True)
-        values = policy.high.critic.q1_forward(inputs, policy.encode(subgoals, achieved))
-        values[policy.is_reached(achieved, subgoals)] = -th.inf
-    np.testing.assert_allclose(subgoal[0], subgoals[values.argmax()], rtol=1e-6)
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros((1, 3)), "not on ndarray"),
+        (None, "not on NoneType"),
+        (changed(desired_goal=None), r"a dict with the keys \['achieved_goal', 'observation'\]"),
+        (changed(achieved_goal=np.array([[0.0, np.nan]] * 2)), "`achieved_goal` has values that are not finite"),
+        (changed(desired_goal=np.full((2, 2), np.inf)), "`desired_goal` has values that are not finite"),
+        (changed(observation=np.full((2, 3), -np.inf)), "`observation` has values that are not finite"),
+        (changed(observation=np.zeros((2, 4))), r"`observation` has the shape \(2, 4\), but must have \(3,\), or \(n, ...\)"),
+        (changed(achieved_goal=np.zeros((2, 1, 2))), r"`achieved_goal` has the shape \(2, 1, 2\)"),
+        (changed(desired_goal=np.zeros(())), r"`desired_goal` has the shape \(\)"),
+        (changed(desired_goal=np.zeros((3, 2))), "different numbers of environments"),
+        (changed(desired_goal=np.zeros(2)), "different numbers of environments"),
+    ],
+)
+def test_observations_that_do_not_fit_are_refused(model, observation, message):
+    with pytest.raises(ValueError, match=message):
+        model.predict(observation)
 
 
 def test_policy_alone_can_be_saved_and_loaded(model, tmp_path):

@@ -15,25 +15,25 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.shards import spans as episode_spans
-from sb3_hrl.hddpg.evaluation import HierarchicalEvalCallback
+from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
 
 
 @pytest.mark.parametrize(
     "options",
     [
         dict(),
-        dict(relative_subgoals=False),
-        dict(subgoal_radius=0.3),
-        dict(subgoal_radius=[0.3, 0.4], subgoal_bounds=([-2.0, -2.0], [2.0, 2.0])),
-        dict(subgoal_threshold=0.05),
-        dict(avoid_reached_subgoals=False, hindsight_action_prob=1.0),
-        dict(subgoal_test_prob=0.5),
-        dict(goal_selection_strategy="final"),
-        dict(goal_selection_strategy="episode", n_sampled_goal=1),
-        dict(n_sampled_goal=0),
-        dict(max_grad_value=None, target_policy_noise=0.2, policy_kwargs=dict(net_arch=[16], n_critics=2)),
+        dict(subgoal_kwargs=dict(radius=0.3)),
+        dict(subgoal_kwargs=dict(radius=[0.3, 0.4], bounds=([-2.0, -2.0], [2.0, 2.0]))),
+        dict(subgoal_kwargs=dict(threshold=0.05)),
+        dict(subgoal_kwargs=dict(avoid_reached=False), hindsight_kwargs=dict(action_prob=1.0)),
+        dict(subgoal_kwargs=dict(avoid_missed=True, direct_goal=0.5)),
+        dict(exploration_kwargs=dict(subgoal_test_prob=0.5, noise_hold_steps=3)),
+        dict(hindsight_kwargs=dict(goal_selection_strategy="final", trivial_segment_prob=0.5)),
+        dict(hindsight_kwargs=dict(goal_selection_strategy="episode", n_sampled_goal=1)),
+        dict(hindsight_kwargs=dict(n_sampled_goal=0)),
+        dict(max_grad_value=None, low_kwargs=dict(target_policy_noise=0.2), policy_kwargs=dict(net_arch=[16], n_critics=2)),
         dict(policy_kwargs=dict(net_arch=[8], activation_fn=th.nn.Tanh, optimizer_class=th.optim.RMSprop)),
-        dict(normalize_inputs=False),
+        dict(policy_kwargs=dict(net_arch=[16], normalize_inputs=False)),
         dict(high_update_interval=1, high_kwargs=dict(gamma=0.9, learning_rate="lin_1e-3", net_arch=[8], batch_size=8)),
         dict(low_kwargs=dict(tau=0.1, n_critics=2, noise_std=0.3), learning_rate=lambda progress: 1e-3 * progress),
         dict(action_noise=NormalActionNoise(np.zeros(2), 0.1 * np.ones(2))),
@@ -126,9 +126,10 @@ def test_saturation_of_actions_is_logged(small, bias, expected, policy_delay):
     options = small | dict(learning_starts=0, learning_rate=1e-9, gradient_steps=2, low_kwargs=dict(policy_delay=policy_delay))
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **options)
     with th.no_grad():
-        (parameters,) = model.policy.low.actor.mu.parameters()
-        parameters.zero_()
-        parameters[-2:] = bias
+        *weights, last_bias = model.policy.low.actor.mu.parameters()
+        for parameter in weights:
+            parameter.zero_()
+        last_bias.fill_(bias)
     model.learn(4, log_interval=1_000)
     assert model.logger.name_to_value["train/low_action_saturation"] == expected
 
@@ -190,13 +191,13 @@ def test_bit_flipping(small, n_envs, strategy, buffer_size):
     """SB3's environment for HER, with a buffer that overflows too: its goals are MultiBinary, so subgoals are bits as well."""
     n_bits = 4
     env = make_vec_env(lambda: BitFlippingEnv(n_bits=n_bits, continuous=True), n_envs=n_envs)
-    options = small | dict(goal_selection_strategy=strategy, buffer_size=buffer_size)
+    options = small | dict(hindsight_kwargs=dict(goal_selection_strategy=strategy), buffer_size=buffer_size)
     model = HierarchicalDDPG("MultiInputPolicy", env, **options)
     model.learn(200)
-    assert set(np.unique(model._explorer.tracker.subgoals)) <= {0.0, 1.0}
     assert model.replay_buffer.size() <= buffer_size
     samples = model.replay_buffer.sample_high(200, 4, 1)
     assert set(samples.goals.unique().tolist()) <= {0.0, 1.0}
+    assert set(samples.subgoals.unique().tolist()) <= {0.0, 1.0}
     action, _ = model.predict(env.reset(), deterministic=True)
     assert action.shape == (n_envs, n_bits)
 
@@ -227,10 +228,10 @@ def test_it_learns():
     assert np.mean(successes) >= 0.9
 
 
-def test_box_and_radius_are_found_from_data(small):
+def test_bounds_and_radius_are_found_from_data(small):
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
     model.learn(300)
-    low, high, radius = (array.numpy() for array in model.policy.box)
+    low, high, radius = (array.numpy() for array in model.policy.bounds)
     threshold = model.policy.subgoal_threshold.item()
     assert threshold == pytest.approx(PointEnv.threshold, rel=1e-3)
     assert (low < -0.5).all()
@@ -242,9 +243,9 @@ def test_box_and_radius_are_found_from_data(small):
 
 def test_what_the_user_gives_stays(small):
     bounds = ([-3.0, -4.0], [3.0, 4.0])
-    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), subgoal_radius=0.7, subgoal_bounds=bounds, **small)
+    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), subgoal_kwargs=dict(radius=0.7, bounds=bounds), **small)
     model.learn(1300)
-    low, high, radius = model.policy.box
+    low, high, radius = model.policy.bounds
     assert low.tolist() == bounds[0]
     assert high.tolist() == bounds[1]
     assert radius.tolist() == pytest.approx([0.7, 0.7])
@@ -253,17 +254,18 @@ def test_what_the_user_gives_stays(small):
 def test_dense_rewards_need_a_threshold(small):
     with pytest.raises(ValueError, match="`threshold` in `subgoal_kwargs`"):
         HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), **small)
-    HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), subgoal_threshold=0.1, **small).learn(100)
+    HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), subgoal_kwargs=dict(threshold=0.1), **small).learn(100)
 
 
 def test_evaluation_logs_what_becomes_of_subgoals(small):
     """An oracle that moves 0.1 per step and dimension towards one subgoal, which lies on its way for ever."""
 
-    def low_level(observation, achieved_goal, subgoal):
+    def oracle(observation, achieved_goal, subgoal):
         return (subgoal - achieved_goal) / 0.1
 
     env = Monitor(PointEnv(max_steps=6))
-    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), low_level=low_level, subgoal_source=[9.0, 9.0], **small)
+    options = small | dict(low_kwargs=dict(oracle=oracle), subgoal_kwargs=dict(source=[9.0, 9.0]))
+    model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **options)
     logged = {}
 
     class Spy(HierarchicalEvalCallback):
@@ -276,8 +278,7 @@ def test_evaluation_logs_what_becomes_of_subgoals(small):
     assert logged["eval/segment_length"] == pytest.approx(3.0), "5 steps, and 1 before the episode ends"
     assert logged["eval/subgoal_at_bounds"] == 1.0
     assert logged["eval/subgoal_distance"] > 5.0
-    model.policy.subgoal_source = np.zeros(2, np.float32)
-    model.policy._acting = None
+    model.subgoal_kwargs = dict(source=[0.0, 0.0])
     model.learn(40, callback=Spy(Monitor(PointEnv(max_steps=60)), eval_freq=40, n_eval_episodes=3, verbose=0, warn=False))
     assert logged["eval/subgoal_success_rate"] > 0.9
     assert logged["eval/subgoal_reached_at_issue"] > 0.5, "it stays there"

@@ -43,7 +43,7 @@ def test_everything_comes_back(model, tmp_path, with_env):
     for key in ("subgoal_steps", "high_update_interval", "num_timesteps", "_n_updates", "gamma"):
         assert getattr(model, key) == getattr(loaded, key)
     assert loaded.policy.goal_moments.count > 0
-    for a, b in zip(model.policy.box, loaded.policy.box, strict=True):
+    for a, b in zip(model.policy.bounds, loaded.policy.bounds, strict=True):
         assert th.equal(a, b)
     obs = point_vec_env(3).reset()
     (action, state), (loaded_action, loaded_state) = (m.predict(obs, deterministic=True) for m in (model, loaded))
@@ -177,8 +177,8 @@ def test_parameters_of_another_architecture_change_nothing(model, small, tmp_pat
 def test_changed_arguments_at_load(model, tmp_path):
     model.save(tmp_path / "model")
     loaded = HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(2), gamma=0.5, high_kwargs=dict(gamma=0.7))
-    assert loaded._low.gamma == 0.5
-    assert loaded._high.gamma == 0.7
+    assert loaded.policy.config.low.gamma == 0.5
+    assert loaded.policy.config.high.gamma == 0.7
 
 
 def test_set_env_drops_the_running_segments(model):

@@ -7,58 +7,70 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
-from sb3_hrl.common.relabeling import apply_subgoal_tests, hindsight_count, sample_goal_steps
+from sb3_hrl.common.hindsight import hindsight_count, sample_goal_steps
 from sb3_hrl.common.subgoals import (
-    SubgoalBox,
-    decode_subgoal,
+    SubgoalBounds,
+    action_to_subgoal,
     displacements,
-    encode_subgoal,
+    is_missed,
     is_reached,
     reachable_radius,
+    subgoal_to_action,
     visited_bounds,
 )
 
 unit = st.floats(-1.0, 1.0, width=32)
 pair = st.tuples(unit, unit)
-BOX = SubgoalBox(th.tensor([-2.0, -4.0]), th.tensor([3.0, 4.0]), th.tensor([0.5, 2.0]))
+BOUNDS = SubgoalBounds(th.tensor([-2.0, -4.0]), th.tensor([3.0, 4.0]), th.tensor([0.5, 2.0]))
 
 
-@given(pair, pair, st.booleans())
-def test_subgoals_lie_in_the_box(action, achieved, relative):
-    subgoal = decode_subgoal(th.tensor(action), 5.0 * th.tensor(achieved), BOX, relative)
-    assert (subgoal >= BOX.low).all()
-    assert (subgoal <= BOX.high).all()
+@given(pair, pair)
+def test_subgoals_lie_within_their_bounds(action, achieved):
+    subgoal = action_to_subgoal(th.tensor(action), 5.0 * th.tensor(achieved), BOUNDS)
+    assert (subgoal >= BOUNDS.low).all()
+    assert (subgoal <= BOUNDS.high).all()
 
 
-@given(pair, pair, st.booleans())
-def test_encoding_undoes_decoding(action, achieved, relative):
-    # Well inside the box, so that nothing is clipped
+@given(pair, pair)
+def test_a_subgoal_tells_its_action(action, achieved):
+    # Well within the bounds, so that nothing is clipped
     action, achieved = th.tensor(action), th.tensor(achieved)
-    subgoal = decode_subgoal(action, achieved, BOX, relative)
-    assert th.allclose(encode_subgoal(subgoal, achieved, BOX, relative), action, atol=1e-5)
+    subgoal = action_to_subgoal(action, achieved, BOUNDS)
+    assert th.allclose(subgoal_to_action(subgoal, achieved, BOUNDS), action, atol=1e-5)
 
 
-@given(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), pair, st.booleans())
-def test_actions_in_hindsight_are_actions(subgoal, achieved, relative):
-    action = encode_subgoal(th.tensor(subgoal), th.tensor(achieved), BOX, relative)
+@given(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), pair)
+def test_actions_in_hindsight_are_actions(subgoal, achieved):
+    action = subgoal_to_action(th.tensor(subgoal), th.tensor(achieved), BOUNDS)
     assert (action.abs() <= 1.0).all()
 
 
-def test_relative_subgoal_by_hand():
-    subgoal = decode_subgoal(th.tensor([1.0, -0.5]), th.tensor([1.0, 1.0]), BOX, relative=True)
-    assert subgoal.tolist() == [1.5, 0.0]
-    # Beyond the box: clipped to it
-    assert decode_subgoal(th.tensor([1.0, 0.0]), th.tensor([2.9, 0.0]), BOX, relative=True).tolist() == [3.0, 0.0]
+def test_subgoals_by_hand():
+    assert action_to_subgoal(th.tensor([1.0, -0.5]), th.tensor([1.0, 1.0]), BOUNDS).tolist() == [1.5, 0.0]
+    # Beyond the bounds: clipped to them
+    assert action_to_subgoal(th.tensor([1.0, 0.0]), th.tensor([2.9, 0.0]), BOUNDS).tolist() == [3.0, 0.0]
+    assert subgoal_to_action(th.tensor([1.5, 9.0]), th.tensor([1.0, 0.0]), BOUNDS).tolist() == [1.0, 1.0]
 
 
-def test_absolute_subgoal_by_hand():
-    assert decode_subgoal(th.tensor([0.0, 1.0]), th.tensor([9.0, 9.0]), BOX, relative=False).tolist() == [0.5, 4.0]
+@given(pair, pair)
+def test_arrays_and_tensors_agree(action, achieved):
+    arrays = [np.array(values, dtype=np.float32) for values in (action, achieved)]
+    bounds = SubgoalBounds(*(bound.numpy() for bound in BOUNDS))
+    for function in (action_to_subgoal, subgoal_to_action):
+        expected = function(*(th.from_numpy(array) for array in arrays), BOUNDS)
+        np.testing.assert_allclose(function(*arrays, bounds), expected, rtol=1e-6)
 
 
 def test_reached_is_an_inclusive_euclidean_distance():
     achieved = th.zeros(3, 2)
     subgoals = th.tensor([[3.0, 4.0], [3.0, 4.1], [0.0, 0.0]])
     assert is_reached(achieved, subgoals, 5.0).tolist() == [True, False, True]
+
+
+def test_a_segment_misses_its_subgoal_if_more_than_half_of_the_way_is_left():
+    reached, left, way = np.array([False, False, True]), np.array([0.51, 0.5, 0.9]), np.ones(3)
+    assert is_missed(reached, left, way).tolist() == [True, False, False]
+    assert is_missed(False, 0.3, 0.5)
 
 
 def test_visited_bounds_drop_outliers():
@@ -104,11 +116,3 @@ def test_future_reaches_every_later_step():
     ones = np.ones(2000, dtype=np.int64)
     steps = sample_goal_steps(3 * ones, 0 * ones, 7 * ones, GoalSelectionStrategy.FUTURE, np.random.default_rng(0))
     assert set(steps.tolist()) == {3, 4, 5, 6}
-
-
-def test_only_missed_tests_are_punished():
-    rewards, discounts = th.tensor([-1.0, -1.0, -1.0, 0.0]), th.tensor([0.5, 0.5, 0.5, 0.0])
-    tested, reached = th.tensor([True, True, False, True]), th.tensor([False, True, False, True])
-    rewards, discounts = apply_subgoal_tests(rewards, discounts, tested, reached, penalty=-50.0)
-    assert rewards.tolist() == [-50.0, -1.0, -1.0, 0.0]
-    assert discounts.tolist() == [0.0, 0.5, 0.5, 0.0]

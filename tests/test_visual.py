@@ -47,8 +47,11 @@ def maze(**kwargs: Any) -> gym.Env:
 @pytest.fixture(scope="module")
 def maze_model() -> HierarchicalDDPG:
     """An agent that has seen a little of the maze, and plans over landmarks."""
-    planner = dict(planner="landmarks", planner_kwargs=dict(n_landmarks=8, n_members=1, n_visited=50, update_interval=100))
-    model = HierarchicalDDPG("MultiInputPolicy", maze(), subgoal_steps=5, subgoal_radius=1.0, **planner, **SETTINGS)
+    config = dict(n_landmarks=8, n_members=1, n_visited=50, update_interval=100)
+    planner = dict(planner="landmarks", planner_kwargs=config, subgoal_kwargs=dict(radius=1.0))
+    model = HierarchicalDDPG(
+        "MultiInputPolicy", maze(), subgoal_steps=5, subgoal_kwargs=dict(radius=1.0), **planner, **SETTINGS
+    )
     return model.learn(150)
 
 
@@ -276,7 +279,7 @@ def test_map_of_a_maze(maze_model, tmp_path):
     lines = {line.get_label(): line for line in axes.lines}
     assert set(lines) == {"visited", "landmarks", "path", "start", "goal"}
     assert len(lines["visited"].get_xdata()) == 100
-    assert len(lines["landmarks"].get_xdata()) == int(maze_model.policy.get_buffer("landmark_count"))
+    assert len(lines["landmarks"].get_xdata()) == maze_model.policy.numpy_policy().planner.n_landmarks
     moments = list(play(maze_model, maze(), 1, seed=0, max_steps=40))
     np.testing.assert_allclose(lines["path"].get_xydata(), [moment.achieved_goal for moment in moments], rtol=1e-5)
     np.testing.assert_allclose(lines["goal"].get_xydata()[0], moments[0].goal)
@@ -310,9 +313,9 @@ def test_values_are_those_of_the_high_level():
     observations, achieved = rng.normal(size=(6, 3)).astype(np.float32), rng.normal(size=(6, 2)).astype(np.float32)
     goal = np.ones(2, dtype=np.float32)
     values = high_values(policy, observations, achieved, goal)
-    plan = policy.acting()
-    inputs = plan._inputs(0, observations, achieved, np.broadcast_to(goal, (6, 2)))
-    first = plan._high_critic(np.concatenate((inputs, plan._high_actor(inputs)), axis=1))[:, 0]
+    acting, goals = policy.numpy_policy(), np.broadcast_to(goal, (6, 2))
+    actions = acting.propose(observations, achieved, goals)
+    first = acting.high_values(observations, achieved, goals, actions[:, None])[:, 0]
     assert values.shape == (6,)
     assert (values <= first + 1e-5).all()
     assert np.ptp(values) > 0.0

@@ -17,8 +17,8 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector, SerialCollector
 from sb3_hrl.common.shared_memory import SharedArrays
-from sb3_hrl.hddpg.copies import PolicyCopy
-from sb3_hrl.hddpg.rollouts import AsyncRollouts
+from sb3_hrl.hddpg.async_rollouts import collect_task
+from sb3_hrl.hddpg.inference import PolicySnapshot
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("leaves_nothing")]
 
@@ -193,11 +193,11 @@ def test_priority_falls_when_workers_collect(make_model):
 
 
 def start(model: HierarchicalDDPG, held: Any = None, publish: Any = None) -> None:
-    rollouts = AsyncRollouts.__new__(AsyncRollouts)
-    rollouts._model, rollouts._n_envs, rollouts._copy = model, model.n_envs, PolicyCopy(model.policy)
-    task = rollouts._task()
+    snapshot = PolicySnapshot(model.policy)
+    task = collect_task(snapshot, model.replay_buffer, action_noise=None, n_warm_up=0)
     task.agent.held = held
-    model.env.start_collecting(task, model.replay_buffer.shards, publish or rollouts._write_weights)
+    write_weights = publish or (lambda vector: snapshot.write(model.policy, vector))
+    model.env.start_collecting(task, model.replay_buffer.shards, write_weights)
 
 
 def test_a_start_that_fails_leaves_the_environments_as_they_were(make_model, monkeypatch):
@@ -208,7 +208,7 @@ def test_a_start_that_fails_leaves_the_environments_as_they_were(make_model, mon
 
     with pytest.raises(ArithmeticError, match="no weights"):
         start(model, publish=fail)
-    with pytest.raises(TypeError, match="`low_level`"):
+    with pytest.raises(TypeError, match="`oracle`"):
         start(model, held=lock())
     assert not model.env.is_collecting
     model.env.step(np.zeros((2, 2), np.float32))
@@ -223,8 +223,11 @@ def test_a_start_that_fails_leaves_the_environments_as_they_were(make_model, mon
     assert model.num_timesteps == 200
 
 
-def test_a_low_level_may_be_a_lambda(make_model):
-    model = make_model(low_level=lambda observation, achieved_goal, subgoal: np.zeros((len(observation), 2), np.float32))
+def test_an_oracle_may_be_a_local_function(make_model):
+    def zeros(observation, achieved_goal, subgoal):
+        return np.zeros((len(observation), 2), np.float32)
+
+    model = make_model(low_kwargs=dict(oracle=zeros))
     assert model.learn(100).num_timesteps == 100
 
 

@@ -194,7 +194,7 @@ def test_monitor_sees_the_episode_end():
 def test_a_two_level_agent_learns_from_it(small):
     env = make_vec_env("MountainCarContinuous-v0", n_envs=2, seed=0, wrapper_class=add_goals, wrapper_kwargs=CAR)
     model = HierarchicalDDPG("MultiInputPolicy", env, **small).learn(100)
-    assert model._goal_task.threshold == pytest.approx(0.05, rel=1e-3)
+    assert model.policy.subgoal_threshold.item() == pytest.approx(0.05, rel=1e-3)
     assert model._goal_task.ends_at_success
     assert model._n_updates > 0
     assert model.replay_buffer.size() * env.num_envs >= 100
@@ -295,7 +295,7 @@ def test_workers_collect_from_it(small, leaves_nothing):
     try:
         model = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, **small).learn(100)
         assert model.num_timesteps >= 100
-        assert model._goal_task.threshold == pytest.approx(0.05, rel=1e-3)
+        assert model.policy.subgoal_threshold.item() == pytest.approx(0.05, rel=1e-3)
     finally:
         env.close()
 

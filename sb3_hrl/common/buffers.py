@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
+from sb3_hrl.common.checks import require
 from sb3_hrl.common.hindsight import hindsight_count, sample_goal_steps
 from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards
 from sb3_hrl.common.shards import Read, Shards, View, spans
@@ -356,9 +357,9 @@ def goal_strategy(strategy: GoalSelectionStrategy | str) -> GoalSelectionStrateg
     """
     if isinstance(strategy, GoalSelectionStrategy):
         return strategy
-    if strategy.lower() not in KEY_TO_GOAL_STRATEGY:
-        raise ValueError(f"`goal_selection_strategy` must be one of {sorted(KEY_TO_GOAL_STRATEGY)}, not {strategy!r}.")
-    return KEY_TO_GOAL_STRATEGY[strategy.lower()]
+    name = strategy.lower() if isinstance(strategy, str) else ""
+    require(name in KEY_TO_GOAL_STRATEGY, "goal_selection_strategy", f"one of {sorted(KEY_TO_GOAL_STRATEGY)}", strategy)
+    return KEY_TO_GOAL_STRATEGY[name]
 
 
 def _column(shards: np.ndarray | int) -> np.ndarray | int:

@@ -19,6 +19,7 @@ from sb3_hrl.hddpg.planners import PLANNERS, PlannerConfig
 
 SUBGOAL_SOURCES = ("policy", "goal", "random")
 REWARDS = ("sparse", "dense")
+NET_ARCH_RULE = "a list of layer sizes, or dict(pi=[...], qf=[...]) for actor and critic, or None"
 
 # A low level that is not learnt: observations, achieved goals and subgoals, each of shape (n, dim), to actions in [-1, 1]
 LowLevel = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -77,7 +78,8 @@ class SubgoalConfig:
         require(is_positive, "radius", "positive, one number or one per dimension, or None to find it", self.radius)
         if self.bounds is not None:
             is_pair = isinstance(self.bounds, tuple | list) and len(self.bounds) == 2 and all(map(_all_numbers, self.bounds))
-            is_box = is_pair and bool(np.all(np.asarray(self.bounds[0]) < np.asarray(self.bounds[1])))
+            sizes = {np.size(bound) for bound in self.bounds} - {1} if is_pair else set()
+            is_box = is_pair and len(sizes) <= 1 and bool(np.all(np.asarray(self.bounds[0]) < np.asarray(self.bounds[1])))
             require(is_box, "bounds", "(low, high) with low < high in every dimension, or None to find them", self.bounds)
         is_positive = self.threshold is None or (is_number(self.threshold) and self.threshold > 0)
         require(is_positive, "threshold", "positive (in the units of the goal), or None to find it", self.threshold)
@@ -210,6 +212,10 @@ class LevelConfig:
     def _check(self, name: str) -> None:
         real_share = 1.0 / (self.n_sampled_goal + 1) if is_integer(self.n_sampled_goal, 0) else 1.0
         rules = {
+            "learning_rate": (
+                is_number(self.learning_rate, 0.0) or callable(self.learning_rate) or isinstance(self.learning_rate, str),
+                "at least 0, a schedule, or a string such as 'lin_1e-3'",
+            ),
             "batch_size": (is_integer(self.batch_size, 1), "a whole number of at least 1"),
             "tau": (is_number(self.tau, 0.0, 1.0) and self.tau > 0.0, "in (0, 1]"),
             "gamma": (
@@ -226,6 +232,7 @@ class LevelConfig:
             "n_critics": (is_integer(self.n_critics, 1), "a whole number of at least 1"),
             "target_policy_noise": (is_number(self.target_policy_noise, 0.0), "at least 0"),
             "target_noise_clip": (is_number(self.target_noise_clip, 0.0), "at least 0"),
+            "net_arch": (self.net_arch is None or is_net_arch(self.net_arch), NET_ARCH_RULE),
             "policy_delay": (is_integer(self.policy_delay, 1), "a whole number of at least 1"),
             "action_l2": (is_number(self.action_l2, 0.0), "at least 0"),
             "reward": (self.reward in REWARDS, f"one of {REWARDS}"),
@@ -333,7 +340,8 @@ class HierarchyConfig:
             random_action_prob=exploration.random_action_prob,
             n_critics=policy_kwargs.get("n_critics", 1),
         )
-        require(planner is None or planner in PLANNERS, "planner", f"one of {list(PLANNERS)}, or None", planner)
+        is_known = planner is None or (isinstance(planner, str) and planner in PLANNERS)
+        require(is_known, "planner", f"one of {list(PLANNERS)}, or None", planner)
         if planner is None and planner_kwargs:
             raise ValueError(f"`planner_kwargs` have no effect without a planner: pass one of {list(PLANNERS)} as `planner`.")
         return cls(
@@ -373,9 +381,20 @@ def read_arguments(model: Any) -> dict[str, Any]:
     return {name: getattr(model, name) for name in ARGUMENTS}
 
 
+def is_net_arch(value: Any) -> bool:
+    """
+    :param value: an argument
+    :return: whether it is what SB3 takes as ``net_arch`` of an actor and a critic
+    """
+    if isinstance(value, dict):
+        return set(value) == {"pi", "qf"} and all(map(is_net_arch, value.values()))
+    return isinstance(value, list | tuple) and all(is_integer(size, 1) for size in value)
+
+
 def _all_numbers(value: Any) -> bool:
     """Whether it is a number or some of them, all finite."""
     try:
-        return bool(np.isfinite(np.asarray(value, dtype=np.float64)).all()) and np.size(value) > 0
-    except (TypeError, ValueError):
+        array = np.asarray(value)
+        return array.size > 0 and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
+    except ValueError:  # rows of different lengths
         return False

@@ -32,7 +32,9 @@ class UpdateInfo(NamedTuple):
 class Level(Protocol):
     """
     A learner of one level, a ``torch.nn.Module``: what the policy, the batches and the algorithm ask of it.
-    :class:`DDPGLevel` is one; another is a class with these members, given as ``policy_kwargs=dict(level_class=...)``.
+    :class:`DDPGLevel` is one; another is a class with these members, given as ``policy_kwargs=dict(level_class=...)``, whose
+    constructor takes the arguments of :class:`DDPGLevel`, with ``net_arch``, ``activation_fn``, ``optimizer_class`` and
+    ``optimizer_kwargs`` as keywords.
     """
 
     config: LevelConfig
@@ -63,6 +65,11 @@ class Level(Protocol):
     def set_learning_rate(self, learning_rate: float) -> None:
         """
         :param learning_rate: of all optimizers from now on
+        """
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        :param mode: whether networks switch to training mode (batch normalisation, dropout) or to evaluation mode
         """
 
 

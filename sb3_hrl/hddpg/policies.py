@@ -11,11 +11,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_hrl.common.buffers import GOAL_KEYS, SharedMemoryReplayBuffer
+from sb3_hrl.common.checks import require
 from sb3_hrl.common.running_mean_std import RunningMeanStd
 from sb3_hrl.common.subgoals import ArrayT, SubgoalBounds, is_reached, subgoal_to_action
 from sb3_hrl.common.type_aliases import SubgoalState
 from sb3_hrl.hddpg.choosers import Situation, choose_subgoals, draw_high_noise
-from sb3_hrl.hddpg.config import HierarchyConfig, LevelConfig
+from sb3_hrl.hddpg.config import NET_ARCH_RULE, HierarchyConfig, LevelConfig, SubgoalConfig, is_net_arch
 from sb3_hrl.hddpg.inference import HIGH, INPUT_CLIP, LOW, NumpyPolicy, live_policy
 from sb3_hrl.hddpg.level import DDPGLevel
 from sb3_hrl.hddpg.segments import Segments
@@ -92,6 +93,7 @@ class HierarchicalPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
         )
+        require(net_arch is None or is_net_arch(net_arch), "net_arch", NET_ARCH_RULE, net_arch)
         self.net_arch = net_arch if net_arch is not None else [256, 256]
         self.activation_fn = activation_fn
         self.normalize_inputs = normalize_inputs
@@ -106,9 +108,15 @@ class HierarchicalPolicy(BasePolicy):
         assert goal_space.dtype is not None
         # Subgoals for goals that are whole numbers are such, too
         self.rounds_goals = isinstance(goal_space, spaces.MultiBinary) or np.issubdtype(goal_space.dtype, np.integer)
-        if not isinstance(self.config.subgoals.source, str):
-            per_dimension("source", self.config.subgoals.source, self.goal_dim)
+        self._check_dimensions(self.config.subgoals)
         self._build()
+
+    def _check_dimensions(self, subgoals: SubgoalConfig) -> None:
+        """Refuse subgoals that have another length than goals have."""
+        bounds = [("bounds", bound) for bound in subgoals.bounds or ()]
+        for name, value in [("source", subgoals.source), ("radius", subgoals.radius), *bounds]:
+            if value is not None and not isinstance(value, str):
+                per_dimension(name, value, self.goal_dim)
 
     def _build(self) -> None:
         self.observation_moments = RunningMeanStd(self.observation_dim)
@@ -168,8 +176,10 @@ class HierarchicalPolicy(BasePolicy):
 
     @config.setter
     def config(self, config: HierarchyConfig) -> None:
+        self._check_dimensions(config.subgoals)
         self._config = config
         self.high.config, self.low.config = config.high, config.low
+        self._numpy_policy = None
 
     @property
     def device(self) -> th.device:
@@ -278,7 +288,7 @@ class HierarchicalPolicy(BasePolicy):
     def numpy_policy(self) -> NumpyPolicy:
         """:return: the policy as functions on arrays, with the weights as they are"""
         # Views are made once, and again when what they look at was replaced: by a move to a device, a copy, an assignment
-        looked_at = (self._config, *(self._buffers[name].data_ptr() for name in _ACTING_BUFFERS))  # type: ignore[union-attr]
+        looked_at = tuple(self._buffers[name].data_ptr() for name in _ACTING_BUFFERS)  # type: ignore[union-attr]
         if self._numpy_policy is None or looked_at != self._looked_at or self.device.type != "cpu":
             self._numpy_policy, self._looked_at = live_policy(self), looked_at
         return self._numpy_policy

@@ -195,7 +195,7 @@ class ParallelCollector(CollectingVecEnv):
             self._task = pickle.dumps(CloudpickleWrapper(task))
         except Exception as error:
             raise TypeError(
-                f"What workers need to act cannot be pickled ({error}): leave files, locks and the like out of `low_level`, "
+                f"What workers need to act cannot be pickled ({error}): leave files, locks and the like out of `oracle`, "
                 "`action_noise` and classes of your own, or collect by `SerialCollector`."
             ) from error
         self._weights = WeightPublisher(task.agent.n_weights)

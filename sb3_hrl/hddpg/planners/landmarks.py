@@ -52,7 +52,10 @@ class LandmarkConfig:
         rules = {
             "n_landmarks": (is_integer(self.n_landmarks, 2), "a whole number of at least 2"),
             "n_members": (is_integer(self.n_members, 1), "a whole number of at least 1"),
-            "n_visited": (is_integer(self.n_visited, 2) and self.n_visited >= self.n_landmarks, "at least `n_landmarks`"),
+            "n_visited": (
+                is_integer(self.n_visited, self.n_landmarks if is_integer(self.n_landmarks, 2) else 2),
+                "a whole number of at least `n_landmarks`",
+            ),
             "cutoff": (
                 self.cutoff is None or (is_number(self.cutoff) and self.cutoff > 0),
                 "positive (environment steps), or None for `subgoal_steps`",

@@ -1,0 +1,99 @@
+"""Small agents, and what they are given: a buffer filled by hand, environments that need subgoals."""
+
+from typing import Any
+
+import numpy as np
+from conftest import point_vec_env
+
+from sb3_hrl import HierarchicalDDPG
+from sb3_hrl.common.subgoals import N_MISSED, SegmentEnd, SubgoalBounds
+from sb3_hrl.hddpg.choosers import HighNoise, Situation, SubgoalDecision, choose_subgoals
+
+
+def make_model(small: dict[str, Any], env: Any = None, **kwargs: Any) -> HierarchicalDDPG:
+    """:return: an agent in a PointEnv, with the arguments of the fixture ``small`` and these"""
+    return HierarchicalDDPG("MultiInputPolicy", env if env is not None else point_vec_env(), **(small | kwargs))
+
+
+def float32(*rows: Any) -> np.ndarray:
+    """:return: an array of these rows"""
+    return np.array(rows, dtype=np.float32)
+
+
+def with_bounds(model: HierarchicalDDPG, threshold: float = 0.15, radius: float = 1.0) -> HierarchicalDDPG:
+    """:return: the agent, whose subgoals may lie within 9 of the origin, and which knows when they are reached"""
+    model.policy.subgoal_threshold.fill_(threshold)
+    model.policy.set_bounds(SubgoalBounds(np.full(2, -9.0), np.full(2, 9.0), np.full(2, radius)))
+    return model
+
+
+def missed_ways(*ways: Any) -> np.ndarray:
+    """:return: starts and subgoals that were missed, the last one latest, shape (N_MISSED, 2, 2)"""
+    missed = np.full((N_MISSED, 2, 2), np.inf, np.float32)
+    if ways:
+        missed[-len(ways) :] = ways
+    return missed
+
+
+def choose(
+    model: HierarchicalDDPG, achieved: np.ndarray, goal: np.ndarray, missed: Any = None, noise: HighNoise | None = None
+) -> SubgoalDecision:
+    """
+    :param model: an agent in PointEnvs
+    :param achieved: where these are, shape (n, 2)
+    :param goal: what is desired, shape (n, 2)
+    :param missed: for each of these, see :func:`missed_ways`; ``None``: nothing
+    :param noise: exploration; ``None`` for none
+    :return: the subgoals that it chooses
+    """
+    n = len(goal)
+    missed = np.stack([missed_ways()] * n) if missed is None else np.asarray(missed)
+    return choose_subgoals(model.policy.numpy_policy(), Situation(np.zeros((n, 3), np.float32), achieved, goal, missed, noise))
+
+
+def fill(
+    model: HierarchicalDDPG,
+    subgoal: Any = (1.0, 0.0),
+    n: int = 12,
+    step: float = 0.1,
+    segment: int = 4,
+    info: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> None:
+    """
+    Put an episode along the first axis into the buffer, whose goal is far away.
+
+    :param model: its owner
+    :param subgoal: the only one
+    :param n: environment steps
+    :param step: length of a step
+    :param segment: steps of a segment
+    :param info: of all steps
+    :param kwargs: more that the buffer takes
+    """
+    threshold = model.policy.subgoal_threshold.item()
+    for i in range(n):
+        obs, next_obs = (
+            {
+                "observation": np.zeros((1, 3)),
+                "achieved_goal": np.array([[j * step, 0.0]]),
+                "desired_goal": np.array([[5.0, 5.0]]),
+            }
+            for j in (i, i + 1)
+        )
+        done, end = i == n - 1, SegmentEnd.NONE
+        if (i + 1) % segment == 0 or done:
+            end = SegmentEnd.OUT_OF_STEPS if (i + 1) % segment == 0 else SegmentEnd.EPISODE_OVER
+            if np.linalg.norm(next_obs["achieved_goal"][0] - subgoal) <= threshold:
+                end = SegmentEnd.REACHED
+        model.replay_buffer.add(
+            obs,
+            next_obs,
+            np.full((1, 2), 0.1 * i),
+            np.zeros(1),
+            np.array([done]),
+            [info or {}],
+            subgoal=float32(subgoal),
+            segment_ends=np.array([end], dtype=np.int8),
+            **kwargs,
+        )

@@ -1,0 +1,358 @@
+"""Planning over landmarks, and planners of one's own."""
+
+import math
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch as th
+from agents import choose, fill, float32, make_model, missed_ways, with_bounds
+from conftest import point_env_fn, point_vec_env
+
+from sb3_hrl import HierarchicalDDPG, SerialCollector
+from sb3_hrl.common.subgoals import is_reached
+from sb3_hrl.hddpg.choosers import HighNoise, Situation, actor_proposal, choose_subgoals, planned_waypoint, random_subgoal
+from sb3_hrl.hddpg.inference import PolicySnapshot, value_to_steps
+from sb3_hrl.hddpg.planners import PLANNERS, LandmarkConfig
+from sb3_hrl.hddpg.planners.landmarks import (
+    LandmarkPlanner,
+    costs_to_go,
+    failed_edges,
+    farthest_points,
+    hit_rates,
+    members_of,
+)
+
+# --------------------------------------------------------------------- functions
+
+
+def test_farthest_points_by_hand():
+    assert farthest_points(np.array([[0.0], [1.0], [2.0], [10.0], [5.5]]), 4).tolist() == [0, 3, 4, 2]
+
+
+@pytest.mark.parametrize("gamma", [0.9, 0.99])
+def test_values_are_steps(gamma):
+    values = np.array([-sum(gamma**i for i in range(n)) for n in (0, 1, 7, 30)])
+    np.testing.assert_allclose(value_to_steps(values, gamma), [0, 1, 7, 30], atol=1e-3)
+    assert np.isinf(value_to_steps(np.array([-1.0 / (1.0 - gamma), -1000.0]), gamma)).all()
+    assert value_to_steps(np.array([0.5]), gamma) == 0.0, "values above 0 are errors"
+
+
+def test_steps_are_those_of_the_mean_value_of_the_most_pessimistic_critic(small):
+    kwargs = dict(subgoal_kwargs=dict(direct_goal=1.0), policy_kwargs=dict(net_arch=[16], n_critics=2))
+    model = with_bounds(make_model(small, **kwargs).learn(60))
+    policy, rng = model.policy, np.random.default_rng(0)
+    observations, achieved = rng.random((3, 2, 3), dtype=np.float32), rng.random((3, 2, 2), dtype=np.float32)
+    subgoals = rng.random((3, 2), dtype=np.float32)
+    steps = policy.numpy_policy().steps(observations, achieved, subgoals)
+    for i in range(3):
+        parts = (th.from_numpy(array) for array in (observations[i], achieved[i], subgoals[[i, i]]))
+        with th.no_grad():
+            inputs = policy.low_inputs(*parts)
+            values = th.cat(policy.low.critic(inputs, policy.low.actor(inputs)), dim=1).amin(dim=1).mean()
+        np.testing.assert_allclose(steps[i], value_to_steps(values.numpy()[None], 0.99)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_costs_to_go_by_hand():
+    inf = np.inf
+    steps = np.array([[0.0, 1.0, 9.0, inf], [inf, 0.0, 2.0, inf], [1.0, inf, 0.0, inf], [1.0, inf, inf, 0.0]])
+    assert costs_to_go(steps, np.array([inf, inf, 3.0, inf])).tolist() == [6.0, 5.0, 3.0, 7.0]
+    assert np.isinf(costs_to_go(steps, np.array([inf, inf, inf, 1.0]))).tolist() == [True, True, True, False]
+
+
+def test_edges_that_failed():
+    landmarks = np.array([[0.0], [1.0], [2.0]])
+    starts = np.array([[0.1], [-0.1], [0.0], [0.9], [1.1], *[[1.9]] * 15])
+    subgoals = np.array([[1.1], [0.9], [2.0], [2.2], [2.0], *[[1.0]] * 15])
+    missed = np.array([True, True, True, True, *[False] * 16])
+    # Twice in vain from 0 to 1, which comes by chance once in 25 times; once from 0 to 2; from 1 to 2 with one success
+    assert failed_edges(starts, subgoals, missed, landmarks).tolist() == [[False, True, False], [False] * 3, [False] * 3]
+    assert not failed_edges(starts[:0], subgoals[:0], missed[:0], landmarks).any()
+    # Where half of the segments miss, two misses say nothing of an edge
+    missed[10:] = True
+    assert not failed_edges(starts, subgoals, missed, landmarks)[0].any()
+    assert not failed_edges(starts, subgoals, missed | True, landmarks).any()
+
+
+def test_rates_of_segments_that_do_not_miss():
+    """Two landmarks at a distance of 1, which is the kernels' width: a segment counts by exp(-1/2) at the other landmark."""
+    landmarks, e = np.array([[0.0], [1.0]]), math.exp(-0.5)
+    starts, subgoals = np.array([[0.0], [0.0], [1.0]]), np.array([[1.0], [1.0], [0.0]])
+    missed = np.array([False, False, True])
+    # The two from 0 to 1 hit, the one back missed; and all of them together, 2 of 3, count as one
+    expected = [[(2 * e + 2 / 3) / (3 * e + 1), (2 + 2 / 3) / (3 + e**2)], [(2 * e**2 + 2 / 3) / (2 * e**2 + 2), 0.0]]
+    expected[1][1] = (2 * e + 2 / 3) / (3 * e + 1)
+    np.testing.assert_allclose(hit_rates(starts, subgoals, missed, landmarks), expected)
+    assert hit_rates(starts, subgoals, missed & False, landmarks).tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert np.isfinite(hit_rates(starts, subgoals, missed, np.zeros((2, 1)))).all(), "landmarks in one place"
+
+
+def test_members_of_landmarks_lie_around_them():
+    points = np.array([[0.0], [0.1], [5.0], [5.2], [5.3], [0.0]])
+    members = members_of(points, np.array([0, 2]), 4, np.random.default_rng(0))
+    assert members[:, 0].tolist() == [0, 2]
+    assert set(members[0, 1:]) <= {0, 1, 5}
+    assert set(members[1, 1:]) <= {2, 3, 4}
+
+
+# ---------------------------------------------------------------------- waypoints
+
+
+class WalledReach:
+    """A low level that takes 10 steps per unit; a wall at x = 0 has a gap above y = 1."""
+
+    max_steps, threshold, radius = 20, 0.1, 1.2
+
+    @property
+    def pace(self) -> float:
+        return self.radius * math.sqrt(2.0) / self.max_steps
+
+    def steps(self, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
+        start = achieved[:, 0]
+        crosses = (start[:, 0] < 0) != (subgoals[:, 0] < 0)
+        is_open = np.minimum(start[:, 1], subgoals[:, 1]) > 0.9
+        distance = 10 * np.linalg.norm(subgoals - start, axis=1)
+        return np.where(crosses & ~is_open, np.inf, distance).astype(np.float32)
+
+    def is_reached(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
+        return is_reached(achieved_goal, subgoal, self.threshold)
+
+    def is_within_radius(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
+        return (np.abs(subgoal - achieved_goal) <= self.radius).all(axis=-1)
+
+
+def visited(goals: np.ndarray) -> SimpleNamespace:
+    """:return: a buffer of states that were visited once, and no segments"""
+    states = {"observation": np.zeros((len(goals), 3), np.float32), "achieved_goal": goals}
+    return SimpleNamespace(sample_states=lambda n: states, rng=np.random.default_rng(0), n_segments=lambda: 0)
+
+
+def learnt(config: LandmarkConfig, goals: np.ndarray, reach: WalledReach) -> LandmarkPlanner:
+    """:return: a planner that has these landmarks"""
+    first = config.bind({name: np.zeros(shape, np.float32) for name, shape in config.layout(3, 2).items()})
+    assert first.n_landmarks == 0
+    assert np.isnan(waypoint(first, (0.5, 0.5), (0.6, 0.5))).all(), "no landmarks, no way"
+    return config.bind(first.update(visited(goals), reach, np.ones(2)))
+
+
+def waypoint(planner: LandmarkPlanner, start, goal, missed=None, reach: WalledReach | None = None) -> list[float]:
+    missed = None if missed is None else np.array(missed, dtype=np.float32)[None]
+    reach = reach or WalledReach()
+    return planner.waypoints(reach, np.zeros((1, 3), np.float32), float32(start), float32(goal), missed)[0].tolist()
+
+
+@pytest.fixture
+def planner() -> LandmarkPlanner:
+    """Landmarks on a grid, on both sides of the wall."""
+    goals = float32(*[(x, y) for x in (-1.5, -0.5, 0.5, 1.5) for y in (-0.5, 0.5, 1.5)])
+    return learnt(LandmarkConfig(n_landmarks=12, n_visited=12, cutoff=12.0, n_members=1), goals, WalledReach())
+
+
+def test_the_first_waypoint_of_the_way_around_a_wall(planner):
+    position, goal, way = [-0.5, -0.5], [0.5, -0.5], []
+    for _ in range(10):
+        position = waypoint(planner, position, goal)
+        way.append(position)
+        if position == goal:
+            break
+    assert way == [[-0.5, 0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, 0.5], [0.5, -0.5]]
+
+
+def test_a_goal_within_reach_needs_no_waypoint(planner):
+    assert waypoint(planner, (0.2, 0.0), (1.0, 0.6)) == pytest.approx([1.0, 0.6])
+
+
+REACHED = ((np.inf, np.inf), (np.inf, np.inf))
+
+
+def test_a_way_that_is_missed_costs_more_each_time(planner):
+    # Two ways of the same length around a corner
+    start, goal = (-0.5, -0.5), (-1.5, 0.5)
+    ways = {end: (start, end) for end in ((-1.5, -0.5), (-0.5, 0.5))}
+
+    def first_step(*missed) -> tuple[float, ...]:
+        return tuple(waypoint(planner, start, goal, missed_ways(*missed)))
+
+    one = first_step()
+    (other,) = set(ways) - {one}
+    assert first_step(ways[one]) == other
+    assert first_step(ways[one], *[REACHED] * 4, ways[other]) == one, "not at once again"
+    assert first_step(ways[one], ways[other], ways[other], *[REACHED] * 4) == one, "twice is more than once"
+    assert first_step(((0.5, 0.5), one)) == one, "missed from elsewhere"
+
+
+def test_ways_further_on_that_were_missed_cost_more(planner):
+    start, goal, way = (-1.3, -1.3), (-0.5, 0.6), ((-0.5, -0.5), (-0.5, 0.5))
+    assert waypoint(planner, start, goal, missed_ways()) == [-0.5, -0.5]
+    assert waypoint(planner, start, goal, missed_ways(way, (way[0], goal), *[REACHED] * 4)) == [-1.5, -0.5]
+
+
+def test_a_goal_that_was_missed_is_approached_otherwise(planner):
+    start, goal = (0.5, 0.5), (0.5, -0.4)
+    assert waypoint(planner, start, goal, missed_ways()) == pytest.approx(goal)
+    assert waypoint(planner, start, goal, missed_ways((start, goal))) != pytest.approx(goal)
+
+
+def test_waypoints_are_within_the_radius(planner):
+    reach = WalledReach()
+    reach.radius = 0.9
+    assert np.isnan(waypoint(planner, (-0.5, -0.5), (0.5, -0.5), reach=reach)).all()
+
+
+def test_no_way_is_known(planner):
+    assert np.isnan(waypoint(planner, (-0.5, -0.5), (8.0, 8.0))).all()
+
+
+def test_landmarks_of_a_low_level_without_steps_in_its_values():
+    reach, corners = WalledReach(), float32((0, 0), (0, 1), (1, 1), (2, 1))
+    reach.radius = 1.0
+    reach.steps = None  # nobody asks
+    planner = learnt(LandmarkConfig(n_landmarks=4, n_visited=4, n_members=2, distance="euclidean"), corners, reach)
+    order = [planner.landmarks.tolist().index(corner) for corner in corners.tolist()]
+    one = 20.0 / math.sqrt(2.0)  # at the pace that covers the radius in 20 steps
+    far = math.inf
+    expected = [[0, one, 20, far], [one, 0, one, far], [20, one, 0, one], [far, far, one, 0]]
+    np.testing.assert_allclose(planner.steps[np.ix_(order, order)], expected, rtol=1e-5)
+    planner.steps[order[0], order[2]] = far  # tried in vain
+    assert waypoint(planner, (0, 0), (2.0, 1.2), reach=reach) == [1.0, 1.0], "as it has not been tried from here"
+    missed = missed_ways(((0.0, 0.0), (1.0, 1.0)))
+    assert waypoint(planner, (0, 0), (2.0, 1.2), missed, reach) == [0.0, 1.0]
+
+
+def test_ways_that_are_missed_cost_more(small, monkeypatch):
+    """Segments of 4 steps of 0.1 from 0 towards 1.2: the first one misses (0.8 is left), the last one arrives."""
+    config = LandmarkConfig(n_landmarks=3, n_visited=12, n_members=1, distance="euclidean")
+    model = with_bounds(make_model(small), 0.05, radius=2.0)
+    fill(model, subgoal=(1.2, 0.0))
+    monkeypatch.setattr("sb3_hrl.hddpg.planners.landmarks.SIGNIFICANCE", 0.0)  # no edge fails for good
+    planners = []
+    for miss_cost in (0.0, 100.0):
+        model.replay_buffer.rng = np.random.default_rng(0)
+        planner = replace(config, miss_cost=miss_cost).bind({})
+        planners.append(planner.config.bind(planner.update(model.replay_buffer, model.policy.numpy_policy(), np.ones(2))))
+    np.testing.assert_array_equal(planners[0].landmarks, planners[1].landmarks)
+    more, goals = planners[1].steps - planners[0].steps, planners[0].landmarks[:, 0]
+    first, last = goals.argmin(), goals.argmax()
+    assert (more > 0.0).all()
+    assert more[first, last] > more[last, last], "from the start, where segments missed"
+
+
+def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
+    config = dict(n_landmarks=10, n_visited=50, update_interval=50, cutoff=100.0)
+    kwargs = dict(planner="landmarks", planner_kwargs=config, policy_kwargs=dict(net_arch=[16], n_critics=2))
+    model = make_model(small, **kwargs).learn(200)
+    planner = model.policy.numpy_policy().planner
+    assert planner.n_landmarks == 10
+    assert len(np.unique(planner.landmarks, axis=0)) == 10
+    seen = np.concatenate([steps["achieved_goal"] for steps in model.replay_buffer.recent(200, ("achieved_goal",))])
+    assert all((seen == goal).all(axis=1).any() for goal in planner.landmarks)
+    model.save(tmp_path / "model")
+    loaded = HierarchicalDDPG.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.policy.numpy_policy().planner.steps, planner.steps)
+    obs = point_vec_env(4).reset()
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    # Goes on without the buffer of the first run
+    loaded.set_env(point_vec_env())
+    loaded.learn(100)
+    assert not np.array_equal(loaded.policy.numpy_policy().planner.landmarks, planner.landmarks)
+    snapshot = PolicySnapshot(model.policy)
+    vector = np.zeros(snapshot.n_weights, dtype=np.float32)
+    snapshot.write(model.policy, vector)
+    worker = snapshot.bind(vector)
+    np.testing.assert_array_equal(worker.planner.landmarks, planner.landmarks)
+    situation = Situation(*model.policy.flatten_obs(obs), np.stack([missed_ways()] * 4))
+    decisions = [choose_subgoals(policy, situation) for policy in (worker, model.policy.numpy_policy())]
+    np.testing.assert_array_equal(decisions[0].subgoals, decisions[1].subgoals)
+    assert decisions[0].count(planned_waypoint) == decisions[1].count(planned_waypoint) > 0
+
+
+# --------------------------------------------------------------- a planner of one's own
+
+
+class CentrePlanner:
+    """Leads to the middle of all that was visited, where the goal lies to the east."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.centre = arrays["centre"]
+
+    def update(self, buffer, reach, goal_std) -> dict[str, np.ndarray]:
+        assert reach.max_steps == 5
+        assert goal_std.shape == (2,)
+        return {"centre": buffer.sample_states(100)["achieved_goal"].mean(axis=0)}
+
+    def waypoints(self, reach, observation, achieved_goal, goal, missed) -> np.ndarray:
+        is_known = (goal[:, :1] > 0.0) & self.centre.any()
+        return np.where(is_known, self.centre, np.float32(np.nan))
+
+
+@dataclass(frozen=True)
+class CentreConfig:
+    update_interval: int = 30
+    asks_values: bool = False
+
+    def layout(self, observation_dim: int, goal_dim: int) -> dict[str, tuple[int, ...]]:
+        return {"centre": (goal_dim,)}
+
+    def bind(self, arrays: Mapping[str, np.ndarray]) -> CentrePlanner:
+        return CentrePlanner(arrays)
+
+
+@pytest.fixture
+def centre(monkeypatch) -> dict[str, object]:
+    """Arguments that choose the planner of the tests."""
+    monkeypatch.setitem(PLANNERS, "centre", CentreConfig)
+    return dict(planner="centre", planner_kwargs=dict(update_interval=25), exploration_kwargs=dict(random_action_prob=0.0))
+
+
+EAST_AND_WEST = float32([0.5, 0.5], [-0.5, 0.5])
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_another_planner_is_one_class(small, centre, asynchronous, tmp_path):
+    env = SerialCollector([point_env_fn()] * 2, flush_size=10, sync_interval=10) if asynchronous else point_vec_env(2)
+    with closing(env):
+        model = make_model(small, env, async_collection=asynchronous, **centre).learn(250)
+        planner = model.policy.numpy_policy().planner
+        assert planner.centre.any()
+        decision = choose(model, np.zeros((2, 2), np.float32), EAST_AND_WEST)
+        np.testing.assert_array_equal(decision.subgoals[0], planner.centre)
+        assert decision.count(planned_waypoint) == 1
+        # In training: one subgoal for all goals to the east, which is another one after each update
+        for steps in model.replay_buffer.recent(100, ("subgoal", "desired_goal")):
+            is_east = steps["desired_goal"][:, 0] > 0.0
+            assert is_east.any()
+            assert len(np.unique(steps["subgoal"][is_east], axis=0)) < 0.2 * is_east.sum() + 2
+        model.save(tmp_path / "model")
+        model.policy.save(tmp_path / "policy.pt")
+        obs = point_vec_env(8).reset()
+        _, state = model.predict(obs, deterministic=True)
+        is_east = obs["desired_goal"][:, 0] > 0.0
+        assert ((state.subgoals == planner.centre).all(axis=1) == is_east).all()
+        others = (HierarchicalDDPG.load(tmp_path / "model").policy, type(model.policy).load(tmp_path / "policy.pt"))
+        for policy in others:
+            np.testing.assert_array_equal(policy.predict(obs, deterministic=True)[1].subgoals, state.subgoals)
+
+
+def test_random_subgoals_are_not_replaced_by_waypoints(small, centre):
+    model = make_model(small, **centre).learn(100)
+    noise = HighNoise(np.zeros((2, 2), np.float32), np.array([True, False]), np.ones((2, 2), np.float32))
+    decision = choose(model, np.zeros((2, 2), np.float32), np.abs(EAST_AND_WEST), noise=noise)
+    assert decision.count(random_subgoal) == decision.count(planned_waypoint) == 1
+
+
+def test_where_no_way_is_known_the_actor_decides(small, centre):
+    model = make_model(small, **centre, subgoal_kwargs=dict(avoid_reached=False))
+    assert choose(model, np.zeros((2, 2), np.float32), EAST_AND_WEST).count(actor_proposal) == 2, "there was no update yet"
+
+
+def test_a_planner_is_told_what_to_avoid(small, centre, monkeypatch):
+    seen = []
+    monkeypatch.setattr(CentrePlanner, "waypoints", lambda *args: seen.append(args[-1]))
+    for avoid_missed in (True, False):
+        model = make_model(small, **centre, subgoal_kwargs=dict(avoid_missed=avoid_missed))
+        choose(model, np.zeros((2, 2), np.float32), EAST_AND_WEST)
+    assert seen[0].shape == (2, 20, 2, 2)
+    assert seen[1] is None

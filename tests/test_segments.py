@@ -1,0 +1,122 @@
+"""When a segment ends, and how: one rule for training, prediction and evaluation."""
+
+import numpy as np
+import pytest
+from agents import float32, make_model
+from conftest import PointEnv
+from stable_baselines3.common.logger import Logger
+
+from sb3_hrl.common.subgoals import N_MISSED, SegmentEnd
+from sb3_hrl.hddpg.exploration import Explorer
+from sb3_hrl.hddpg.segments import Segments, SegmentStatistics
+
+GOES_ON, REACHED, OUT_OF_STEPS, EPISODE_OVER = SegmentEnd
+
+
+def started(*subgoals: float) -> Segments:
+    """:return: environments on a line, at 0, with these subgoals"""
+    segments = Segments(len(subgoals), 1)
+    n = len(subgoals)
+    segments.start(np.reshape(float32(*subgoals), (n, 1)), np.zeros((n, 1), np.float32))
+    return segments
+
+
+def advance(segments: Segments, positions: list[float], done: bool = False, max_steps: int = 3) -> list[int]:
+    achieved = np.reshape(float32(*positions), (-1, 1))
+    return segments.advance(achieved, [done] * len(positions), max_steps, threshold=0.1).tolist()
+
+
+def test_how_segments_end():
+    segments = started(1.0, 2.0, 3.0)
+    assert advance(segments, [0.5, 0.5, 0.5]) == [GOES_ON] * 3
+    assert advance(segments, [0.95, 0.5, 0.5]) == [REACHED, GOES_ON, GOES_ON]
+    assert segments.needs_subgoal == [0]
+    segments.start(float32([9.0]), float32([0.95]))
+    assert advance(segments, [1.0, 2.05, 1.0]) == [GOES_ON, REACHED, OUT_OF_STEPS], "at its last step it is reached, too"
+    assert segments.needs_subgoal == [1, 2]
+    segments.start(float32([9.0], [9.0]), float32([2.05], [1.0]))
+    assert segments.steps == [1, 0, 0]
+    assert advance(segments, [1.0, 2.0, 9.0], done=True) == [EPISODE_OVER, EPISODE_OVER, REACHED]
+    assert segments.needs_subgoal == [0, 1, 2]
+
+
+def test_a_segment_without_a_step_left_is_out_of_steps_even_where_the_episode_ends():
+    segments = started(1.0)
+    assert advance(segments, [0.5], done=True, max_steps=1) == [OUT_OF_STEPS]
+
+
+def test_missed_subgoals_are_remembered_for_some_segments():
+    segments = Segments(1, 1)
+
+    def segment(subgoal: float, end: float, done: bool = False) -> list[float]:
+        segments.start(float32([subgoal]), float32([0.0]))
+        advance(segments, [end], done, max_steps=1)
+        starts = segments.missed[0, :, 0, 0]
+        assert np.isin(starts, [0.0, np.inf]).all(), "all of them began at 0"
+        return segments.missed[0, :, 1, 0].tolist()
+
+    assert segment(1.0, 0.4) == [np.inf] * (N_MISSED - 1) + [1.0], "more than half of the way is left"
+    assert segment(2.0, 1.5)[-2:] == [1.0, np.inf], "not missed: most of the way is done"
+    assert segment(3.0, 3.0)[-3:] == [1.0, np.inf, np.inf], "not missed: reached"
+    for _ in range(N_MISSED - 3):
+        assert 1.0 in segment(3.0, 3.0)
+    assert 1.0 not in segment(3.0, 3.0)
+    segment(1.0, 0.0)
+    assert np.isinf(segment(1.0, 0.0, done=True)).all(), "another episode"
+
+
+def test_the_state_is_all_that_there_is():
+    segments = started(1.0, 2.0)
+    advance(segments, [0.1, 0.3])
+    twin = Segments.from_state(segments.state)
+    assert twin.steps == [1, 1]
+    for positions in ([0.2, 0.4], [0.3, 1.95]):
+        assert advance(twin, positions) == advance(segments, positions)
+    for array, expected in zip(twin.state, segments.state, strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert np.isfinite(twin.missed[0, -1]).all(), "the first one was missed"
+    twin.missed[:] = 7.0
+    assert not (segments.missed == 7.0).any(), "arrays are copied"
+
+
+@pytest.mark.parametrize("avoid_missed", [False, True])
+@pytest.mark.parametrize("subgoal_steps", [1, 5])
+def test_prediction_and_training_agree_on_segments(small, avoid_missed, subgoal_steps):
+    """The same subgoals at the same steps, by the state of ``predict`` and in training environments."""
+    subgoals = dict(radius=0.3, avoid_missed=avoid_missed)
+    quiet = dict(random_action_prob=0.0, noise_std=0.0)
+    model = make_model(small, subgoal_kwargs=subgoals, exploration_kwargs=quiet, subgoal_steps=subgoal_steps).learn(60)
+    env, explorer, n_issued = PointEnv(max_steps=60), Explorer(1, 2, 2, np.random.default_rng(0)), 0
+    obs, _ = env.reset(seed=3)
+    state = None
+    for _ in range(60):
+        arrays = model.policy.flatten_obs({key: value[None] for key, value in obs.items()})
+        expected = explorer.act(model.policy.numpy_policy(), *arrays, is_warm_up=False)
+        action, state = model.predict(obs, state, deterministic=True)
+        np.testing.assert_allclose(model.policy.scale_action(action[None]), expected, atol=1e-5)
+        for array, twin in zip(state, explorer.segments.state, strict=True):
+            np.testing.assert_array_equal(array, twin)
+        n_issued += int(state.steps[0] == 0)
+        obs, *_ = env.step(action)
+        explorer.step(model.policy.numpy_policy(), obs["achieved_goal"][None].astype(np.float32), [False])
+    assert n_issued >= 60 // subgoal_steps
+
+
+def test_statistics_are_means_over_segments():
+    statistics, logger = SegmentStatistics(), Logger(folder=None, output_formats=[])
+    statistics.log(logger)
+    assert logger.name_to_value == {}, "there is nothing yet"
+    statistics.count_started(4, n_reached=1, n_replaced=2, n_planned=3)
+    statistics.count_ended(np.array([GOES_ON, REACHED]), [3, 2])
+    learner = SegmentStatistics()
+    learner.count_ended(np.array([OUT_OF_STEPS, EPISODE_OVER]), [5, 3])
+    learner.add(statistics.take())
+    assert statistics.take() == [0] * 7
+    learner.log(logger)
+    assert logger.name_to_value == {
+        "rollout/subgoal_success_rate": pytest.approx(1 / 3),
+        "rollout/segment_length": pytest.approx(10 / 3),
+        "rollout/subgoal_reached_at_issue": 0.25,
+        "rollout/subgoal_replaced": 0.5,
+        "rollout/subgoal_planned": 0.75,
+    }
