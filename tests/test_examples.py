@@ -160,7 +160,7 @@ print(notebook)
 def test_notebooks(notebook, folder):
     assert notebook.stat().st_size < 60_000, "pictures of few pixels"
     # The tests' backend shows no pictures
-    output = run(["python", "-c", RUN_NOTEBOOK, str(notebook)], folder, env={"TIMESTEPS": "1200", "MPLBACKEND": ""})
+    output = run(["python", "-c", RUN_NOTEBOOK, str(notebook)], folder, env={"TIMESTEPS": "1200", "MPLBACKEND": ""}, cold=True)
     assert "success rate" in output
     assert output.count("image/png") == 2
 
