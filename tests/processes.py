@@ -12,10 +12,11 @@ import types
 import warnings
 from pathlib import Path
 
-# What takes seconds to import, and changes nothing by it. Not among them: sb3_hrl and rl_zoo3, so that the start-up hook does its
-# work in each command; gymnasium_robotics, whose import registers environments; mujoco, whose import reads MUJOCO_GL.
+# What takes seconds to import, and changes nothing by it. Not among them: sb3_hrl and rl_zoo3, so that each command has the
+# start-up hook at work; gymnasium_robotics, whose import registers environments; mujoco, whose import reads MUJOCO_GL.
 PRELOADED = [
     "torch",
+    "torch._dynamo",  # with the first optimizer
     "scipy.stats",
     "pandas",
     "matplotlib.pyplot",
