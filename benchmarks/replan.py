@@ -57,7 +57,7 @@ def main() -> None:
                 info = locals_["info"]
                 ends["success" if info["is_success"] else "time" if info["TimeLimit.truncated"] else "failure"] += 1
 
-        env = make_env(20, 991)
+        env = make_env(min(20, args.episodes), 991)
         evaluate_policy(model, env, n_eval_episodes=args.episodes, callback=count)
         env.close()
         rate = ends["success"] / args.episodes

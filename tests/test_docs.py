@@ -115,7 +115,8 @@ def test_snippets(snippet, tmp_path):
     if "record_agent" in snippet and not renders_offscreen():
         pytest.skip(NO_RENDERER)
     script = tmp_path / "snippet.py"
-    script.write_text(re.sub(r"\.learn\([\d_]+", ".learn(300", snippet))
+    snippet = re.sub(r"\.learn\([\d_]+", ".learn(300", snippet)
+    script.write_text(snippet.replace("n_episodes=1)", "n_episodes=1, max_steps=10)"))
     run(["python", "-W", "ignore", str(script)], tmp_path)
 
 

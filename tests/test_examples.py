@@ -110,7 +110,7 @@ def test_the_results_page_is_that_of_the_results():
 
 
 # What an example takes beside --timesteps in miniature
-ARGUMENTS = {"optuna_tuning.py": ["--trials", "2"]}
+ARGUMENTS = {"optuna_tuning.py": ["--trials", "2", "--timesteps", "300"]}
 
 
 def can_render() -> bool:
@@ -181,10 +181,10 @@ def test_notebooks(notebook, folder):
         "update.py --rounds 1 --updates 2",
         "startup.py --rounds 1",
         "collection.py --env FetchReach-v4 --rounds 1 --seconds 0.1",
-        "training.py --rounds 1 --seconds 1 --ratio 0.25",
-        "sharing.py --steps 40000",
-        "scale.py --env PointMaze_UMaze-v3",
-        "soak.py --minutes 0.2 --every 5",
+        "training.py --rounds 1 --seconds 1 --warm-up 0 --ratio 0.25",
+        "sharing.py --rounds 1 --steps 40000",
+        "scale.py --env PointMaze_UMaze-v3 --net-arch 64,64 32",
+        "soak.py --minutes 0.08 --every 2",
     ],
 )
 def test_benchmarks(command, folder):
