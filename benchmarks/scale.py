@@ -8,6 +8,7 @@ the learner becomes the limit. One process, one thread; medians.
 import argparse
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -51,7 +52,7 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
     env_time = [0.0]
     step = single.step
 
-    def timed_step(action):
+    def timed_step(action: np.ndarray) -> Any:
         start = time.perf_counter()
         result = step(action)
         env_time[0] += time.perf_counter() - start

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def main() -> None:
         rounds: dict[int, list[float]] = {1: [], 8: []}
         for _ in range(args.rounds):
             for n, buffer in ((1, one), (8, eight)):
-                rounds[n].append(median_us(lambda buffer=buffer, name=name, args_=args_: getattr(buffer, name)(*args_)))
+                rounds[n].append(median_us(partial(getattr(buffer, name), *args_)))
         medians = {n: statistics.median(times) for n, times in rounds.items()}
         print(f"{name}(256) from 1 shard {medians[1]:.0f} us, from 8 {medians[8]:.0f} us: {medians[8] / medians[1]:.2f}")
 

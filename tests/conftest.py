@@ -64,6 +64,16 @@ class PointEnv(gym.Env):
         return self._obs(), reward, terminated, self.steps >= self.max_steps, {"is_success": success}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that are slow as a whole come first, so that at the end no process of pytest-xdist waits long for another."""
+
+    def is_quick(item: pytest.Item) -> bool:
+        marks = getattr(item.getparent(pytest.Module).obj, "pytestmark", [])
+        return "slow" not in [mark.name for mark in (marks if isinstance(marks, list) else [marks])]
+
+    items.sort(key=is_quick)
+
+
 NO_RENDERER = "no offscreen renderer here: apt-get install libegl1 libopengl0 libgl1-mesa-dri"
 
 

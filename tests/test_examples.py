@@ -83,8 +83,10 @@ def test_make_gif(folder, renderer):
 def test_make_test_is_what_ci_calls():
     assert "make test" in (ROOT / ".ci/run").read_text()
     steps = run(["make", "--dry-run", "check"], ROOT)
-    for step in ("ruff check", "ruff format --check", "mypy", "lint_imports", "sphinx -W", "pytest"):
+    for step in ("ruff check", "ruff format --check", "mypy", "lint_imports", "pytest"):
         assert step in steps
+    # test_docs.py builds the site, with the same options
+    assert "sphinx -W --keep-going" in run(["make", "--dry-run", "docs"], ROOT)
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))
