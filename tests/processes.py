@@ -30,28 +30,34 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 # Workers that tests start in their own process are forks of the same server
 mp.set_forkserver_preload(PRELOADED)
 
-_TIMEOUT = 280  # seconds: less than that of the tests which run commands
 
-
-def run(command: list[str], cwd: Path, env: dict[str, str] | None = None, check: bool = True, cold: bool = False) -> str:
+def run(
+    command: list[str],
+    cwd: Path,
+    env: dict[str, str] | None = None,
+    check: bool = True,
+    cold: bool = False,
+    timeout: float = 280.0,
+) -> str:
     """
     :param command: to be run in a process of its own, where ``python`` is this interpreter
     :param cwd: where
     :param env: variables on top of this process's
     :param check: whether it is to succeed; else it is to fail
     :param cold: start the interpreter anew, for a test of what happens then, or with variables that `PRELOADED` read
+    :param timeout: in seconds, less than that of the test
     :return: what it printed, standard output and error
     """
     environ = os.environ | (env or {})
     if command[0] == "python" and not cold:
-        code, output = _run_forked(command[1:], cwd, environ)
+        code, output = _run_forked(command[1:], cwd, environ, timeout)
     else:
-        code, output = _run_cold([sys.executable if part == "python" else part for part in command], cwd, environ)
+        code, output = _run_cold([sys.executable if part == "python" else part for part in command], cwd, environ, timeout)
     assert (code == 0) == check, output[-5000:]
     return output
 
 
-def _run_cold(command: list[str], cwd: Path, environ: dict[str, str]) -> tuple[int, str]:
+def _run_cold(command: list[str], cwd: Path, environ: dict[str, str], timeout: float) -> tuple[int, str]:
     result = subprocess.run(
         command,
         cwd=cwd,
@@ -59,22 +65,26 @@ def _run_cold(command: list[str], cwd: Path, environ: dict[str, str]) -> tuple[i
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=_TIMEOUT,
+        timeout=timeout,
     )
     return result.returncode, result.stdout
 
 
-def _run_forked(arguments: list[str], cwd: Path, environ: dict[str, str]) -> tuple[int | None, str]:
+def _run_forked(arguments: list[str], cwd: Path, environ: dict[str, str], timeout: float) -> tuple[int, str]:
     """:return: exit code and output of ``python <arguments>``, run by a fork of a process that has imported `PRELOADED`"""
     with tempfile.NamedTemporaryFile("r") as output:
         process = mp.get_context("forkserver").Process(
             target=_interpret, args=(arguments, cwd, environ, _search_path(), output.name)
         )
         process.start()
-        process.join(_TIMEOUT)
-        if process.exitcode is None:
+        try:
+            process.join(timeout)
+            code = process.exitcode
+        finally:
             process.kill()
-        return process.exitcode, output.read()
+        if code is None:
+            raise TimeoutError(f"{arguments} has not ended after {timeout} seconds: {output.read()[-5000:]}")
+        return code, output.read()
 
 
 @functools.cache
