@@ -51,10 +51,10 @@ docs:
 	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 pytest:
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not learning"
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not learning"
 
 test-slow: install
-	$(PYTHON) -m pytest -n 2 -m learning
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 -m learning
 
 commit-checks: format check
 
