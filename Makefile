@@ -3,14 +3,15 @@ PYTHON ?= .venv/bin/python
 # One thread per process: tests and learners run side by side
 export OMP_NUM_THREADS = 1
 export MPLBACKEND = Agg
+# Modules stay compiled, or each of the tests' processes would compile them anew
+export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: install train gif test check lint format type imports docs pytest commit-checks clean
+.PHONY: install train gif test test-slow check lint format type imports docs pytest commit-checks clean
 
-# Everything that development, training and tests need, in .venv
+# Everything that development, training and tests need, in .venv. Modules are compiled when they are imported, and most never are
 .venv/.installed: pyproject.toml constraints.txt
 	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[tests]"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[tests]"
 	touch .venv/.installed
 
 install: .venv/.installed
@@ -25,8 +26,11 @@ gif: install
 
 # Set up and check everything, as CI does
 test: install check
+	@echo "All checks passed. Left out: tests that learn for minutes (make test-slow)"
 
-check: lint type imports docs pytest
+# The tests build the documentation; types are checked beside them
+check: lint imports
+	$(MAKE) --jobs 2 type pytest
 
 lint:
 	$(PYTHON) -m ruff check sb3_hrl tests benchmarks examples docs
@@ -47,9 +51,12 @@ docs:
 	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 pytest:
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not learning"
 
-commit-checks: format type imports docs pytest
+test-slow: install
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 -m learning
+
+commit-checks: format check
 
 clean:
 	rm -rf .venv build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import gymnasium as gym
 import gymnasium_robotics
@@ -25,8 +26,8 @@ EPISODE = 50
 def fill(buffer: HerReplayBuffer | SharedMemoryReplayBuffer, n_steps: int) -> None:
     """Store episodes of random steps, as many as fit; the rows of a template episode are written again and again."""
     rng = np.random.default_rng(0)
-    spaces = buffer.observation_space.spaces
-    obs = [{key: rng.normal(size=(1, *space.shape)) for key, space in spaces.items()} for _ in range(EPISODE + 1)]
+    shapes = {key: (1, *shape) for key, shape in buffer.obs_shape.items()}
+    obs = [{key: rng.normal(size=shape) for key, shape in shapes.items()} for _ in range(EPISODE + 1)]
     action, reward = rng.uniform(-1, 1, (1, 4)), np.array([-1.0])
     infos = [[{"TimeLimit.truncated": step == EPISODE - 1}] for step in range(EPISODE)]
     for t in range(n_steps):
@@ -63,10 +64,10 @@ def main() -> None:
         ours = SharedMemoryReplayBuffer(size, *spaces, device="cpu", compute_reward=env.envs[0].unwrapped.compute_reward)
         fill(her, size)
         fill(ours, size)
-        calls[f"HerReplayBuffer.sample {size}"] = lambda her=her: her.sample(256)
-        calls[f"SharedMemoryReplayBuffer.sample {size}"] = lambda ours=ours: ours.sample(256)
-        calls[f"SharedMemoryReplayBuffer.sample_low {size}"] = lambda ours=ours: ours.sample_low(256, 4, 10)
-        calls[f"SharedMemoryReplayBuffer.sample_high {size}"] = lambda ours=ours: ours.sample_high(256, 4, 1)
+        calls[f"HerReplayBuffer.sample {size}"] = partial(her.sample, 256)
+        calls[f"SharedMemoryReplayBuffer.sample {size}"] = partial(ours.sample, 256)
+        calls[f"SharedMemoryReplayBuffer.sample_low {size}"] = partial(ours.sample_low, 256, 4, 10)
+        calls[f"SharedMemoryReplayBuffer.sample_high {size}"] = partial(ours.sample_high, 256, 4, 1)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(args.rounds):
         for name, call in calls.items():

@@ -137,7 +137,7 @@ def main() -> None:
         guesses = {name: 0.0 for name in models}
         for name, model in models.items():
             model.learn(500, log_interval=None)
-            guesses[name] = learner_rate(model, 1.0, 1000.0)
+            guesses[name] = learner_rate(model, args.seconds, 1000.0)
         rates: dict[str, list[float]] = {name: [] for name in (*models, "bare")}
         for _ in range(args.rounds):
             for name, model in models.items():

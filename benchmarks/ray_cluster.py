@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 import warnings
+from typing import Any
 
 import ray
 import torch as th
@@ -27,7 +28,7 @@ from sb3_hrl.parallel.ray_collector import RayCollector
 class LoseNode(BaseCallback):
     """Removes a node of the cluster after so many steps."""
 
-    def __init__(self, cluster: Cluster, node, at: int):
+    def __init__(self, cluster: Cluster, node: Any, at: int):
         super().__init__()
         self.cluster, self.node, self.at = cluster, node, at
 

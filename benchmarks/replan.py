@@ -18,6 +18,7 @@ import torch as th
 from rl_zoo3.utils import get_saved_hyperparams, get_wrapper_class
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hrl import HierarchicalDDPG
 
@@ -38,7 +39,7 @@ def main() -> None:
     hyperparams, _ = get_saved_hyperparams(str(run / args.env))
     wrapper = get_wrapper_class(hyperparams)
 
-    def make_env(n_envs: int, seed: int):
+    def make_env(n_envs: int, seed: int) -> VecEnv:
         return make_vec_env(
             args.play_in or args.env, n_envs, seed, env_kwargs=hyperparams.get("env_kwargs"), wrapper_class=wrapper
         )
@@ -57,7 +58,7 @@ def main() -> None:
                 info = locals_["info"]
                 ends["success" if info["is_success"] else "time" if info["TimeLimit.truncated"] else "failure"] += 1
 
-        env = make_env(20, 991)
+        env = make_env(min(20, args.episodes), 991)
         evaluate_policy(model, env, n_eval_episodes=args.episodes, callback=count)
         env.close()
         rate = ends["success"] / args.episodes

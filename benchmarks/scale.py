@@ -8,6 +8,7 @@ the learner becomes the limit. One process, one thread; medians.
 import argparse
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -54,7 +55,7 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
     env_time = [0.0]
     step = single.step
 
-    def timed_step(action):
+    def timed_step(action: np.ndarray) -> Any:
         start = time.perf_counter()
         result = step(action)
         env_time[0] += time.perf_counter() - start
@@ -103,12 +104,13 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=["FetchReach-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v4"])
+    parser.add_argument("--net-arch", nargs="+", default=["64,64", "128,128", "256,256", "256,256,256"])
     parser.add_argument("--ratio", type=float, nargs="+", default=[1.0, 0.25, 0.0625], help="updates per environment step")
     args = parser.parse_args()
     th.set_num_threads(1)
     for env_id in args.env:
         subgoal_steps = 10 if env_id.startswith("Fetch") else 20
-        for net_arch in ([64, 64], [128, 128], [256, 256], [256, 256, 256]):
+        for net_arch in [[int(units) for units in layers.split(",")] for layers in args.net_arch]:
             cost = measure(env_id, net_arch, subgoal_steps)
             print(f"{env_id} {net_arch}: " + ", ".join(f"{name} {value:.1f}" for name, value in cost.items()))
             worker = cost["environment"] + cost["policy and rest"] + cost["write"]

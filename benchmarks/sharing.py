@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ def make_buffer(n_shards: int, n_steps: int) -> SharedMemoryReplayBuffer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="of samples from one shard and from eight")
     parser.add_argument("--steps", type=int, default=10_000_000, help="of the run with checksums; 0 for none")
     args = parser.parse_args()
     th.set_num_threads(1)
@@ -63,9 +65,9 @@ def main() -> None:
     print(f"writing a block of 50 steps: {median_us(lambda: writer.write(rows, ends, ends)) / 50:.2f} us a step")
     for name, args_ in (("sample_low", (256, 4, 10)), ("sample_high", (256, 4, 10))):
         rounds: dict[int, list[float]] = {1: [], 8: []}
-        for _ in range(9):
+        for _ in range(args.rounds):
             for n, buffer in ((1, one), (8, eight)):
-                rounds[n].append(median_us(lambda buffer=buffer, name=name, args_=args_: getattr(buffer, name)(*args_)))
+                rounds[n].append(median_us(partial(getattr(buffer, name), *args_)))
         medians = {n: statistics.median(times) for n, times in rounds.items()}
         print(f"{name}(256) from 1 shard {medians[1]:.0f} us, from 8 {medians[8]:.0f} us: {medians[8] / medians[1]:.2f}")
 

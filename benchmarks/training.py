@@ -33,13 +33,14 @@ class Clock(BaseCallback):
     takes two seconds of a core for that, once per call.)
 
     :param seconds: for how long
+    :param warm_up: seconds before that
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, warm_up: float):
         super().__init__()
         self.seconds = seconds
         self.begin: tuple[float, int, int] | None = None
-        self.begin_at = time.perf_counter() + 3.0
+        self.begin_at = time.perf_counter() + warm_up
 
     def _on_step(self) -> bool:
         now = time.perf_counter()
@@ -60,7 +61,8 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.25, 1.0], help="updates per environment step")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0, help="per round and contestant, after three to get going")
+    parser.add_argument("--seconds", type=float, default=8.0, help="per round and contestant")
+    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before that")
     parser.add_argument("--params", default="dict()", help="arguments of HierarchicalDDPG that differ, as Python")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -90,7 +92,7 @@ def main() -> None:
             model.learn(800, log_interval=None)
         for _ in range(args.rounds):
             for name, model in models.items():
-                clock = Clock(args.seconds)
+                clock = Clock(args.seconds, args.warm_up)
                 model.learn(10**9, callback=clock, log_interval=None, reset_num_timesteps=False)
                 rates[name].append(clock.rate)
                 assert abs(clock.ratio / ratio - 1) < 0.05, f"{name} made {clock.ratio:.3f} updates per step"

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,32 +12,11 @@ import numpy as np
 import psutil
 import pytest
 from gymnasium import spaces
+from processes import run as run
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hrl.visual import use_offscreen_renderer
-
-
-def run(command: list[str], cwd: Path, env: dict[str, str] | None = None, check: bool = True) -> str:
-    """
-    :param command: to be run in a process of its own, where ``python`` is this interpreter
-    :param cwd: where
-    :param env: variables on top of this process's
-    :param check: whether it is to succeed; else it is to fail
-    :return: what it printed, standard output and error
-    """
-    command = [sys.executable if part == "python" else part for part in command]
-    result = subprocess.run(
-        command,
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
-    assert (result.returncode == 0) == check, result.stdout[-5000:]
-    return result.stdout
 
 
 class PointEnv(gym.Env):
@@ -85,6 +62,16 @@ class PointEnv(gym.Env):
         success = bool(np.linalg.norm(self.position - self.goal) <= self.threshold)
         terminated = self.compute_terminated(self.position, self.goal, {})
         return self._obs(), reward, terminated, self.steps >= self.max_steps, {"is_success": success}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that are slow as a whole come first, so that at the end no process of pytest-xdist waits long for another."""
+
+    def is_quick(item: pytest.Item) -> bool:
+        marks = getattr(item.getparent(pytest.Module).obj, "pytestmark", [])
+        return "slow" not in [mark.name for mark in (marks if isinstance(marks, list) else [marks])]
+
+    items.sort(key=is_quick)
 
 
 NO_RENDERER = "no offscreen renderer here: apt-get install libegl1 libopengl0 libgl1-mesa-dri"

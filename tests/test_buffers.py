@@ -3,12 +3,10 @@
 import copy
 import multiprocessing
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import PointEnv, point_vec_env
+from conftest import PointEnv, point_vec_env, run
 from gymnasium import spaces
 from stable_baselines3 import DDPG, SAC, TD3
 
@@ -195,7 +193,7 @@ def test_a_saved_buffer_is_loaded_in_another_process(tmp_path):
     path.write_bytes(pickle.dumps(buffer))
     assert path.stat().st_size < 20_000
     script = f"import pickle; print(pickle.load(open({str(path)!r}, 'rb')).sample_low(50, 4, 5).subgoals.sum().item())"
-    output = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True).stdout
+    output = run(["python", "-W", "ignore", "-c", script], tmp_path)
     assert float(output) == pytest.approx(buffer.sample_low(50, 4, 5).subgoals.sum().item())
 
 

@@ -2,16 +2,13 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import FaultyEnv, PointEnv
-from conftest import run as run_command
+from conftest import FaultyEnv, PointEnv, run
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.wrappers import TimeLimit
@@ -471,30 +468,23 @@ def test_every_check_is_planted_and_on_the_page():
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == sorted(checks, key=[*ENV_CHECKS, *LOG_CHECKS, "no_log"].index)
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """:return: the outcome of ``python -m sb3_hrl <arguments>``"""
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "sb3_hrl", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=160)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A folder with the logs of a miniature run."""
     folder = tmp_path_factory.mktemp("doctor")
     small = ["-params", "learning_starts:100", "policy_kwargs:dict(net_arch=[16])"]
-    arguments = ["--env", "FetchReach-v4", "-n", "250", "-tb", "tb", "--eval-freq", "100", "--eval-episodes", "1"]
-    result = run("train", "--algo", "hddpg", *arguments, "--log-interval", "1", "--num-threads", "1", *small, cwd=folder)
-    assert result.returncode == 0, result.stderr
+    arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-n", "250", "-tb", "tb", "--eval-freq", "100"]
+    arguments += ["--eval-episodes", "1", "--log-interval", "1", "--num-threads", "1", *small]
+    run(["python", "-m", "sb3_hrl", "train", *arguments], folder)
     return folder
 
 
 def test_the_command(trained):
-    result = run("doctor", "--algo", "hddpg", "--env", "FetchReach-v4", "-f", "logs", cwd=trained)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert re.findall(r"^(\w+) (\w+) \(", result.stdout, re.MULTILINE) == [("WARNING", "few_updates")]
-    assert "150 updates in 250 steps" in result.stdout
-    assert "tb/FetchReach-v4/HDDPG_1, logs/hddpg/FetchReach-v4_1/evaluations.npz" in result.stdout.splitlines()[-1]
+    arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-f", "logs"]
+    output = run(["python", "-m", "sb3_hrl", "doctor", *arguments], trained)
+    assert re.findall(r"^(\w+) (\w+) \(", output, re.MULTILINE) == [("WARNING", "few_updates")]
+    assert "150 updates in 250 steps" in output
+    assert "tb/FetchReach-v4/HDDPG_1, logs/hddpg/FetchReach-v4_1/evaluations.npz" in output.splitlines()[-1]
 
 
 def test_the_command_reads_what_is_there(trained, monkeypatch, capsys):
@@ -528,7 +518,7 @@ def test_environments_are_found_as_the_zoo_finds_them(tmp_path):
         "from sb3_hrl.zoo.commands import doctor, watch; doctor.main(['--env', 'PandaReach-v3']); "
         "print(watch.parse(['--env', 'MyRobot-v0', '--gym-packages', 'my_robots', '--map', 'map.png']).env)"
     )
-    output = run_command(["python", "-W", "ignore", "-c", code], tmp_path, {"PYTHONPATH": path})
+    output = run(["python", "-W", "ignore", "-c", code], tmp_path, {"PYTHONPATH": path})
     assert output.splitlines()[-2:] == ["doctor: nothing wrong found in PandaReach-v3", "MyRobot-v0"]
 
 

@@ -83,8 +83,10 @@ def test_make_gif(folder, renderer):
 def test_make_test_is_what_ci_calls():
     assert "make test" in (ROOT / ".ci/run").read_text()
     steps = run(["make", "--dry-run", "check"], ROOT)
-    for step in ("ruff check", "ruff format --check", "mypy", "lint_imports", "sphinx -W", "pytest"):
+    for step in ("ruff check", "ruff format --check", "mypy", "lint_imports", "pytest"):
         assert step in steps
+    # test_docs.py builds the site, with the same options
+    assert "sphinx -W --keep-going" in run(["make", "--dry-run", "docs"], ROOT)
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))
@@ -110,7 +112,7 @@ def test_the_results_page_is_that_of_the_results():
 
 
 # What an example takes beside --timesteps in miniature
-ARGUMENTS = {"optuna_tuning.py": ["--trials", "2"]}
+ARGUMENTS = {"optuna_tuning.py": ["--trials", "2", "--timesteps", "300"]}
 
 
 def can_render() -> bool:
@@ -160,7 +162,7 @@ print(notebook)
 def test_notebooks(notebook, folder):
     assert notebook.stat().st_size < 60_000, "pictures of few pixels"
     # The tests' backend shows no pictures
-    output = run(["python", "-c", RUN_NOTEBOOK, str(notebook)], folder, env={"TIMESTEPS": "1200", "MPLBACKEND": ""})
+    output = run(["python", "-c", RUN_NOTEBOOK, str(notebook)], folder, env={"TIMESTEPS": "1200", "MPLBACKEND": ""}, cold=True)
     assert "success rate" in output
     assert output.count("image/png") == 2
 
@@ -181,10 +183,10 @@ def test_notebooks(notebook, folder):
         "update.py --rounds 1 --updates 2",
         "startup.py --rounds 1",
         "collection.py --env FetchReach-v4 --rounds 1 --seconds 0.1",
-        "training.py --rounds 1 --seconds 1 --ratio 0.25",
-        "sharing.py --steps 40000",
-        "scale.py --env PointMaze_UMaze-v3",
-        "soak.py --minutes 0.2 --every 5",
+        "training.py --rounds 1 --seconds 1 --warm-up 0 --ratio 0.25",
+        "sharing.py --rounds 1 --steps 40000",
+        "scale.py --env PointMaze_UMaze-v3 --net-arch 64,64 32",
+        "soak.py --minutes 0.08 --every 2",
     ],
 )
 def test_benchmarks(command, folder):

@@ -1,6 +1,7 @@
 """The start-up hook: there after any installation, silent for others, and easily switched off."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ["train", "enjoy", "record_video", "load_from_hub", "record_training", "push_to_hub"]
+# Each command in a fork of an interpreter that has imported what takes long, but neither rl_zoo3 nor sb3_hrl
+HELP = f"""
+import os, runpy, sys
+import gymnasium.envs.mujoco, matplotlib.pyplot, optuna.visualization.matplotlib, sb3_contrib, stable_baselines3, torch
+
+assert not {{"rl_zoo3", "sb3_hrl"}} & set(sys.modules)
+for command in {COMMANDS}:
+    if os.fork() == 0:
+        print(f"<<{{command}}>>", flush=True)
+        sys.argv = [command, "--help"]
+        runpy.run_module(f"rl_zoo3.{{command}}", run_name="__main__")
+    os.wait()
+"""
 
 
 def run(python: Path | str, *arguments: str, **env: str) -> str:
@@ -28,30 +42,51 @@ def run(python: Path | str, *arguments: str, **env: str) -> str:
     return result.stdout
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable"])
-def python(request, tmp_path_factory) -> Path:
-    """The interpreter of an environment of its own, with sb3-hrl installed and its dependencies those of this environment."""
-    folder = tmp_path_factory.mktemp(request.param)
+def install(what: str, folder: Path) -> Path:
+    """
+    :param what: ``wheel`` or ``editable``
+    :param folder: where an environment is made, in which sb3-hrl is installed, with the dependencies of this environment
+    :return: its interpreter
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin/python"
     site_packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
     (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
-    what = ["--editable", str(ROOT)] if request.param == "editable" else [str(ROOT)]
+    source = ["--editable", str(ROOT)] if what == "editable" else [str(ROOT)]
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed"]
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", *options, *what], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", *options, *source], check=True)
     return python
 
 
-def test_installed_by_wheel_and_editable(python):
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """What the hook does is the same however it came there."""
+    return install("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def editable_python(tmp_path_factory) -> Path:
+    return install("editable", tmp_path_factory.mktemp("editable"))
+
+
+@pytest.fixture(params=["python", "editable_python"])
+def any_python(request) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def test_installed_by_wheel_and_editable(any_python):
     """All commands list the algorithm, with no edit and no flag, in isolated mode as well."""
-    for command in COMMANDS:
-        assert "hddpg" in run(python, "-I", "-m", f"rl_zoo3.{command}", "--help"), command
+    assert "hddpg" in run(any_python, "-I", "-m", "rl_zoo3.train", "--help")
+    output = run(any_python, "-I", "-c", HELP)
+    helps = dict(re.findall(r"<<(\w+)>>(.*?)(?=<<|\Z)", output, flags=re.DOTALL))
+    assert list(helps) == COMMANDS, output
+    assert all("hddpg" in text for text in helps.values()), helps
 
 
-def test_the_package_finds_its_own_files(python):
+def test_the_package_finds_its_own_files(any_python):
     code = "import sb3_hrl; from sb3_hrl.zoo.registration import hyperparams_path as path; "
-    output = run(python, "-c", code + "print(sb3_hrl.__version__, sb3_hrl.__file__, path(), sep='\\n')").splitlines()
+    output = run(any_python, "-c", code + "print(sb3_hrl.__version__, sb3_hrl.__file__, path(), sep='\\n')").splitlines()
     version, package, hyperparams = output[-3:]
     assert version == (ROOT / "sb3_hrl/version.txt").read_text().strip()
     # The wheel has a copy; an editable installation looks into the repository
@@ -64,8 +99,8 @@ def test_it_can_be_switched_off(python):
     assert "hddpg" not in run(python, "-m", "rl_zoo3.train", "--help", SB3_HRL_NO_ZOO="1")
 
 
-def test_it_imports_nothing_at_start_up(python):
-    modules = run(python, "-c", "import sys; print(sorted(sys.modules))")
+def test_it_imports_nothing_at_start_up(any_python):
+    modules = run(any_python, "-c", "import sys; print(sorted(sys.modules))")
     assert "_sb3_hrl_hook" in modules
     assert not {"'sb3_hrl'", "'torch'", "'numpy'", "'gymnasium'"} & set(modules.strip("[]\n").split(", "))
 

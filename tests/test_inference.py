@@ -241,9 +241,8 @@ def test_a_worker_acts_like_the_learner(policy):
         np.testing.assert_allclose(worker.propose(*arrays), learner.propose(*arrays), atol=1e-6)
         np.testing.assert_allclose(worker.act(*arrays), learner.act(*arrays), atol=1e-6)
         candidates = np.stack([worker.candidates] * 8)
-        np.testing.assert_allclose(
-            worker.high_values(*arrays, candidates), learner.high_values(*arrays, candidates), rtol=1e-4
-        )
+        values = [one.high_values(arrays[0], arrays[1], arrays[2], candidates) for one in (worker, learner)]
+        np.testing.assert_allclose(*values, rtol=1e-4)
         assert worker.threshold == learner.threshold
         assert worker.pace == pytest.approx(learner.pace)
 

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing as mp
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -134,7 +134,7 @@ def keep_writing(connection: Connection, shard: int, n: int, size: int) -> None:
 
 
 @contextlib.contextmanager
-def writing(shards: Shards, n_steps: int, size: int) -> Iterator[list[BaseProcess]]:
+def writing(shards: Shards, n_steps: int, size: int) -> Iterator[Sequence[BaseProcess]]:
     """Processes that write so many steps into each shard; they are waited for in the end."""
     context, processes = mp.get_context("fork"), []
     for shard in range(shards.n_shards):

@@ -54,11 +54,11 @@ def test_subgoals_by_hand():
 
 @given(pair, pair)
 def test_arrays_and_tensors_agree(action, achieved):
-    arrays = [np.array(values, dtype=np.float32) for values in (action, achieved)]
+    one, other = (np.array(values, dtype=np.float32) for values in (action, achieved))
     bounds = SubgoalBounds(*(bound.numpy() for bound in BOUNDS))
     for function in (action_to_subgoal, subgoal_to_action):
-        expected = function(*(th.from_numpy(array) for array in arrays), BOUNDS)
-        np.testing.assert_allclose(function(*arrays, bounds), expected, rtol=1e-6)
+        expected = function(th.from_numpy(one), th.from_numpy(other), BOUNDS)
+        np.testing.assert_allclose(function(one, other, bounds), expected, rtol=1e-6)
 
 
 def test_reached_is_an_inclusive_euclidean_distance():

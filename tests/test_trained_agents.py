@@ -1,13 +1,11 @@
 """The trained agents do what they are there for, and the zoo finds them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import gymnasium as gym
 import gymnasium_robotics
 import pytest
+from conftest import run as run_command
 from rl_zoo3.utils import get_saved_hyperparams, get_wrapper_class
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -45,17 +43,8 @@ def test_it_reaches_its_goals(run):
 
 @pytest.mark.parametrize("env_id", ["FetchReach-v4"])
 def test_the_zoo_finds_it(env_id, tmp_path):
-    command = ["-m", "sb3_hrl", "enjoy", "--algo", "hddpg", "--env", env_id, "-f", str(FOLDER), "--no-render", "-n", "100"]
-    result = subprocess.run(
-        [sys.executable, *command],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "Success rate" in result.stdout
+    arguments = ["--algo", "hddpg", "--env", env_id, "-f", str(FOLDER), "--no-render", "-n", "100"]
+    assert "Success rate" in run_command(["python", "-m", "sb3_hrl", "enjoy", *arguments], tmp_path)
 
 
 def test_each_is_listed():

@@ -4,8 +4,6 @@ import gc
 import itertools
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -252,11 +250,10 @@ def test_a_renderer_is_found_without_a_display(unprobed, display):
     assert os.environ["MUJOCO_GL"] in ("egl", "osmesa")
 
 
-def test_nothing_is_rendered_by_importing():
+def test_nothing_is_rendered_by_importing(tmp_path):
     """The package can be imported where MUJOCO_GL is wrong, to say so."""
     code = "import sys, sb3_hrl.visual; print('mujoco' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=True)
-    assert result.stdout.split()[-1] == "False"
+    assert run_command(["python", "-c", code], tmp_path).split()[-1] == "False"
 
 
 # ------------------------------------------------------------------------------- maps

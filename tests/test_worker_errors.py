@@ -149,7 +149,7 @@ def test_a_later_worker_that_cannot_make_its_environments_says_why():
 
 def test_nothing_is_left_of_a_start_that_fails():
     with pytest.raises(TypeError, match="pickle"):
-        ParallelCollector([point_env_fn(), functools.partial(print, lock())], start_method="forkserver")
+        ParallelCollector([point_env_fn(), functools.partial(PointEnv, lock())], start_method="forkserver")
 
 
 class Stubborn(PointEnv):

@@ -124,8 +124,8 @@ def test_sb3_checks_it(env_id, options):
     env.reset(seed=0)
     obs, reward, _, _, info = env.step(env.action_space.sample())
     assert env.observation_space.contains(obs)
-    batch = [np.stack([obs[key]] * 2) for key in ("achieved_goal", "desired_goal")]
-    assert env.compute_reward(*batch, np.array([info, info])).tolist() == [reward] * 2
+    achieved, desired = (np.stack([obs[key]] * 2) for key in ("achieved_goal", "desired_goal"))
+    assert env.compute_reward(achieved, desired, np.array([info, info])).tolist() == [reward] * 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -24,9 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 TINY = ["--num-threads", "1", "--eval-freq", "-1", "-params", "learning_starts:100", "policy_kwargs:dict(net_arch=[16])"]
 
 
-def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None, check: bool = True) -> str:
+def run(*arguments: str, cwd: Path, **kwargs: Any) -> str:
     """:return: what ``python <arguments>`` printed, standard output and error"""
-    return run_command(["python", *arguments], cwd, env, check)
+    return run_command(["python", *arguments], cwd, **kwargs)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def trained(tmp_path_factory) -> Path:
     """A folder with the logs of a short run on FetchReach-v2."""
     folder = tmp_path_factory.mktemp("zoo")
     arguments = ["-n", "300", "-f", "logs", "--save-replay-buffer", "-P", "-tb", "tb", "--seed", "1", *TINY]
-    output = run("-m", "rl_zoo3.train", "--algo", "hddpg", "--env", "FetchReach-v2", *arguments, cwd=folder)
+    output = run("-m", "rl_zoo3.train", "--algo", "hddpg", "--env", "FetchReach-v2", *arguments, cwd=folder, cold=True)
     assert output.count("FetchReach-v4 (the same task) takes its place") == 1
     assert "300/300" in output
     return folder
@@ -180,7 +181,7 @@ def test_optimize_and_read_a_trial_back(tmp_path):
 def test_plots(trained):
     pytest.importorskip("seaborn", reason="pip install sb3-hrl[plots]")
     arguments = ["-a", "hddpg", "-e", "FetchReach-v2", "-f", "logs", "-y", "success", "-w", "10"]
-    run("-m", "rl_zoo3.plots.plot_train", *arguments, cwd=trained, env={"MPLBACKEND": "Agg"})
+    run("-m", "rl_zoo3.plots.plot_train", *arguments, cwd=trained)
 
 
 HUB = """
@@ -210,7 +211,7 @@ def test_push_to_hub(trained):
 def test_without_the_hook_the_module_does_the_same(tmp_path):
     env = {"SB3_HRL_NO_ZOO": "1"}
     arguments = ["--algo", "hddpg", "--env", "FetchReach-v2", "-n", "150", *TINY]
-    run("-m", "sb3_hrl", "train", *arguments, cwd=tmp_path, env=env)
+    run("-m", "sb3_hrl", "train", *arguments, cwd=tmp_path, env=env, cold=True)
     assert (tmp_path / "logs/hddpg/FetchReach-v2_1/FetchReach-v2.zip").is_file()
     output = run("-m", "sb3_hrl", "sing", cwd=tmp_path, check=False)
     assert "record_video" in output
