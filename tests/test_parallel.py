@@ -307,7 +307,7 @@ def test_workers_do_what_their_serial_twins_do(make_model, envs_per_worker, opti
 
 
 def test_workers_act_with_the_learners_weights(make_model):
-    """The seeds' bug: weights were not really synced."""
+    """The bug of many asynchronous codes: weights were not really synced."""
     quiet = dict(exploration_kwargs=dict(noise_std=0.0, random_action_prob=0.0), learning_starts=0)
     model = make_model(collector(1, flush_size=5, sync_interval=5), **quiet)
     buffer, columns = model.replay_buffer, model.replay_buffer.columns

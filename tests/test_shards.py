@@ -243,7 +243,7 @@ def test_readers_see_whole_steps_only(leaves_nothing):
 
 
 def test_counters_are_shared_with_other_processes(leaves_nothing):
-    """The seeds' bug: a counter that was replaced instead of written was not shared any more."""
+    """A bug of many asynchronous codes: a counter that was replaced instead of written was not shared any more."""
     shards = Shards(1, 100, 30 + SPAN_COLUMNS, trim_interval=10)
     write(shards, [10], [10])
     shards.clear()

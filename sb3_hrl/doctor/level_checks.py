@@ -146,14 +146,10 @@ def idle_planner(run: RunSurvey) -> Finding | None:
     share = run.late("rollout/subgoal_planned")
     if run.is_young or run.option("planner") is None or share is None or share >= 0.1 or not run.fails(0.8):
         return None
-    kwargs = run.option("planner_kwargs") or {}
-    landmarks, cutoff = kwargs.get("n_landmarks", 100), kwargs.get("cutoff") or run.option("subgoal_steps")
-    return warning(
-        "idle_planner",
-        "The planner hardly ever knows a way: landmarks are too far from each other for edges between them.",
-        f"rollout/subgoal_planned = {share:.2f}",
-        f"Set `planner_kwargs: {{n_landmarks: {2 * landmarks}, cutoff: {round(1.5 * cutoff)}}}`.",
-    )
+    assert run.options.planner is not None
+    cause, cure = run.options.planner.when_idle(run.option("subgoal_steps"))
+    symptom = f"The planner hardly ever knows a way: {cause}."
+    return warning("idle_planner", symptom, f"rollout/subgoal_planned = {share:.2f}", cure)
 
 
 LEVEL_CHECKS: tuple[Callable[[RunSurvey], Finding | None], ...] = (

@@ -27,7 +27,8 @@ class Situation(NamedTuple):
     observation: np.ndarray  # (n, obs_dim)
     achieved_goal: np.ndarray  # (n, goal_dim)
     goal: np.ndarray  # (n, goal_dim), desired
-    missed: np.ndarray  # (n, n_missed, 2, goal_dim), starts and subgoals of recent segments that missed, infinite for others
+    # (n, n_missed, 2, goal_dim), starts and subgoals of recent segments that missed, infinite for others; None: no matter
+    missed: np.ndarray | None
     noise: HighNoise | None = None  # without exploration there is none
 
     def of(self, rows: np.ndarray) -> "Situation":
@@ -36,8 +37,8 @@ class Situation(NamedTuple):
         :return: some of the environments
         """
         noise = None if self.noise is None else HighNoise(*(array[rows] for array in self.noise))
-        observation, achieved_goal, goal, missed = (array[rows] for array in self[:4])
-        return Situation(observation, achieved_goal, goal, missed, noise)
+        missed = None if self.missed is None else self.missed[rows]
+        return Situation(self.observation[rows], self.achieved_goal[rows], self.goal[rows], missed, noise)
 
 
 class SubgoalDecision(NamedTuple):
@@ -107,8 +108,7 @@ def planned_waypoint(policy: NumpyPolicy, situation: Situation) -> np.ndarray | 
     """``planner``: the first waypoint of a known way to the goal, or the goal itself."""
     if policy.planner is None:
         return None
-    missed = situation.missed if policy.config.subgoals.avoid_missed else None
-    return policy.planner.waypoints(policy, situation.observation, situation.achieved_goal, situation.goal, missed)
+    return policy.planner.waypoints(policy, situation.observation, situation.achieved_goal, situation.goal, situation.missed)
 
 
 def near_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
@@ -136,7 +136,7 @@ def best_candidate(policy: NumpyPolicy, situation: Situation) -> np.ndarray | No
     actions = policy.subgoal_to_action(subgoals, achieved)
     values = policy.high_values(situation.observation, situation.achieved_goal, situation.goal, actions)
     values[policy.is_reached(achieved, subgoals)] = -np.inf
-    if policy.config.subgoals.avoid_missed:
+    if situation.missed is not None:
         values[_is_missed(policy, subgoals, situation.missed[:, None])] = -np.inf
     rows, best = np.arange(n), values.argmax(axis=1)
     return _where(~np.isinf(values[rows, best]), subgoals[rows, best])
@@ -167,6 +167,8 @@ def choose_subgoals(policy: NumpyPolicy, situation: Situation) -> SubgoalDecisio
     :param situation: environments that need a subgoal
     :return: their subgoals
     """
+    if not policy.config.subgoals.avoid_missed:
+        situation = situation._replace(missed=None)
     n = len(situation.goal)
     subgoals, choosers, undecided = np.empty_like(situation.goal), np.empty(n, dtype=np.int64), np.arange(n)
     for number, chooser in enumerate(CHOOSERS):
@@ -195,7 +197,7 @@ def _is_futile(policy: NumpyPolicy, situation: Situation, subgoals: np.ndarray) 
         if futile.any():
             # At the goal itself a reached subgoal is right: it means to stay
             futile &= ~policy.is_reached(situation.achieved_goal, situation.goal)
-    return futile | _is_missed(policy, subgoals, situation.missed) if policy.config.subgoals.avoid_missed else futile
+    return futile if situation.missed is None else futile | _is_missed(policy, subgoals, situation.missed)
 
 
 def _is_missed(policy: NumpyPolicy, subgoals: np.ndarray, missed: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ class SubgoalConfig:
         require(is_positive, "threshold", "positive (in the units of the goal), or None to find it", self.threshold)
         is_known = self.source in SUBGOAL_SOURCES if isinstance(self.source, str) else _all_numbers(self.source)
         require(is_known, "source", f"one of {SUBGOAL_SOURCES}, or a point in the space of goals", self.source)
-        for name in ("avoid_reached", "avoid_missed"):
+        for name in (field.name for field in fields(self) if field.type is bool):
             require(isinstance(getattr(self, name), bool | np.bool_), name, "True or False", getattr(self, name))
         require(is_number(self.direct_goal, 0.0), "direct_goal", "at least 0 (times `subgoal_steps`)", self.direct_goal)
 

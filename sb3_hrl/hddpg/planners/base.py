@@ -86,6 +86,12 @@ class PlannerConfig(Protocol):
         :return: shapes of the arrays that the planner makes, that are saved with the policy and sent to workers
         """
 
+    def when_idle(self, max_steps: int) -> tuple[str, str]:
+        """
+        :param max_steps: environment steps per segment at most
+        :return: why it may hardly ever know a way, and what to set then, for the doctor
+        """
+
     def bind(self, arrays: Mapping[str, np.ndarray]) -> Planner:
         """
         :param arrays: as of the layout, float32; zeros before the first update; looked at, not copied

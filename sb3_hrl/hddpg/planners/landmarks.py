@@ -82,6 +82,12 @@ class LandmarkConfig:
             "steps": (n, n),
         }
 
+    def when_idle(self, max_steps: int) -> tuple[str, str]:
+        """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.when_idle`."""
+        cutoff = round(1.5 * (self.cutoff or max_steps))
+        cure = f"Set `planner_kwargs: {{n_landmarks: {2 * self.n_landmarks}, cutoff: {cutoff}}}`."
+        return "landmarks are too far from each other for edges between them", cure
+
     def bind(self, arrays: Mapping[str, np.ndarray]) -> "LandmarkPlanner":
         """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.bind`."""
         return LandmarkPlanner(self, arrays)
