@@ -9,7 +9,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
-from sb3_hrl import HierarchicalDDPG, ParallelCollector
+from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.goals import GoalTask, check_reward, goal_task_from_env
 from sb3_hrl.common.probes import unit_blocks
 
@@ -39,7 +39,7 @@ def test_reward_of_zero_and_one_is_sparse_too():
 
 def test_dense_reward_needs_a_threshold():
     env = PointEnv(dense=True)
-    with pytest.raises(ValueError, match="subgoal_threshold"):
+    with pytest.raises(ValueError, match="`threshold` in `subgoal_kwargs`"):
         GoalTask(env.compute_reward, GOALS)
     task = GoalTask(env.compute_reward, GOALS, threshold=0.2)
     assert task.success(GOALS, GOALS + [0.0, 0.19]).all()
@@ -218,7 +218,7 @@ def changed(env, **methods):
 @pytest.mark.parametrize(
     ("make_env", "match"),
     [
-        (lambda: PointEnv(dense=True), "`subgoal_threshold`"),
+        (lambda: PointEnv(dense=True), "`threshold` in `subgoal_kwargs`"),
         (lambda: changed(PointEnv(), compute_reward=raising), "`compute_reward` raised KeyError"),
         (lambda: changed(PointEnv(), compute_terminated=raising), "`compute_terminated` raised KeyError"),
         (lambda: changed(PointEnv(), compute_reward=lambda a, g, info: np.zeros(len(a))), "always reached"),
@@ -239,7 +239,8 @@ class Rewardless(gym.Env):
 
 @pytest.mark.timeout(60)
 def test_unregistered_environments_of_workers_are_refused_at_once(leaves_nothing):
-    env = ParallelCollector([PointEnv] * 2)
+    """Collectors make a twin by themselves, see test_twin.py; SB3's processes cannot."""
+    env = SubprocVecEnv([PointEnv] * 2)
     try:
         with pytest.raises(ValueError, match="register your environment"):
             HierarchicalDDPG("MultiInputPolicy", env)

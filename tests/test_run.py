@@ -252,7 +252,7 @@ def test_what_the_user_gives_stays(small):
 
 
 def test_dense_rewards_need_a_threshold(small):
-    with pytest.raises(ValueError, match="subgoal_threshold"):
+    with pytest.raises(ValueError, match="`threshold` in `subgoal_kwargs`"):
         HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), **small)
     HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), subgoal_kwargs=dict(threshold=0.1), **small).learn(100)
 

@@ -62,7 +62,7 @@ def test_collectors_make_the_twin_of_an_environment_without_a_spec():
 def test_a_twin_is_closed_if_its_goals_are_refused():
     env = ParallelCollector([lambda: Closing(dense=True)], start_method="fork")
     try:
-        with pytest.raises(ValueError, match="subgoal_threshold"):
+        with pytest.raises(ValueError, match="`threshold` in `subgoal_kwargs`"):
             goal_task_from_env(env, GOALS)
     finally:
         env.close()
