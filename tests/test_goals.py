@@ -9,7 +9,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
-from sb3_hrl import HierarchicalDDPG, ParallelCollector
+from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.goals import GoalTask, check_reward, goal_task_from_env
 from sb3_hrl.common.probes import unit_blocks
 
@@ -239,7 +239,8 @@ class Rewardless(gym.Env):
 
 @pytest.mark.timeout(60)
 def test_unregistered_environments_of_workers_are_refused_at_once(leaves_nothing):
-    env = ParallelCollector([PointEnv] * 2)
+    """Collectors make a twin by themselves, see test_twin.py; SB3's processes cannot."""
+    env = SubprocVecEnv([PointEnv] * 2)
     try:
         with pytest.raises(ValueError, match="register your environment"):
             HierarchicalDDPG("MultiInputPolicy", env)

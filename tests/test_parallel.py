@@ -17,6 +17,7 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector, SerialCollector
+from sb3_hrl.hddpg.async_rollouts import Untaken
 from sb3_hrl.parallel.collector import shares
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("leaves_nothing")]
@@ -143,10 +144,10 @@ def test_learning_goes_on_where_it_stopped(make_model):
     model = make_model()
     model.learn(101, callback=Counter(stop_at=30))
     assert model.num_timesteps == 60
-    assert model.replay_buffer.n_added == 60 + model._n_untaken
+    assert model.replay_buffer.n_added == 60 + model._untaken.n_steps
     model.learn(100, reset_num_timesteps=False)
     assert model.num_timesteps == model.replay_buffer.n_added == 160
-    assert model._n_untaken == 0
+    assert model._untaken.n_steps == 0
     # In either mode
     model.async_collection = False
     model.learn(50, reset_num_timesteps=False)
@@ -163,7 +164,7 @@ def test_any_number_of_steps_may_be_left_over(make_model):
     model = make_model(serial(2, flush_size=7))
     model.learn(40)
     # As if a callback had stopped the run when one worker had been a step ahead
-    model.num_timesteps, model._n_untaken = 39, 1
+    model.num_timesteps, model._untaken = 39, Untaken(n_steps=1)
     model.learn(20, reset_num_timesteps=False)
     assert model.num_timesteps == model.replay_buffer.n_added == 59
 

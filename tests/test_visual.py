@@ -47,9 +47,7 @@ def maze_model() -> HierarchicalDDPG:
     """An agent that has seen a little of the maze, and plans over landmarks."""
     config = dict(n_landmarks=8, n_members=1, n_visited=50, update_interval=100)
     planner = dict(planner="landmarks", planner_kwargs=config, subgoal_kwargs=dict(radius=1.0))
-    model = HierarchicalDDPG(
-        "MultiInputPolicy", maze(), subgoal_steps=5, subgoal_kwargs=dict(radius=1.0), **planner, **SETTINGS
-    )
+    model = HierarchicalDDPG("MultiInputPolicy", maze(), subgoal_steps=5, **planner, **SETTINGS)
     return model.learn(150)
 
 
