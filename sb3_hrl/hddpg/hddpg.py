@@ -239,6 +239,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         is_reset = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._refresh_config()
+        self.policy.check_modules()
         if is_reset:
             # The environments start anew: what was running in them is over
             self.replay_buffer.end_episodes()

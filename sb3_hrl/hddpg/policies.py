@@ -101,6 +101,7 @@ class HierarchicalPolicy(BasePolicy):
         self._config = config if config is not None else HierarchyConfig()
         self._numpy_policy: NumpyPolicy | None = None
         self._looked_at: tuple[Any, ...] = ()
+        self._modules_looked_at: list[nn.Module] = []
 
         goal_space = observation_space["desired_goal"]
         self.observation_dim = spaces.flatdim(observation_space["observation"])
@@ -293,9 +294,15 @@ class HierarchicalPolicy(BasePolicy):
             self._numpy_policy, self._looked_at = live_policy(self), looked_at
         return self._numpy_policy
 
+    def check_modules(self) -> None:
+        """Make views anew if a module was replaced: rare and slow to find out, so once per ``learn``, and by ``predict``."""
+        modules = [module for network in self.acting_networks().values() for module in network.modules()]
+        if modules != self._modules_looked_at:
+            self._numpy_policy, self._modules_looked_at = None, modules
+
     def __getstate__(self) -> dict[str, Any]:
         """Views of the weights are made again."""
-        return {**self.__dict__, "_numpy_policy": None}
+        return {**self.__dict__, "_numpy_policy": None, "_modules_looked_at": []}
 
     def flatten_obs(self, observation: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
@@ -342,6 +349,7 @@ class HierarchicalPolicy(BasePolicy):
         check_predict_input(observation, self.observation_space)
         assert isinstance(observation, dict)
         self.set_training_mode(False)
+        self.check_modules()
         vectorized = self.is_vectorized_observation(observation)
         batch = observation if vectorized else {key: np.asarray(value)[None] for key, value in observation.items()}
         arrays = self.flatten_obs(batch)
