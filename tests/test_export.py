@@ -1,6 +1,7 @@
 """What is exported acts as `predict` does."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sb3_hrl.hddpg.export import DecisionModule, LowLevelModule, export_onnx
 from sb3_hrl.zoo.commands import export as export_command
 
 N = 500
+FETCH = Path(__file__).parents[1] / "trained_agents/hddpg/FetchReach-v4_1/FetchReach-v4.zip"
 KEYS = ("observation", "achieved_goal", "desired_goal")
 
 
@@ -157,6 +159,21 @@ def test_tracing_is_faithful(small, tmp_path):
     assert_equal(th.jit.load(tmp_path / "agent.pt"), model, obs)
     shapes = tuple({0: th.export.Dim("n")} for _ in KEYS)
     assert_equal(th.export.export(module, example, dynamic_shapes=shapes).module(), model, obs)
+
+
+def test_a_trained_agent_is_as_equal_as_float32_allows():
+    """`predict` differs from itself by as much, if it is asked for one observation or for many: sums have another order."""
+    model = HierarchicalDDPG.load(FETCH, device="cpu")
+    policy, obs = model.policy, observations(model)
+    for key, moments in zip(KEYS, (policy.observation_moments, policy.goal_moments, policy.goal_moments), strict=True):
+        obs[key] = (moments.mean.numpy() + moments.std.numpy() * obs[key]).astype(np.float32)
+    actions, state = model.predict(obs, deterministic=True)
+    single = [model.predict({key: obs[key][i] for key in KEYS}, deterministic=True)[0] for i in range(N)]
+    subgoal, action = DecisionModule(policy)(*(th.as_tensor(obs[key]) for key in KEYS))
+    np.testing.assert_allclose(subgoal, state.subgoals, rtol=0.0, atol=1e-6)
+    own_error = np.abs(single - actions).max()
+    assert np.abs(action.numpy() - actions).max() <= max(3.0 * own_error, 1e-6)
+    assert own_error < 1e-4
 
 
 @pytest.mark.parametrize("part", [LowLevelModule, DecisionModule])

@@ -68,10 +68,10 @@ class LowLevelModule(nn.Module):
 
     def forward(self, observation: th.Tensor, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
         """
-        :param observation: shape (n, *shape of the observation)
-        :param achieved_goal: shape (n, *shape of the goal)
-        :param subgoal: shape (n, *shape of the goal), in the units of the achieved goal
-        :return: actions in the units of the environment, shape (n, *shape of the action)
+        :param observation: shape (n, ...) as the environment's observations
+        :param achieved_goal: shape (n, ...) as the environment's goals
+        :param subgoal: shape (n, ...) as the environment's goals, in the units of the achieved goal
+        :return: actions in the units of the environment, shape (n, ...) as the environment's actions
         """
         scaled = self.actor(self.inputs(LOW, _flat(observation), _flat(achieved_goal), _flat(subgoal)))
         action = self._lowest + 0.5 * (scaled + 1.0) * (self._highest - self._lowest)
@@ -120,11 +120,11 @@ class DecisionModule(nn.Module):
         self, observation: th.Tensor, achieved_goal: th.Tensor, desired_goal: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param observation: shape (n, *shape of the observation)
-        :param achieved_goal: shape (n, *shape of the goal)
-        :param desired_goal: shape (n, *shape of the goal)
-        :return: subgoals, shape (n, *shape of the goal), and actions in the units of the environment, shape
-            (n, *shape of the action)
+        :param observation: shape (n, ...) as the environment's observations
+        :param achieved_goal: shape (n, ...) as the environment's goals
+        :param desired_goal: shape (n, ...) as the environment's goals
+        :return: subgoals, shape (n, ...) as the environment's goals, and actions in the units of the environment, shape
+            (n, ...) as the environment's actions
         """
         observation, achieved_goal = _flat(observation), _flat(achieved_goal)
         subgoal = self._subgoal(observation, achieved_goal, _flat(desired_goal))
