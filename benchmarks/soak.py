@@ -63,7 +63,7 @@ def main() -> None:
     model = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, train_freq=4, buffer_size=100_000, seed=0)
     callback = Killer(60 * args.minutes, args.every)
     model.learn(10**9, callback=callback, log_interval=None)
-    counted, stored = model.num_timesteps, model.replay_buffer.n_added - model._n_untaken
+    counted, stored = model.num_timesteps, model.replay_buffer.n_added - model._untaken.n_steps
     print(f"ended: {counted} steps counted, {stored} stored, {env.n_restarts} of {callback.n_killed} killed workers replaced")
     assert counted == stored
     env.close()

@@ -518,7 +518,7 @@ def test_environments_are_found_as_the_zoo_finds_them(tmp_path):
         "from sb3_hrl.zoo.commands import doctor, watch; doctor.main(['--env', 'PandaReach-v3']); "
         "print(watch.parse(['--env', 'MyRobot-v0', '--gym-packages', 'my_robots', '--map', 'map.png']).env)"
     )
-    output = run(["python", "-W", "ignore", "-c", code], tmp_path, {"PYTHONPATH": path})
+    output = run(["python", "-W", "ignore", "-c", code], tmp_path, {"PYTHONPATH": path}, cold=True)
     assert output.splitlines()[-2:] == ["doctor: nothing wrong found in PandaReach-v3", "MyRobot-v0"]
 
 
