@@ -11,9 +11,13 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_hrl.common.probes import around, between, probe_distances, unit_blocks
-from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards, in_goal_space, is_whole
+from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards
+from sb3_hrl.common.spaces import existing_goals, flat_limits, flatten, goal_space, in_goal_space, is_whole
 
 __all__ = ["ComputeReward", "GoalTask", "check_reward", "goal_task_from_env"]
+
+# Goals to try a reward with are drawn from no farther away
+_WIDE = 1e3
 
 
 class GoalTask:
@@ -48,7 +52,7 @@ class GoalTask:
         self.best_reward = float(check_rewards(self.rewards(goals, goals)).max())
         self._is_whole = is_whole(goal_space)
         seen = goals if achieved is None else np.concatenate([goals, achieved])
-        self._blocks = [] if self._is_whole else unit_blocks(seen)
+        self._seen, self._blocks = seen, [] if self._is_whole else unit_blocks(seen)
         # A few goals are enough to probe with
         goals, distances = goals[:4], probe_distances(self._is_whole)
         rewards = self._rewards_around(goals, distances)
@@ -79,7 +83,7 @@ class GoalTask:
         :param distances: increasing
         :return: rewards of what lies at each distance from each goal, shape (len(distances), n_probes)
         """
-        points = around(goals, distances, self._blocks)
+        points = existing_goals(around(goals, distances, self._blocks), self.goal_space, self._seen)
         achieved, desired = np.broadcast_arrays(points, goals)
         shape = (-1, goals.shape[1])
         return self.rewards(achieved.reshape(shape), desired.reshape(shape)).reshape(len(distances), -1)
@@ -202,14 +206,15 @@ def _has_goals(wrapper: WrapperSpec) -> bool:
 
 
 def _goal_space(env: VecEnv) -> spaces.Space | None:
-    """:return: the space of desired goals, if there are any"""
-    return env.observation_space["desired_goal"] if isinstance(env.observation_space, spaces.Dict) else None
+    """:return: the space of goals, if there are any"""
+    return goal_space(env.observation_space) if isinstance(env.observation_space, spaces.Dict) else None
 
 
-def _goal_reward(local: gym.Env, threshold: float | None) -> tuple[ComputeReward, float | None]:
+def _goal_reward(local: gym.Env, threshold: float | None, space: spaces.Space | None) -> tuple[ComputeReward, float | None]:
     """
     :param local: an environment of this process
     :param threshold: distance at which a goal counts as reached, if given
+    :param space: goal space of the training environment
     :return: its reward function, and the threshold, if need be the environment's own
     """
     try:
@@ -219,9 +224,31 @@ def _goal_reward(local: gym.Env, threshold: float | None) -> tuple[ComputeReward
             "A goal-conditioned environment needs a method `compute_reward(achieved_goal, desired_goal, info)`, "
             "see gymnasium_robotics.core.GoalEnv."
         ) from error
+    _check_same_goals(local, space)
     if threshold is None and getattr(local.unwrapped, "reward_type", None) == "dense":
         threshold = getattr(local.unwrapped, "distance_threshold", None)
     return compute_reward, threshold
+
+
+def _check_same_goals(local: gym.Env, space: spaces.Space | None) -> None:
+    """
+    :param local: an environment of this process that has ``compute_reward``
+    :param space: goal space of the training environment
+    :raises ValueError: if a wrapper on top of what has ``compute_reward`` has changed the shape of goals
+    """
+    owner = local
+    while isinstance(owner, gym.Wrapper) and not hasattr(type(owner), "compute_reward"):
+        owner = owner.env
+    if space is None or not isinstance(owner.observation_space, spaces.Dict):
+        return
+    own = goal_space(owner.observation_space)
+    if own.shape != space.shape:
+        raise ValueError(
+            f"A wrapper, such as VecFrameStack or FrameStackObservation, makes goals of shape {space.shape} out of those of shape "
+            f"{own.shape} that `compute_reward` takes: leave goals as they are. For a history of observations wrap the single "
+            "environment, so that only `observation` grows: `rl_zoo3.wrappers.HistoryWrapperObsDict` (`env_wrapper` in the "
+            "zoo, `wrapper_class` of make_vec_env)."
+        )
 
 
 def _ends_at_success(local: gym.Env, goal: np.ndarray, space: spaces.Space | None) -> bool:
@@ -259,7 +286,7 @@ def goal_task_from_env(
     space = _goal_space(env)
     with contextlib.ExitStack() as stack:
         local = _local_env(env, stack)
-        compute_reward, threshold = _goal_reward(local, threshold)
+        compute_reward, threshold = _goal_reward(local, threshold, space)
         task = GoalTask(compute_reward, goals, threshold, _ends_at_success(local, goals[0], space), space, achieved)
         # A twin is closed when it is not needed any more
         weakref.finalize(task, stack.pop_all().close)
@@ -277,14 +304,18 @@ def check_reward(env: VecEnv, threshold: float | None = None) -> None:
     :raises ValueError: if the reward function is missing, fails on arrays, or does not say what reaching a goal means
     """
     space = copy.deepcopy(_goal_space(env))
-    assert space is not None
+    assert isinstance(space, spaces.Box | spaces.MultiBinary)
     space.seed(0)
-    goals = np.stack([np.asarray(space.sample(), dtype=np.float32).ravel() for _ in range(4)])
-    achieved, desired = np.broadcast_arrays(around(goals, probe_distances(is_whole(space)), []), goals)
+    # Near the origin where the space is wide: probes of a goal of 1e30 would be that goal again
+    middle = np.clip(0.0, *flat_limits(space))
+    goals = np.concatenate([flatten(space.sample(), 1) for _ in range(4)])
+    goals = np.clip(goals, middle - _WIDE, middle + _WIDE).astype(np.float32)
+    points = existing_goals(around(goals, probe_distances(is_whole(space)), []), space, goals)
+    achieved, desired = np.broadcast_arrays(points, goals)
     shape = (-1, goals.shape[1])
     with contextlib.ExitStack() as stack:
         local = _local_env(env, stack)
-        compute_reward, threshold = _goal_reward(local, threshold)
+        compute_reward, threshold = _goal_reward(local, threshold, space)
         _ends_at_success(local, goals[0], space)
         best_reward = goal_rewards(compute_reward, space, goals, goals).max()
         rewards = goal_rewards(compute_reward, space, achieved.reshape(shape), desired.reshape(shape))
