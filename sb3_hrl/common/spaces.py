@@ -114,6 +114,8 @@ class ActionBorder:
         dtype = np.float64 if self._is_whole else space.low.dtype
         self._low, self._high = flatten(space.low, 1, dtype), flatten(space.high, 1, dtype)
         self._half_range = 0.5 * self._high - 0.5 * self._low
+        # Rounding errors lead out of some bounds that are not symmetric, and out of the upper ones only
+        self._overshoots = bool((self._low + self._half_range * np.float32(2.0) > self._high).any())
 
     def unflatten(self, scaled: np.ndarray) -> np.ndarray:
         """
@@ -121,8 +123,8 @@ class ActionBorder:
         :return: the environment's own actions, within their bounds, shape (n, *space.shape); whole numbers are rounded
         """
         actions = self._low + self._half_range * (scaled + np.float32(1.0))
-        # Rounding errors may lead out of bounds that are not symmetric
-        actions = np.minimum(np.maximum(actions, self._low), self._high)
+        if self._overshoots:
+            actions = np.minimum(actions, self._high)
         if self._is_whole:
             actions = np.rint(actions)
         return actions.reshape(-1, *self._shape).astype(self._dtype, copy=False)

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hrl.common.checks import require
-from sb3_hrl.common.spaces import ActionBorder, flatten
+from sb3_hrl.common.spaces import ActionBorder
 from sb3_hrl.common.step_storage import check_finite, is_failure
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.weight_sync import WeightSource
@@ -191,7 +191,8 @@ class Worker:
 
     def _set_current(self, i: int, observation: dict[str, np.ndarray]) -> None:
         for key, part in zip(("observation", "achieved_goal", "desired_goal"), self._inputs, strict=True):
-            part[i] = flatten(observation[key], 1)
+            # A row converts what is written into it: `flatten` would do so twice
+            part[i] = np.asarray(observation[key]).ravel()
 
     @property
     def is_full(self) -> bool:
@@ -226,8 +227,8 @@ class Worker:
     def _step_env(self, i: int, env: gym.Env, action: np.ndarray, row: np.ndarray) -> bool:
         columns = self._task.columns
         observation, reward, terminated, truncated, info = env.step(action)
-        row[columns["next_observation"]] = flatten(observation["observation"], 1)
-        row[columns["next_achieved_goal"]] = flatten(observation["achieved_goal"], 1)
+        row[columns["next_observation"]] = np.asarray(observation["observation"]).ravel()
+        row[columns["next_achieved_goal"]] = np.asarray(observation["achieved_goal"]).ravel()
         row[columns["reward"]] = reward
         done = bool(terminated or truncated)
         row[columns["terminated"]] = terminated if self._task.handle_timeout_termination else done
