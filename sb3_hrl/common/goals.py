@@ -244,10 +244,10 @@ def _check_same_goals(local: gym.Env, space: spaces.Space | None) -> None:
     own = goal_space(owner.observation_space)
     if own.shape != space.shape:
         raise ValueError(
-            f"A wrapper, such as VecFrameStack or FrameStackObservation, makes goals of shape {space.shape} out of those of shape "
-            f"{own.shape} that `compute_reward` takes: leave goals as they are. For a history of observations wrap the single "
-            "environment, so that only `observation` grows: `rl_zoo3.wrappers.HistoryWrapperObsDict` (`env_wrapper` in the "
-            "zoo, `wrapper_class` of make_vec_env)."
+            f"A wrapper, such as VecFrameStack or FrameStackObservation, makes goals of shape {space.shape} out of those of "
+            f"shape {own.shape} that `compute_reward` takes: leave goals as they are. For a history of observations wrap the "
+            "single environment, so that only `observation` grows: `rl_zoo3.wrappers.HistoryWrapperObsDict` (`env_wrapper` in "
+            "the zoo, `wrapper_class` of make_vec_env)."
         )
 
 

@@ -26,7 +26,7 @@ def outside_space(survey: Survey) -> Finding | None:
     for key in GOAL_KEYS:
         space = survey.env.observation_space[key]  # type: ignore[index]
         rows = [row for values in (survey.starts[key], *(e.observations[key] for e in survey.episodes)) for row in values]
-        n_outside = sum(bool(np.isfinite(row).all()) and not space.contains(row) for row in rows)
+        n_outside = sum(bool(np.isfinite(row).all()) and not space.contains(np.asarray(row)) for row in rows)
         if n_outside > 0:
             outside.append(f"`{key}` in {n_outside} of {len(rows)} steps ({rows[0].dtype}, {rows[0].shape}; space {space})")
     if not outside:
