@@ -219,13 +219,15 @@ class Matrix(PointEnv):
     def __init__(self):
         super().__init__()
         goal = spaces.Box(-np.inf, np.inf, (1, 2), np.float64)
-        self.observation_space = space(observation=spaces.Box(-2, 2, (), np.float32), achieved_goal=goal, desired_goal=goal)
+        self.observation_space = space(
+            observation=spaces.Box(-2, 2, (1, 1), np.float32), achieved_goal=goal, desired_goal=goal
+        )
         self.action_space = spaces.Box(-2.0, 2.0, (2, 1), np.float64)
 
     def _obs(self):
         obs = super()._obs()
         goals = {key: obs[key][None] for key in ("achieved_goal", "desired_goal")}
-        return {"observation": np.array(obs["observation"][0], np.float32), **goals}
+        return {"observation": obs["observation"][:1, None].astype(np.float32), **goals}
 
     def step(self, action):
         return super().step(action[:, 0])

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMoni
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.goals import GoalTask, check_reward, goal_task_from_env
 from sb3_hrl.common.probes import unit_blocks
+from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
 
 GOALS = np.array([[0.5, -0.5], [10.0, 3.0]])
 
@@ -151,7 +152,10 @@ class MatrixEnv(PointEnv):
 
 
 def test_an_agent_learns_with_goals_that_are_matrices(small):
-    model = HierarchicalDDPG("MultiInputPolicy", MatrixEnv(), **small).learn(60)
+    evaluation = HierarchicalEvalCallback(
+        DummyVecEnv([lambda: Monitor(MatrixEnv())]), n_eval_episodes=2, eval_freq=50, verbose=0
+    )
+    model = HierarchicalDDPG("MultiInputPolicy", MatrixEnv(), **small).learn(60, callback=evaluation)
     assert model.policy.subgoal_threshold.item() == pytest.approx(PointEnv.threshold, rel=1e-3)
     assert model._goal_task.ends_at_success
 

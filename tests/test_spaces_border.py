@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from sb3_hrl import HierarchicalDDPG
+from sb3_hrl import HierarchicalDDPG, ParallelCollector
 from sb3_hrl.common.goals import GoalTask, check_reward
 from sb3_hrl.common.spaces import ActionBorder, flatten, goal_space, in_goal_space
 from sb3_hrl.common.subgoals import visited_bounds
@@ -76,6 +76,18 @@ def test_actions_of_any_shape(small, space, is_async):
             assert (action.shape, action.dtype) == (shape, space.dtype)
     evaluate_policy(model, DummyVecEnv([lambda: ActionsEnv(space)]), n_eval_episodes=1, warn=False)
     assert sum(moment.is_last for moment in play(model, ActionsEnv(space), 1)) == 1
+
+
+@pytest.mark.timeout(60)
+def test_actions_of_any_shape_in_processes(small, leaves_nothing):
+    env = ParallelCollector([lambda: ActionsEnv(ASYMMETRIC)] * 2, start_method="fork", flush_size=7)
+    try:
+        model = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, prefetch_depth=0, **small).learn(60)
+        env.step(model.predict(env.reset())[0])
+        model.async_collection = False
+        assert model.learn(20, reset_num_timesteps=False).num_timesteps == 80
+    finally:
+        env.close()
 
 
 def test_an_oracle_may_return_actions_in_their_own_shape(small):
