@@ -234,7 +234,8 @@ class Matrix(PointEnv):
 
     def compute_reward(self, achieved, desired, info):
         assert np.shape(achieved)[-2:] in [(1, 2), (2,)]
-        return super().compute_reward(*(np.reshape(goal, (*goal.shape[:-2], 2)) for goal in (achieved, desired)), info)
+        achieved, desired = (np.reshape(goal, (*goal.shape[:-2], 2)) for goal in (achieved, desired))
+        return super().compute_reward(achieved, desired, info)
 
 
 class RandomMatrix(Matrix):

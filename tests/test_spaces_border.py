@@ -125,6 +125,28 @@ def test_goals_are_whole_numbers_only_where_both_are():
     assert goal_space(spaces.Dict(achieved_goal=whole, desired_goal=whole)) == whole
 
 
+class GridGoals(PointEnv):
+    """Desired goals are points of a grid, the point is anywhere."""
+
+    def __init__(self):
+        super().__init__()
+        goals = dict(achieved_goal=spaces.Box(-2, 2, (2,), np.float32), desired_goal=spaces.Box(-1, 1, (2,), np.int64))
+        self.observation_space = spaces.Dict(self.observation_space.spaces | goals)
+
+    def _obs(self) -> dict[str, np.ndarray]:
+        self.goal = np.rint(self.goal)
+        obs = super()._obs()
+        return {key: obs[key].astype(space.dtype) for key, space in self.observation_space.spaces.items()}
+
+
+def test_real_goals_are_not_rounded_because_desired_ones_are_whole(small):
+    """They were, and a point at 0.4 had reached its goal at 0."""
+    env = GridGoals()
+    task = HierarchicalDDPG("MultiInputPolicy", env, **small).learn(60)._goal_task
+    assert task.threshold == pytest.approx(PointEnv.threshold, rel=1e-3)
+    assert task.success(np.array([[0.4, 0.0], [0.05, 0.0]]), np.zeros((2, 2))).tolist() == [False, True]
+
+
 # ----------------------------------------------------------------------------------------------- goals outside their space
 
 

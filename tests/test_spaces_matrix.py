@@ -99,6 +99,7 @@ class MatrixEnv(gym.Env):
         self.observation_space = spaces.Dict(observation=case.observation, achieved_goal=goal, desired_goal=goal)
         self.action_space, self.middle = case.action, case.middle
         self.reach = 0.5 if isinstance(goal, spaces.MultiBinary) else REACH
+        self.goal_shape: tuple[int, ...] = goal.shape
         self.is_real = np.issubdtype(goal.dtype, np.floating)
         self.visited: list[np.ndarray] = []
 
@@ -115,8 +116,7 @@ class MatrixEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         super().reset(seed=seed)
         self.steps = 0
-        shape = (2, *self.observation_space["desired_goal"].shape)
-        self.position, self.target = self.np_random.uniform(-self.reach, self.reach * 0.99, shape)
+        self.position, self.target = self.np_random.uniform(-self.reach, self.reach * 0.99, (2, *self.goal_shape))
         return self._obs(), {}
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
