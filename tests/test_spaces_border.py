@@ -281,3 +281,21 @@ def test_an_environment_whose_goals_are_stacked_later_is_refused(small):
     model = HierarchicalDDPG("MultiInputPolicy", HistoryWrapperObsDict(PointEnv(), 2), **small)
     model.learn(30)
     assert model.predict(model.env.reset())[0].shape == (1, 2), "the cure"
+
+
+class FirstCoordinate(gym.ObservationWrapper):
+    """Goals are the first coordinate only, of which it has a reward of its own."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        goal = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.observation_space = spaces.Dict(env.observation_space.spaces | dict(achieved_goal=goal, desired_goal=goal))
+        self.compute_reward = lambda achieved, desired, info: (np.abs(achieved - desired)[..., 0] <= 0.2) - 1.0
+
+    def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {key: value if key == "observation" else value[:1] for key, value in observation.items()}
+
+
+def test_a_wrapper_may_have_goals_and_a_reward_of_its_own(small):
+    model = HierarchicalDDPG("MultiInputPolicy", FirstCoordinate(PointEnv()), **small).learn(30)
+    assert model.policy.subgoal_threshold.item() == pytest.approx(0.2, rel=1e-3)

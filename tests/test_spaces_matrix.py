@@ -140,7 +140,7 @@ class MatrixEnv(gym.Env):
         return (difference.max(axis=1) <= (0.7 if self.is_real else 0)) - 1.0
 
 
-def own(goals: np.ndarray, space: spaces.Space) -> np.ndarray:
+def own(goals: np.ndarray, space: Any) -> np.ndarray:
     """:return: the learner's goals as the environment has them"""
     goals = goals.reshape(-1, *space.shape)
     return (goals if np.issubdtype(space.dtype, np.floating) else np.rint(goals)).astype(space.dtype)

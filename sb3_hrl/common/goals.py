@@ -237,11 +237,11 @@ def _check_same_goals(local: gym.Env, space: spaces.Space | None) -> None:
     :raises ValueError: if a wrapper on top of what has ``compute_reward`` has changed the shape of goals
     """
     owner = local
-    while isinstance(owner, gym.Wrapper) and not hasattr(type(owner), "compute_reward"):
+    while isinstance(owner, gym.Wrapper) and not (hasattr(type(owner), "compute_reward") or "compute_reward" in vars(owner)):
         owner = owner.env
     if space is None or not isinstance(owner.observation_space, spaces.Dict):
         return
-    own = goal_space(owner.observation_space)
+    own = owner.observation_space.spaces.get("desired_goal", space)
     if own.shape != space.shape:
         raise ValueError(
             f"A wrapper, such as VecFrameStack or FrameStackObservation, makes goals of shape {space.shape} out of those of "

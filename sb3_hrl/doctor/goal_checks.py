@@ -26,9 +26,8 @@ def reward_differs(survey: Survey) -> Finding | None:
     n_different, largest, n_steps = 0, 0.0, 0
     for episode in survey.episodes:
         achieved, desired = (episode.observations[key][1:] for key in ("achieved_goal", "desired_goal"))
-        computed = np.asarray(survey.task.compute_reward(achieved, desired, empty_infos(len(achieved))), np.float64).reshape(
-            -1
-        )
+        returned = survey.task.compute_reward(achieved, desired, empty_infos(len(achieved)))
+        computed = np.asarray(returned, np.float64).reshape(-1)
         difference = np.abs(computed - episode.rewards)
         n_different += int((difference > 1e-4 + 1e-4 * np.abs(computed)).sum())
         largest, n_steps = max(largest, float(difference.max())), n_steps + len(difference)
