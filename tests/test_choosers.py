@@ -128,7 +128,7 @@ def test_the_replacement_is_the_candidate_with_the_highest_value(small):
     decision = choose(model, ORIGIN, goal)
     achieved, n = th.from_numpy(ORIGIN), 64
     with th.no_grad():
-        subgoals = action_to_subgoal(th.from_numpy(candidate_actions(2)), achieved, policy.bounds)
+        subgoals = action_to_subgoal(th.from_numpy(candidate_actions(2).copy()), achieved, policy.bounds)
         inputs = policy.high_inputs(th.zeros(n, 3), achieved.repeat(n, 1), th.from_numpy(goal).repeat(n, 1))
         values = policy.high.critic.q1_forward(inputs, policy.subgoal_to_action(subgoals, achieved))[:, 0]
         values[policy.is_reached(achieved, subgoals)] = -th.inf

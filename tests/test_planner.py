@@ -241,8 +241,9 @@ def test_ways_that_are_missed_cost_more(small, monkeypatch):
 
 
 def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
-    config = dict(n_landmarks=10, n_visited=50, update_interval=50, cutoff=100.0)
+    config = dict(n_landmarks=10, n_visited=50, update_interval=50, cutoff=100.0, distance="euclidean")
     kwargs = dict(planner="landmarks", planner_kwargs=config, policy_kwargs=dict(net_arch=[16], n_critics=2))
+    kwargs |= dict(subgoal_kwargs=dict(radius=0.5))
     model = make_model(small, **kwargs).learn(200)
     planner = model.policy.numpy_policy().planner
     assert planner.n_landmarks == 10

@@ -97,10 +97,8 @@ def test_a_lost_node_does_not_end_the_run(cluster, make_env, small):
         model.learn(3_000, callback=Lose())
     assert {handle.actor._ray_actor_id.hex() for handle in env._handles} != nodes
     assert model.num_timesteps == model.replay_buffer.n_added == 3_000
-    clock = model.replay_buffer.columns["next_observation"]
-    for shard in range(2):
-        rows = model.replay_buffer.shards.newest(shard, 5_000)
-        steps = (20 * rows[:, clock][:, 2]).round().astype(int)
+    for shard in model.replay_buffer.recent(10_000, ("next_observation",)):
+        steps = (20 * shard["next_observation"][:, 2]).round().astype(int)
         ends = (steps[1:] != steps[:-1] + 1).nonzero()[0]
         assert (steps[ends + 1] == 1).all(), "an episode goes on that was lost"
 

@@ -3,7 +3,7 @@
 import difflib
 import functools
 import inspect
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -54,15 +54,15 @@ def is_integer(value: Any, least: int) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
-def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+def is_number(value: Any, low: float = -sys.float_info.max, high: float = sys.float_info.max) -> bool:
     """
     :param value: an argument
     :param low: lower bound, included
-    :param high: upper bound, included
+    :param high: upper bound, included; ``math.inf`` to allow infinity
     :return: whether it is a number (no bool, no string, not NaN) within the bounds
     """
     is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return is_real and bool(low <= value <= high)
+    return is_real and low <= float(value) <= high
 
 
 def check_argument_names(groups: Mapping[str, Iterable[str]]) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -4,6 +4,7 @@ carried whole to whoever acts on it: the policy, the batches, a worker.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -87,7 +88,8 @@ class SubgoalConfig:
         require(is_known, "source", f"one of {SUBGOAL_SOURCES}, or a point in the space of goals", self.source)
         for name in (field.name for field in fields(self) if field.type is bool):
             require(isinstance(getattr(self, name), bool | np.bool_), name, "True or False", getattr(self, name))
-        require(is_number(self.direct_goal, 0.0), "direct_goal", "at least 0 (times `subgoal_steps`)", self.direct_goal)
+        is_share = is_number(self.direct_goal, 0.0, math.inf)
+        require(is_share, "direct_goal", "at least 0 (times `subgoal_steps`)", self.direct_goal)
 
     @property
     def are_learnt(self) -> bool:

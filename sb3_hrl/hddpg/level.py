@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import polyak_update, update_learning_rate
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
+from sb3_hrl.common.networks import mlp_layers
 from sb3_hrl.common.type_aliases import TDBatch, Transitions
 from sb3_hrl.hddpg.config import LevelConfig
 
@@ -98,6 +99,15 @@ class DDPGLevel(TD3Policy):
     def acting_networks(self) -> tuple[nn.Module, list[nn.Module]]:
         """See :attr:`Level.acting_networks`."""
         return self.actor.mu, list(self.critic.q_networks)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        :param mode: whether to switch to training mode (batch normalisation, dropout) or to evaluation mode
+        """
+        # The modes alternate at every rollout. Perceptrons are the same in both, and SB3 walks through all modules
+        actor, critics = self.acting_networks
+        if any(mlp_layers(network) is None for network in (actor, *critics)):
+            super().set_training_mode(mode)
 
     @property
     def target_tensors(self) -> list[th.Tensor]:

@@ -120,8 +120,10 @@ def high_values(policy: HierarchicalPolicy, observations: np.ndarray, achieved: 
     policy.set_training_mode(False)
     with th.no_grad():
         inputs = policy.high_inputs(*(th.as_tensor(array, dtype=th.float32, device=policy.device) for array in arrays))
-        values = policy.high.critic(inputs, policy.high.actor(inputs))
-    return th.min(th.cat(values, dim=1), dim=1).values.cpu().numpy()
+        actor, critics = policy.high.acting_networks
+        pairs = th.cat([inputs, actor(inputs)], dim=1)
+        values = th.cat([critic(pairs) for critic in critics], dim=1)
+    return values.amin(dim=1).cpu().numpy()
 
 
 def _draw_values(figure: Figure, axes: Axes, achieved: np.ndarray, values: np.ndarray) -> None:

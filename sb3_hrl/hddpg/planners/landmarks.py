@@ -4,6 +4,7 @@ the other. The first waypoint of the shortest way to the goal is the subgoal (Hu
 https://arxiv.org/abs/1908.05451; between two levels as in DHRL).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ class LandmarkConfig:
                 "a whole number of at least `n_landmarks`",
             ),
             "cutoff": (
-                self.cutoff is None or (is_number(self.cutoff) and self.cutoff > 0),
+                self.cutoff is None or (is_number(self.cutoff, high=math.inf) and self.cutoff > 0),
                 "positive (environment steps), or None for `subgoal_steps`",
             ),
             "update_interval": (is_integer(self.update_interval, 1), "a whole number of at least 1 (environment steps)"),
