@@ -2,19 +2,20 @@
 
 import contextlib
 import copy
+import warnings
 import weakref
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hrl.common.probes import around, between, probe_distances, unit_blocks
 from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards
 from sb3_hrl.common.spaces import existing_goals, flat_limits, flatten, goal_space, in_goal_space, is_whole
+from sb3_hrl.common.twin import Attributes, Twin
 
-__all__ = ["ComputeReward", "GoalTask", "check_reward", "goal_task_from_env"]
+__all__ = ["ComputeReward", "EnvGoalTask", "GoalTask", "check_reward", "goal_task_from_env"]
 
 # Goals to try a reward with are drawn from no farther away
 _WIDE = 1e3
@@ -23,10 +24,25 @@ _WIDE = 1e3
 class GoalTask:
     """
     Success of achieved goals, vectorised, from the environment's own ``compute_reward``.
-    Never by ``VecEnv.env_method``: that costs a round trip and desynchronises a pending step.
 
     A *sparse* reward takes two values and success is the higher one. With any other reward, success is an Euclidean
     distance of at most ``threshold``.
+
+    **Who is asked.** An environment of this process: the first one of a ``DummyVecEnv`` or ``SerialCollector`` itself, else a
+    twin of it (:class:`~sb3_hrl.common.twin.Twin`), and ``VecEnv.env_method`` only when it is asked again: for each batch that
+    would cost a round trip, and desynchronise a pending step. All environments of a ``VecEnv`` have to agree on what success
+    is.
+
+    **When it is asked again.** ``compute_reward`` at each batch of the high level. The tolerance, whether the reward is sparse
+    and whether an episode ends at success: at the start of each ``learn``, and once per 1,000 environment steps.
+
+    **What happens if the environment changes** (a curriculum by ``set_attr`` or ``env_method``, or by itself). The new
+    tolerance becomes the distance at which subgoals are reached, for the learner, the workers and hindsight, and is logged as
+    ``rollout/goal_threshold``. A ``threshold`` that was given stays; with a sparse reward it is that of subgoals alone. A twin
+    gets the plain attributes (numbers, strings, small arrays, lists and dicts of these) of the first environment: with the
+    reports of workers that collect, else when its rewards are not those of the environment. What lies deeper, in objects of
+    the environment's, a twin cannot follow: a warning says so, but not while workers collect. An attribute that is set in
+    environments of SB3's ``SubprocVecEnv`` has to be there from the start, and not as ``None``.
 
     :param compute_reward: the environment's method, called with goals in the shape and type of ``goal_space`` and an array of
         empty infos
@@ -46,15 +62,19 @@ class GoalTask:
         goal_space: spaces.Space | None = None,
         achieved: np.ndarray | None = None,
     ):
-        self.compute_reward = compute_reward
-        self.ends_at_success = ends_at_success
         self.goal_space = goal_space
-        self.best_reward = float(check_rewards(self.rewards(goals, goals)).max())
         self._is_whole = is_whole(goal_space)
+        self._goals = goals
         seen = goals if achieved is None else np.concatenate([goals, achieved])
         self._seen, self._blocks = seen, [] if self._is_whole else unit_blocks(seen)
+        self._set(compute_reward, threshold, ends_at_success)
+
+    def _set(self, compute_reward: ComputeReward, threshold: float | None, ends_at_success: bool) -> None:
+        """Take over what the environment says, and probe."""
+        self.compute_reward, self.ends_at_success = compute_reward, ends_at_success
+        self.best_reward = float(check_rewards(self.rewards(self._goals, self._goals)).max())
         # A few goals are enough to probe with
-        goals, distances = goals[:4], probe_distances(self._is_whole)
+        goals, distances = self._goals[:4], probe_distances(self._is_whole)
         rewards = self._rewards_around(goals, distances)
         self.is_sparse = _is_sparse(rewards, self.best_reward, threshold)
         self.threshold = float(self._tolerance(goals, distances, rewards) if threshold is None else threshold)
@@ -83,10 +103,11 @@ class GoalTask:
         :param distances: increasing
         :return: rewards of what lies at each distance from each goal, shape (len(distances), n_probes)
         """
-        points = existing_goals(around(goals, distances, self._blocks), self.goal_space, self._seen)
-        achieved, desired = np.broadcast_arrays(points, goals)
-        shape = (-1, goals.shape[1])
-        return self.rewards(achieved.reshape(shape), desired.reshape(shape)).reshape(len(distances), -1)
+        return self.rewards(*self._probes(goals, distances)).reshape(len(distances), -1)
+
+    def _probes(self, goals: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """:return: what lies at each distance from each goal, and the goal, shapes (n_distances * n_probes, goal_dim)"""
+        return _pairs(existing_goals(around(goals, distances, self._blocks), self.goal_space, self._seen), goals)
 
     def _tolerance(self, goals: np.ndarray, distances: np.ndarray, rewards: np.ndarray) -> float:
         """
@@ -111,6 +132,80 @@ class GoalTask:
         fine = between(distances[inner - 1], distances[inner], self._is_whole)
         still = _is_best(self._rewards_around(goals, fine), self.best_reward).all(axis=1)
         return float(fine[np.flatnonzero(still)[-1]])
+
+
+class EnvGoalTask(GoalTask):
+    """
+    Success as an environment sees it, which may change.
+
+    :param twin: the environment that is asked; the caller's to close
+    :param goals: some desired goals of the environment, shape (n, goal_dim)
+    :param threshold: distance at which a goal counts as reached, if given
+    :param goal_space: space of the goals
+    :param achieved: some achieved goals, shape (m, goal_dim)
+    """
+
+    def __init__(
+        self,
+        twin: Twin,
+        goals: np.ndarray,
+        threshold: float | None = None,
+        goal_space: spaces.Space | None = None,
+        achieved: np.ndarray | None = None,
+    ):
+        self._twin, self._given = twin, threshold
+        compute_reward, threshold = _goal_reward(twin.env, threshold, goal_space)
+        ends_at_success = _ends_at_success(twin.env, goals[0], goal_space)
+        super().__init__(compute_reward, goals, threshold, ends_at_success, goal_space, achieved)
+        if twin.can_ask:
+            # It may have been changed before anybody asked
+            self.ask_again()
+
+    def ask_again(self, attributes: Attributes | None = None) -> None:
+        """
+        Find out whether the environment has changed what success is. No random numbers are drawn, and nothing is stepped.
+
+        :param attributes: plain attributes of the first environment, from a worker that collects; ``None`` to ask for them
+        """
+        twin = self._twin
+        if attributes is not None:
+            twin.follow(attributes)
+        elif twin.can_ask and not self._agrees():
+            twin.copy_attributes()
+            if not self._agrees():
+                warnings.warn(
+                    "`compute_reward` of the environments in other processes says something else than that of the learner's "
+                    "twin, which knows neither their state nor what lies in objects of theirs: labels are the twin's. "
+                    "Let numbers that it depends on be attributes of the environment itself, or use DummyVecEnv.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        compute_reward, threshold = _goal_reward(twin.env, self._given, self.goal_space)
+        self._set(compute_reward, threshold, _ends_at_success(twin.env, self._goals[0], self.goal_space))
+
+    def _agrees(self) -> bool:
+        """:return: whether the environment itself rewards as its twin does, and ends its episodes so"""
+        goals, distances = self._goals[:4], probe_distances(self._is_whole)
+        reached = np.asarray(_is_best(self._rewards_around(goals, distances), self.best_reward).all(axis=1))
+        outer = int(np.argmin(reached))
+        # In steps of 1 % where the tolerance lies
+        distances = np.append(distances, np.linspace(distances[max(outer - 1, 0)], distances[outer], 26))
+        pairs = self._probes(goals, distances)
+        theirs = goal_rewards(lambda *args: self._twin.ask("compute_reward", *args), self.goal_space, *pairs)
+        if not np.allclose(self.rewards(*pairs), theirs, equal_nan=True):
+            return False
+        if not self._twin.env.has_wrapper_attr("compute_terminated"):
+            return True
+        goal = in_goal_space(goals[:1], self.goal_space)[0]
+        return bool(self._twin.ask("compute_terminated", goal, goal, {})) == _ends_at_success(
+            self._twin.env, goals[0], self.goal_space
+        )
+
+
+def _pairs(points: np.ndarray, goals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """:return: points of shape (..., n, goal_dim) and the goal of each, both of shape (n_points, goal_dim)"""
+    achieved, desired = np.broadcast_arrays(points, goals)
+    return achieved.reshape(-1, goals.shape[1]), desired.reshape(-1, goals.shape[1])
 
 
 def _is_best(rewards: np.ndarray, best_reward: float) -> np.ndarray:
@@ -138,71 +233,6 @@ def _is_sparse(rewards: np.ndarray, best_reward: float, threshold: float | None)
             "probing `compute_reward`: pass it as `threshold` in `subgoal_kwargs` (in the units of the achieved goal)."
         )
     return is_sparse
-
-
-def _local_env(env: VecEnv, stack: contextlib.ExitStack) -> gym.Env:
-    """
-    An environment of this process that is like those of the ``VecEnv``: the first one itself, or a twin.
-
-    :param env: the training environment
-    :param stack: closes the twin
-    :return: an environment whose goal methods can be called without a round trip
-    """
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    if isinstance(env, DummyVecEnv):
-        return env.envs[0]
-    try:
-        # Collectors know how their environments are made; SubprocVecEnv has forgotten
-        twin = env.make_env(0) if hasattr(env, "make_env") else _make_from_spec(env.get_attr("spec", 0)[0])
-    except Exception as error:
-        raise ValueError(
-            "The goal's reward function is needed in the learner's process, and no twin of the workers' environments can be "
-            f"made there ({type(error).__name__}: {error}). The function that makes an environment of a ParallelCollector "
-            "must work in this process, too. With SubprocVecEnv, register your environment with `gymnasium.register` and "
-            "create it by `gymnasium.make`, or use ParallelCollector. DummyVecEnv needs no twin."
-        ) from error
-    stack.callback(twin.close)
-    return twin
-
-
-def _make_from_spec(spec: EnvSpec | None) -> gym.Env:
-    """
-    :param spec: how ``gymnasium.make`` makes the environments
-    :return: another one, as far as its goal methods go
-    """
-    if spec is None:
-        raise ValueError("the environments have no `spec`")
-    spec = copy.deepcopy(spec)
-    spec.additional_wrappers = _goal_wrappers(spec.additional_wrappers)
-    spec.disable_env_checker = True
-    return gym.make(spec)
-
-
-def _goal_wrappers(wrappers: tuple[WrapperSpec, ...]) -> tuple[WrapperSpec, ...]:
-    """
-    :param wrappers: the wrappers of an environment, from the innermost on
-    :return: those that a twin needs for its goal methods: the topmost with such methods of its own, and what lies beneath it;
-        without those that cannot be made again from a spec (Monitor among them), as only observations pass through these
-    """
-    gives_goals = [_has_goals(wrapper) for wrapper in wrappers]
-    n_needed = len(wrappers) - gives_goals[::-1].index(True) if any(gives_goals) else 0
-    for wrapper, gives in zip(wrappers, gives_goals, strict=True):
-        if gives and wrapper.kwargs is None:
-            raise ValueError(
-                f"the wrapper {wrapper.name} that has the reward function does not say how it is made, let it inherit from "
-                "`gymnasium.utils.RecordConstructorArgs`"
-            )
-    return tuple(wrapper for wrapper in wrappers[:n_needed] if wrapper.kwargs is not None)
-
-
-def _has_goals(wrapper: WrapperSpec) -> bool:
-    """:return: whether the wrapper has goal methods of its own"""
-    try:
-        return hasattr(load_env_creator(wrapper.entry_point), "compute_reward")
-    except (ImportError, AttributeError):
-        # Its class lives in a function or in a worker's main module
-        return False
 
 
 def _goal_space(env: VecEnv) -> spaces.Space | None:
@@ -274,7 +304,7 @@ def _ends_at_success(local: gym.Env, goal: np.ndarray, space: spaces.Space | Non
 
 def goal_task_from_env(
     env: VecEnv, goals: np.ndarray, threshold: float | None = None, achieved: np.ndarray | None = None
-) -> GoalTask:
+) -> EnvGoalTask:
     """
     :param env: the training environment, whose environments have ``compute_reward(achieved, desired, info)``
     :param goals: some desired goals of the environment, shape (n, goal_dim)
@@ -283,11 +313,10 @@ def goal_task_from_env(
     :param achieved: some achieved goals, shape (m, goal_dim)
     :return: the environment's goals, as the learner sees them
     """
-    space = _goal_space(env)
     with contextlib.ExitStack() as stack:
-        local = _local_env(env, stack)
-        compute_reward, threshold = _goal_reward(local, threshold, space)
-        task = GoalTask(compute_reward, goals, threshold, _ends_at_success(local, goals[0], space), space, achieved)
+        twin = Twin(env)
+        stack.callback(twin.close)
+        task = EnvGoalTask(twin, goals, threshold, _goal_space(env), achieved)
         # A twin is closed when it is not needed any more
         weakref.finalize(task, stack.pop_all().close)
         return task
@@ -310,14 +339,11 @@ def check_reward(env: VecEnv, threshold: float | None = None) -> None:
     middle = np.clip(0.0, *flat_limits(space))
     goals = np.concatenate([flatten(space.sample(), 1) for _ in range(4)])
     goals = np.clip(goals, middle - _WIDE, middle + _WIDE).astype(np.float32)
-    points = existing_goals(around(goals, probe_distances(is_whole(space)), []), space, goals)
-    achieved, desired = np.broadcast_arrays(points, goals)
-    shape = (-1, goals.shape[1])
-    with contextlib.ExitStack() as stack:
-        local = _local_env(env, stack)
-        compute_reward, threshold = _goal_reward(local, threshold, space)
-        _ends_at_success(local, goals[0], space)
+    pairs = _pairs(existing_goals(around(goals, probe_distances(is_whole(space)), []), space, goals), goals)
+    with contextlib.closing(Twin(env)) as twin:
+        compute_reward, threshold = _goal_reward(twin.env, threshold, space)
+        _ends_at_success(twin.env, goals[0], space)
         best_reward = goal_rewards(compute_reward, space, goals, goals).max()
-        rewards = goal_rewards(compute_reward, space, achieved.reshape(shape), desired.reshape(shape))
+        rewards = goal_rewards(compute_reward, space, *pairs)
     if not np.isnan(best_reward):
         _is_sparse(rewards, float(best_reward), threshold)

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.shards import Shards
+from sb3_hrl.common.twin import Attributes
 from sb3_hrl.hddpg.exploration import WorkerAgent
 from sb3_hrl.hddpg.inference import PolicySnapshot
 from sb3_hrl.hddpg.segments import SegmentStatistics
@@ -142,6 +143,7 @@ class AsyncRollouts:
         self._episodes: list[deque[dict[str, Any]]] = [deque() for _ in range(self._n_envs)]
         self._n_episodes: int = 0
         self._add_episodes(untaken.episodes)
+        self.attributes: Attributes | None = None  # of the first environment, as of the last report on it
         self._no_infos: list[dict[str, Any]] = [{} for _ in range(self._n_envs)]
         self._no_dones: np.ndarray = np.zeros(self._n_envs, dtype=bool)
         collector.start_collecting(task, shards, write_weights)
@@ -198,6 +200,7 @@ class AsyncRollouts:
             self.statistics.add(report.statistics)
             self._lags.append((report.n_steps, self._n_updates - self._updates_of[report.version]))
             self._add_episodes(report.episodes)
+            self.attributes = report.attributes or self.attributes
 
     def _add_episodes(self, episodes: Iterable[tuple[int, dict[str, Any]]]) -> None:
         for env, info in episodes:

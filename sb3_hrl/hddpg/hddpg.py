@@ -8,11 +8,12 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict, TrainFreq
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, new_generator
 from sb3_hrl.common.checks import check_argument_names
-from sb3_hrl.common.goals import GoalTask, check_reward, goal_task_from_env
+from sb3_hrl.common.goals import EnvGoalTask, check_reward, goal_task_from_env
 from sb3_hrl.common.spaces import flatten
 from sb3_hrl.hddpg.async_algorithm import AsyncOffPolicyAlgorithm
 from sb3_hrl.hddpg.async_rollouts import AsyncRollouts, Untaken, collect_task, collector_of, n_steps_to_take
@@ -163,13 +164,11 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         self.async_collection = async_collection
         self.prefetch_depth = prefetch_depth
 
-        self._goal_task: GoalTask | None = None
+        self._goal_task: EnvGoalTask | None = None
         self._statistics = Statistics()
         self._batches: BatchSource | None = None  # while the agent learns
         if _init_setup_model:
             self._setup_model()
-            if self.env is not None:
-                check_reward(self.env, self.policy.config.subgoals.threshold)
 
     def _setup_model(self) -> None:
         check_arguments(self)
@@ -198,6 +197,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         # Convert train freq parameter to TrainFreq object
         self._convert_train_freq()
         self._explorer = self._make_explorer()
+        if self.env is not None:
+            check_reward(self.env, config.subgoals.threshold)
 
     def _refresh_config(self) -> None:
         """Options may be set after construction, as in SB3 (``model.gamma = 0.9``), but not those that shape networks."""
@@ -223,8 +224,12 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         :param env: the environment for learning a policy, with the number of environments of the current one
         :param force_reset: force a call to ``reset()`` before training
         """
+        # What is refused must not take the place of the model's own
+        env = self._wrap_env(env, self.verbose)
+        check_for_correct_spaces(env, self.observation_space, self.action_space)
+        check_vec_normalize(unwrap_vec_normalize(env))
+        check_reward(env, self.policy.config.subgoals.threshold)
         super().set_env(env, force_reset)
-        check_vec_normalize(self._vec_normalize_env)
         self._goal_task = None
 
     # ------------------------------------------------------------------ rollout
@@ -245,12 +250,14 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             # The environments start anew: what was running in them is over
             self.replay_buffer.end_episodes()
             self._untaken, self._explorer = Untaken(), self._make_explorer()
+        # Ask the environment what reaching a goal means
+        assert isinstance(self.env, VecEnv)
+        _, achieved, goals = self.policy.flatten_obs(self._last_obs)  # type: ignore[arg-type]
         if self._goal_task is None:
-            # Ask the environment what reaching a goal means
-            assert isinstance(self.env, VecEnv)
-            _, achieved, goals = self.policy.flatten_obs(self._last_obs)  # type: ignore[arg-type]
             self._goal_task = goal_task_from_env(self.env, goals, self.policy.config.subgoals.threshold, achieved)
-            self._statistics.begin(self.policy, np.concatenate([goals, achieved]), self._goal_task.threshold)
+        else:
+            self._goal_task.ask_again()
+        self._statistics.begin(self.policy, np.concatenate([goals, achieved]), self._goal_task.threshold)
         return result
 
     def _sample_action(
@@ -324,6 +331,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             self._rollouts.log(self.logger)
         else:
             self._explorer.statistics.log(self.logger)
+        self.logger.record("rollout/goal_threshold", self.policy.subgoal_threshold.item())
         super().dump_logs()
 
     # ----------------------------------------------------------------- training
@@ -344,7 +352,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             learning_rate = level.config.lr_schedule(self._current_progress_remaining)
             self.logger.record(name, learning_rate)
             level.set_learning_rate(learning_rate)
-        self._statistics.update(policy, self.replay_buffer, self._goal_task.threshold)
+        attributes = None if self._rollouts is None else self._rollouts.attributes
+        self._statistics.update(policy, self.replay_buffer, self._goal_task, attributes)
         if self._batches is None:
             # Batches are prepared ahead where there is no order to keep, and the low level learns
             is_parallel = self._rollouts is not None and not self._rollouts.is_serial and config.low.oracle is None

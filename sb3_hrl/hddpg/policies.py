@@ -314,6 +314,13 @@ class HierarchicalPolicy(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """Choose subgoals now and act on them, without a state."""
+        if th.jit.is_tracing() or th.compiler.is_compiling():
+            # NumPy would be recorded as a constant
+            raise RuntimeError(
+                "HierarchicalPolicy acts in NumPy and cannot be traced, compiled or exported itself: export "
+                "`sb3_hrl.hddpg.export.DecisionModule(policy)` or, of an agent that plans, `LowLevelModule(policy)`, see "
+                "docs/export.md."
+            )
         assert isinstance(observation, dict)
         arrays = self.flatten_obs({key: value.cpu().numpy() for key, value in observation.items()})
         actions, _ = self._predict_arrays(*arrays, None, None, deterministic)

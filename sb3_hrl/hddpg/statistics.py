@@ -3,11 +3,14 @@
 import numpy as np
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
+from sb3_hrl.common.goals import EnvGoalTask
 from sb3_hrl.common.subgoals import SubgoalBounds
+from sb3_hrl.common.twin import Attributes
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.hddpg.subgoal_bounds import fit_bounds, initial_bounds
 
-# Input statistics are refreshed once so many new steps are there, the subgoals' bounds once per so many steps
+# Input statistics are refreshed once so many new steps are there; once per so many steps the environment is asked again what
+# success is, and the subgoals' bounds are fitted
 NORMALIZER_INTERVAL = 100
 BOUNDS_INTERVAL = 1_000
 
@@ -32,13 +35,20 @@ class Statistics:
             self._has_bounds = True
             policy.set_bounds(initial_bounds(policy.config.subgoals, goals, threshold, policy.goal_space))
 
-    def update(self, policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, threshold: float) -> None:
+    def update(
+        self,
+        policy: HierarchicalPolicy,
+        buffer: SharedMemoryReplayBuffer,
+        task: EnvGoalTask,
+        attributes: Attributes | None = None,
+    ) -> None:
         """
         Take in new steps, as far as it is time to.
 
         :param policy: learns from them
         :param buffer: has them
-        :param threshold: distance at which a subgoal counts as reached
+        :param task: the environment's goals
+        :param attributes: of the environment, see :meth:`~sb3_hrl.common.goals.EnvGoalTask.ask_again`
         """
         heads = buffer.shards.head.copy()
         n_added = int(heads.sum())
@@ -47,8 +57,10 @@ class Statistics:
         if policy.normalize_inputs:
             self._normalize(policy, buffer, heads)
         if n_added - self._n_bounds >= BOUNDS_INTERVAL or self._n_bounds == 0:
+            task.ask_again(attributes)
+            policy.subgoal_threshold.fill_(task.threshold)
             bounds = SubgoalBounds(*(bound.cpu().numpy() for bound in policy.bounds))
-            policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, threshold))
+            policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, task.threshold))
             self._n_bounds = n_added
         planner = policy.config.planner
         if planner is not None and n_added - self._n_planned >= planner.update_interval:

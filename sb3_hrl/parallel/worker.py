@@ -12,6 +12,7 @@ from sb3_hrl.common.checks import require
 from sb3_hrl.common.spaces import ActionBorder
 from sb3_hrl.common.step_storage import check_finite, is_failure
 from sb3_hrl.common.subgoals import SegmentEnd
+from sb3_hrl.common.twin import Attributes, plain_attributes
 from sb3_hrl.common.weight_sync import WeightSource
 
 # What comes home of an info when an episode ends: what SB3's Monitor adds, and what SB3's logger and callbacks read
@@ -129,6 +130,7 @@ class Report(NamedTuple):
     version: int  # of the weights that it acted with
     episodes: list[tuple[int, dict[str, Any]]]  # environment and info of each episode that ended
     statistics: list[int]  # sums over segments, see Agent.statistics
+    attributes: Attributes | None = None  # of the first of all environments, from the worker that has it
 
 
 class Worker:
@@ -249,4 +251,5 @@ class Worker:
             check_finite(rows, self._task.columns)
             writer.write(rows, self._episode_ends[i, :n], self._segment_ends[i, :n])
         episodes, self._episodes, self.n_staged = self._episodes, [], 0
-        return Report(n * len(self._envs), self._version, episodes, self._agent.statistics())
+        attributes = plain_attributes(self._envs[0]) if self._first_env == 0 else None
+        return Report(n * len(self._envs), self._version, episodes, self._agent.statistics(), attributes)

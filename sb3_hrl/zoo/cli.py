@@ -21,6 +21,7 @@ COMMANDS = {
 OWN_COMMANDS: dict[str, tuple[str, str]] = {
     "curves": ("sb3_hrl.zoo.commands.curves", "one figure of the curves of a log folder's runs"),
     "doctor": ("sb3_hrl.zoo.commands.doctor", "what is wrong with an environment, and with the run that was trained on it"),
+    "export": ("sb3_hrl.zoo.commands.export", "an ONNX file of an agent"),
     "watch": ("sb3_hrl.zoo.commands.watch", "a GIF or MP4 of an agent with its subgoals in the scene, or a map of its maze"),
 }
 

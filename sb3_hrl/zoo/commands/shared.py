@@ -10,7 +10,8 @@ from typing import Any
 
 import gymnasium as gym
 import yaml
-from rl_zoo3.utils import get_wrapper_class
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import get_model_path, get_wrapper_class
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -27,6 +28,35 @@ def add_env_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("--env", required=True, help="environment ID")
     parser.add_argument("--gym-packages", nargs="+", default=[], metavar="PACKAGE", help="packages that register environments")
+
+
+def add_agent_arguments(parser: argparse.ArgumentParser, algos: Sequence[str]) -> None:
+    """
+    :param parser: of a command, which gets what says where an agent lies, with the names of the zoo's ``enjoy``
+    :param algos: algorithms that the command can work with
+    """
+    parser.add_argument("--algo", default=ALGO, choices=algos, help="RL Algorithm")
+    add_env_arguments(parser)
+    parser.add_argument("-f", "--folder", default="logs", help="Log folder")
+    parser.add_argument("--exp-id", default=0, type=int, help="Experiment ID (default: 0: latest, -1: no exp folder)")
+    parser.add_argument("--load-best", action="store_true", help="Load best model instead of last model if available")
+    parser.add_argument("--load-checkpoint", type=int, help="Load the checkpoint of this number of timesteps")
+    parser.add_argument("--load-last-checkpoint", action="store_true", help="Load last checkpoint instead of last model")
+
+
+def find_agent(args: argparse.Namespace) -> tuple[Path, Path]:
+    """
+    :param args: of the command line, see :func:`add_agent_arguments`
+    :return: the agent's file, and the folder of its run
+    :raises FileNotFoundError: if there is none
+    """
+    choice = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
+    try:
+        _, model, folder = get_model_path(args.exp_id, args.folder, args.algo, EnvironmentName(args.env), *choice)
+    except (AssertionError, ValueError) as error:
+        raise FileNotFoundError(str(error)) from error
+    print(f"Loading {model}")
+    return Path(model), Path(folder)
 
 
 def register_envs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_saved_hyperparams
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -21,9 +21,10 @@ from sb3_hrl.visual.rendering import Scene
 from sb3_hrl.visual.video import SUFFIXES, check_numbers, check_path
 from sb3_hrl.zoo.commands.shared import (
     FORMATS,
-    add_env_arguments,
+    add_agent_arguments,
     check_output,
     default_hyperparameters,
+    find_agent,
     make_env,
     register_envs,
 )
@@ -42,13 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     :return: of the command line, with the names of the zoo's ``enjoy``
     """
     parser = argparse.ArgumentParser(prog="python -m sb3_hrl watch", description=__doc__)
-    parser.add_argument("--algo", default=ALGO, choices=list(ALGOS), help="RL Algorithm")
-    add_env_arguments(parser)
-    parser.add_argument("-f", "--folder", default="logs", help="Log folder")
-    parser.add_argument("--exp-id", default=0, type=int, help="Experiment ID (default: 0: latest, -1: no exp folder)")
-    parser.add_argument("--load-best", action="store_true", help="Load best model instead of last model if available")
-    parser.add_argument("--load-checkpoint", type=int, help="Load the checkpoint of this number of timesteps")
-    parser.add_argument("--load-last-checkpoint", action="store_true", help="Load last checkpoint instead of last model")
+    add_agent_arguments(parser, list(ALGOS))
     parser.add_argument("--train", type=int, metavar="STEPS", help="train an agent first, for so many environment steps")
     parser.add_argument("-n", "--n-episodes", default=3, type=int, help="number of episodes in the video (default: 3)")
     parser.add_argument(
@@ -207,17 +202,15 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Path]:
     :return: the agent, its environment (a VecEnv of one), and the folder of the run
     """
     env_name = EnvironmentName(args.env)
-    choice = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
     try:
-        _, model_path, log_path = get_model_path(args.exp_id, args.folder, args.algo, env_name, *choice)
-    except (AssertionError, ValueError) as error:
+        model_path, log_path = find_agent(args)
+    except FileNotFoundError as error:
         raise SystemExit(f"watch: {error}. Train an agent first (--train STEPS does), or say where it is (-f).") from error
-    print(f"Loading {model_path}")
     set_random_seed(args.seed)
-    hyperparams, stats_path = get_saved_hyperparams(str(Path(log_path) / env_name), test_mode=True)
+    hyperparams, stats_path = get_saved_hyperparams(str(log_path / env_name), test_mode=True)
     env_kwargs = hyperparams.pop("env_kwargs", {})
     # What was given on the command line of the training, and of this
-    saved = read_arguments(Path(log_path)).get("env_kwargs")
+    saved = read_arguments(log_path).get("env_kwargs")
     env_kwargs = env_kwargs if saved is None else saved
     env_kwargs = {**env_kwargs, **(args.env_kwargs or {})}
     if args.output is not None:
@@ -236,4 +229,4 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Path]:
     kwargs: dict[str, Any] = {"env": env, "buffer_size": 1} if is_hindsight else {}
     schedules = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
     model = ALGOS[args.algo].load(model_path, custom_objects=schedules, device=args.device, seed=args.seed, **kwargs)
-    return model, env, Path(log_path)
+    return model, env, log_path
