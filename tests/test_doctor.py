@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(180)
 
 ROOT = Path(__file__).parents[1]
 UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+SMALL = spaces.Box(-0.5, 0.5, (2,), np.float64)
 
 
 def space(**changed: spaces.Space) -> spaces.Dict:
@@ -212,6 +213,40 @@ def random_reward(achieved, desired, info):
     return np.random.default_rng().integers(-1, 1, np.shape(achieved)[:-1]).astype(float)
 
 
+class Matrix(PointEnv):
+    """Goals, actions and observations of other shapes than vectors; says so if it is asked otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        goal = spaces.Box(-np.inf, np.inf, (1, 2), np.float64)
+        self.observation_space = space(
+            observation=spaces.Box(-2, 2, (1, 1), np.float32), achieved_goal=goal, desired_goal=goal
+        )
+        self.action_space = spaces.Box(-2.0, 2.0, (2, 1), np.float64)
+
+    def _obs(self):
+        obs = super()._obs()
+        goals = {key: obs[key][None] for key in ("achieved_goal", "desired_goal")}
+        return {"observation": obs["observation"][:1, None].astype(np.float32), **goals}
+
+    def step(self, action):
+        return super().step(action[:, 0])
+
+    def compute_reward(self, achieved, desired, info):
+        assert np.shape(achieved)[-2:] in [(1, 2), (2,)]
+        achieved, desired = (np.reshape(goal, (*goal.shape[:-2], 2)) for goal in (achieved, desired))
+        return super().compute_reward(achieved, desired, info)
+
+
+class RandomMatrix(Matrix):
+    """Its reward is not a function of the goals."""
+
+    def compute_reward(self, achieved, desired, info):
+        n = np.shape(achieved)[:-2]
+        assert np.ndim(achieved) == 1 or np.shape(achieved)[-2:] == (1, 2)
+        return np.random.default_rng().integers(-1, 1, n).astype(float)
+
+
 ENV_FAULTS = [
     ("goal_spaces", lambda: other("observation_space", spaces.Dict(observation=UNBOUNDED)), {}),
     ("goal_spaces", lambda: other("observation_space", space(desired_goal=spaces.Box(-1, 1, (3,)))), {}),
@@ -221,6 +256,7 @@ ENV_FAULTS = [
     ("non_finite", lambda: Changed(nan_at_times), {}),
     ("outside_space", lambda: other("observation_space", space(observation=spaces.Box(-0.1, 0.1, (3,), np.float64))), {}),
     ("outside_space", lambda: other("observation_space", space(observation=spaces.Box(-9, 9, (3,), np.float32))), {}),
+    ("outside_space", lambda: other("observation_space", space(achieved_goal=SMALL, desired_goal=SMALL)), {}),
     ("reused_arrays", Reused, {}),
     ("continuing_task", lambda: other("continuing_task", True), {}),
     ("moving_goal", Wandering, {}),
@@ -234,6 +270,7 @@ ENV_FAULTS = [
     ("same_goal", lambda: Placed([0.3, 0.3]), {}),
     ("long_segments", PointEnv, dict(subgoal_steps=21)),
     ("random_reward", lambda: Rewarded(random_reward), {}),
+    ("random_reward", lambda: RandomMatrix(), {}),
     ("goal_reward", lambda: PointEnv(dense=True), {}),
     ("goal_reward", lambda: Rewarded(lambda a, g, info: float(np.linalg.norm(a - g) <= 0.1) - 1.0), {}),
     ("goal_reward", lambda: Rewarded(lambda a, g, info: np.zeros(np.shape(a)[:-1])), {}),
@@ -272,6 +309,7 @@ def test_planted_fault_of_an_environment(name, make, options):
         lambda: TimeLimit(PointEnv(max_steps=10**9), 30),
         lambda: Rewarded(lambda a, g, info: 1.0 * is_near(a, g)),
         lambda: BitFlippingEnv(n_bits=6, continuous=True),
+        Matrix,
     ],
 )
 def test_silent_on_sound_environments(make):

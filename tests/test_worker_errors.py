@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch as th
 from conftest import FaultyEnv, PointEnv, point_env_fn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import ActionNoise
+from torch import nn
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector, SerialCollector
 from sb3_hrl.common.shared_memory import SharedArrays
@@ -229,6 +232,32 @@ def test_an_oracle_may_be_a_local_function(make_model):
 
     model = make_model(low_kwargs=dict(oracle=zeros))
     assert model.learn(100).num_timesteps == 100
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_noise_and_activation_may_be_local_classes(make_model, start_method):
+    class Noise(ActionNoise):
+        def __call__(self) -> np.ndarray:
+            return np.array([0.25, -0.25])
+
+    class Swish(nn.Module):
+        def forward(self, x: th.Tensor) -> th.Tensor:
+            return x * th.sigmoid(x)
+
+    model = make_model(
+        env_kwargs=dict(start_method=start_method),
+        policy_kwargs=dict(net_arch=[16], activation_fn=Swish),
+        action_noise=Noise(),
+        exploration_kwargs=dict(random_action_prob=0.0),
+        learning_starts=0,
+    )
+    # Batches come from a process, too
+    model.prefetch_depth = 2
+    model.learn(100)
+    assert model.num_timesteps == 100
+    rows = model.replay_buffer.shards.rows[0, :5, model.replay_buffer.columns["action"]]
+    # With fresh networks actions are near 0, so that they show the noise
+    np.testing.assert_allclose(rows, np.tile([0.25, -0.25], (5, 1)), atol=0.2)
 
 
 @pytest.mark.parametrize("where", ["callback", "thread"])

@@ -15,6 +15,7 @@ from sb3_hrl.common.hindsight import hindsight_count, sample_goal_steps
 from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards
 from sb3_hrl.common.shards import Read, Shards, View, spans
 from sb3_hrl.common.shared_memory import SharedArrays
+from sb3_hrl.common.spaces import goal_space
 from sb3_hrl.common.step_storage import GOAL_KEYS, StepStorage
 from sb3_hrl.common.type_aliases import HighSamples, LowSamples
 
@@ -258,7 +259,7 @@ class SharedMemoryReplayBuffer(StepStorage):
             # r_t = reward(s_{t+1}, g): what was achieved after the step, with the new goal. In this process, by the
             # environment's method: `env_method` would cost a round trip, and meet a pending step of asynchronous workers
             assert self.compute_reward is not None
-            space = self.observation_space["desired_goal"]  # type: ignore[index]
+            space = goal_space(self.observation_space)
             achieved, goals = (rows[:n_hindsight, columns[field]] for field in ("next_achieved_goal", "desired_goal"))
             rewards = check_rewards(goal_rewards(self.compute_reward, space, achieved, goals))
             rows[:n_hindsight, columns["reward"]] = rewards[:, None]

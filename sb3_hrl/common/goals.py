@@ -11,10 +11,14 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hrl.common.probes import around, between, probe_distances, unit_blocks
-from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards, in_goal_space, is_whole
+from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards
+from sb3_hrl.common.spaces import existing_goals, flat_limits, flatten, goal_space, in_goal_space, is_whole
 from sb3_hrl.common.twin import Attributes, Twin
 
 __all__ = ["ComputeReward", "EnvGoalTask", "GoalTask", "check_reward", "goal_task_from_env"]
+
+# Goals to try a reward with are drawn from no farther away
+_WIDE = 1e3
 
 
 class GoalTask:
@@ -62,7 +66,7 @@ class GoalTask:
         self._is_whole = is_whole(goal_space)
         self._goals = goals
         seen = goals if achieved is None else np.concatenate([goals, achieved])
-        self._blocks = [] if self._is_whole else unit_blocks(seen)
+        self._seen, self._blocks = seen, [] if self._is_whole else unit_blocks(seen)
         self._set(compute_reward, threshold, ends_at_success)
 
     def _set(self, compute_reward: ComputeReward, threshold: float | None, ends_at_success: bool) -> None:
@@ -99,7 +103,11 @@ class GoalTask:
         :param distances: increasing
         :return: rewards of what lies at each distance from each goal, shape (len(distances), n_probes)
         """
-        return self.rewards(*_pairs(goals, distances, self._blocks)).reshape(len(distances), -1)
+        return self.rewards(*self._probes(goals, distances)).reshape(len(distances), -1)
+
+    def _probes(self, goals: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """:return: what lies at each distance from each goal, and the goal, shapes (n_distances * n_probes, goal_dim)"""
+        return _pairs(existing_goals(around(goals, distances, self._blocks), self.goal_space, self._seen), goals)
 
     def _tolerance(self, goals: np.ndarray, distances: np.ndarray, rewards: np.ndarray) -> float:
         """
@@ -146,7 +154,7 @@ class EnvGoalTask(GoalTask):
         achieved: np.ndarray | None = None,
     ):
         self._twin, self._given = twin, threshold
-        compute_reward, threshold = _goal_reward(twin.env, threshold)
+        compute_reward, threshold = _goal_reward(twin.env, threshold, goal_space)
         ends_at_success = _ends_at_success(twin.env, goals[0], goal_space)
         super().__init__(compute_reward, goals, threshold, ends_at_success, goal_space, achieved)
         if twin.can_ask:
@@ -172,7 +180,7 @@ class EnvGoalTask(GoalTask):
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        compute_reward, threshold = _goal_reward(twin.env, self._given)
+        compute_reward, threshold = _goal_reward(twin.env, self._given, self.goal_space)
         self._set(compute_reward, threshold, _ends_at_success(twin.env, self._goals[0], self.goal_space))
 
     def _agrees(self) -> bool:
@@ -182,7 +190,7 @@ class EnvGoalTask(GoalTask):
         outer = int(np.argmin(reached))
         # In steps of 1 % where the tolerance lies
         distances = np.append(distances, np.linspace(distances[max(outer - 1, 0)], distances[outer], 26))
-        pairs = _pairs(goals, distances, self._blocks)
+        pairs = self._probes(goals, distances)
         theirs = goal_rewards(lambda *args: self._twin.ask("compute_reward", *args), self.goal_space, *pairs)
         if not np.allclose(self.rewards(*pairs), theirs, equal_nan=True):
             return False
@@ -194,9 +202,9 @@ class EnvGoalTask(GoalTask):
         )
 
 
-def _pairs(goals: np.ndarray, distances: np.ndarray, blocks: list[slice]) -> tuple[np.ndarray, np.ndarray]:
-    """:return: what lies at each distance from each goal, and the goal, shapes (n_distances * n_probes, goal_dim)"""
-    achieved, desired = np.broadcast_arrays(around(goals, distances, blocks), goals)
+def _pairs(points: np.ndarray, goals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """:return: points of shape (..., n, goal_dim) and the goal of each, both of shape (n_points, goal_dim)"""
+    achieved, desired = np.broadcast_arrays(points, goals)
     return achieved.reshape(-1, goals.shape[1]), desired.reshape(-1, goals.shape[1])
 
 
@@ -228,14 +236,15 @@ def _is_sparse(rewards: np.ndarray, best_reward: float, threshold: float | None)
 
 
 def _goal_space(env: VecEnv) -> spaces.Space | None:
-    """:return: the space of desired goals, if there are any"""
-    return env.observation_space["desired_goal"] if isinstance(env.observation_space, spaces.Dict) else None
+    """:return: the space of goals, if there are any"""
+    return goal_space(env.observation_space) if isinstance(env.observation_space, spaces.Dict) else None
 
 
-def _goal_reward(local: gym.Env, threshold: float | None) -> tuple[ComputeReward, float | None]:
+def _goal_reward(local: gym.Env, threshold: float | None, space: spaces.Space | None) -> tuple[ComputeReward, float | None]:
     """
     :param local: an environment of this process
     :param threshold: distance at which a goal counts as reached, if given
+    :param space: goal space of the training environment
     :return: its reward function, and the threshold, if need be the environment's own
     """
     try:
@@ -245,9 +254,31 @@ def _goal_reward(local: gym.Env, threshold: float | None) -> tuple[ComputeReward
             "A goal-conditioned environment needs a method `compute_reward(achieved_goal, desired_goal, info)`, "
             "see gymnasium_robotics.core.GoalEnv."
         ) from error
+    _check_same_goals(local, space)
     if threshold is None and getattr(local.unwrapped, "reward_type", None) == "dense":
         threshold = getattr(local.unwrapped, "distance_threshold", None)
     return compute_reward, threshold
+
+
+def _check_same_goals(local: gym.Env, space: spaces.Space | None) -> None:
+    """
+    :param local: an environment of this process that has ``compute_reward``
+    :param space: goal space of the training environment
+    :raises ValueError: if a wrapper on top of what has ``compute_reward`` has changed the shape of goals
+    """
+    owner = local
+    while isinstance(owner, gym.Wrapper) and not (hasattr(type(owner), "compute_reward") or "compute_reward" in vars(owner)):
+        owner = owner.env
+    if space is None or not isinstance(owner.observation_space, spaces.Dict):
+        return
+    own = owner.observation_space.spaces.get("desired_goal", space)
+    if own.shape != space.shape:
+        raise ValueError(
+            f"A wrapper, such as VecFrameStack or FrameStackObservation, makes goals of shape {space.shape} out of those of "
+            f"shape {own.shape} that `compute_reward` takes: leave goals as they are. For a history of observations wrap the "
+            "single environment, so that only `observation` grows: `rl_zoo3.wrappers.HistoryWrapperObsDict` (`env_wrapper` in "
+            "the zoo, `wrapper_class` of make_vec_env)."
+        )
 
 
 def _ends_at_success(local: gym.Env, goal: np.ndarray, space: spaces.Space | None) -> bool:
@@ -302,15 +333,17 @@ def check_reward(env: VecEnv, threshold: float | None = None) -> None:
     :raises ValueError: if the reward function is missing, fails on arrays, or does not say what reaching a goal means
     """
     space = copy.deepcopy(_goal_space(env))
-    assert space is not None
+    assert isinstance(space, spaces.Box | spaces.MultiBinary)
     space.seed(0)
-    goals = np.stack([np.asarray(space.sample(), dtype=np.float32).ravel() for _ in range(4)])
-    achieved, desired = np.broadcast_arrays(around(goals, probe_distances(is_whole(space)), []), goals)
-    shape = (-1, goals.shape[1])
+    # Near the origin where the space is wide: probes of a goal of 1e30 would be that goal again
+    middle = np.clip(0.0, *flat_limits(space))
+    goals = np.concatenate([flatten(space.sample(), 1) for _ in range(4)])
+    goals = np.clip(goals, middle - _WIDE, middle + _WIDE).astype(np.float32)
+    pairs = _pairs(existing_goals(around(goals, probe_distances(is_whole(space)), []), space, goals), goals)
     with contextlib.closing(Twin(env)) as twin:
-        compute_reward, threshold = _goal_reward(twin.env, threshold)
+        compute_reward, threshold = _goal_reward(twin.env, threshold, space)
         _ends_at_success(twin.env, goals[0], space)
         best_reward = goal_rewards(compute_reward, space, goals, goals).max()
-        rewards = goal_rewards(compute_reward, space, achieved.reshape(shape), desired.reshape(shape))
+        rewards = goal_rewards(compute_reward, space, *pairs)
     if not np.isnan(best_reward):
         _is_sparse(rewards, float(best_reward), threshold)

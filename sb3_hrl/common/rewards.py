@@ -6,41 +6,18 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_hrl.common.spaces import in_goal_space
+
 ComputeReward = Callable[[np.ndarray, np.ndarray, Any], np.ndarray]
 
 _EXAMPLE = "`-(np.linalg.norm(achieved_goal - desired_goal, axis=-1) > 0.05).astype(np.float32)`"
 
 
-def is_whole(space: spaces.Space | None) -> bool:
-    """
-    :param space: goal space
-    :return: whether goals are whole numbers or bits
-    """
-    return space is not None and space.dtype is not None and not np.issubdtype(space.dtype, np.floating)
-
-
-def in_goal_space(goals: np.ndarray, space: spaces.Space | None) -> np.ndarray:
-    """
-    Goals as the environment has them: the learner keeps them flat, in float32.
-
-    Whole numbers and bits are rounded to the nearest one of the space, as subgoals and probes lie anywhere, and an environment
-    may look them up in a table. Real numbers stay in the precision that they have: float64 would add no digits.
-
-    :param goals: shape (n, goal_dim)
-    :param space: goal space; ``None`` to leave them as they are
-    :return: shape (n, *space.shape)
-    """
-    if space is None or space.shape is None:
-        return goals
-    goals = goals.reshape(-1, *space.shape)
-    if not is_whole(space):
-        return goals
-    goals = np.rint(goals)
-    if isinstance(space, spaces.Box):
-        goals = np.clip(goals, space.low, space.high)
-    elif isinstance(space, spaces.MultiBinary):
-        goals = np.clip(goals, 0, 1)
-    return goals.astype(space.dtype)
+def empty_infos(n: int) -> np.ndarray:
+    """:return: an array of ``n`` empty infos: one dict for all, as thousands of them would take longer than the rewards"""
+    infos = np.empty(n, dtype=object)
+    infos.fill({})
+    return infos
 
 
 def goal_rewards(
@@ -58,9 +35,7 @@ def goal_rewards(
     """
     n = len(achieved)
     arguments = in_goal_space(achieved, space), in_goal_space(desired, space)
-    # One dict for all: thousands of them would take longer than the rewards
-    infos = np.empty(n, dtype=object)
-    infos.fill({})
+    infos = empty_infos(n)
     called_with = f"two arrays of goals of shape {arguments[0].shape} and an array of {n} empty infos"
     try:
         returned = compute_reward(*arguments, infos)

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_hrl.common.shards import SPAN_COLUMNS, Shards
+from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.subgoals import SegmentEnd
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
@@ -136,7 +137,7 @@ class StepStorage(ReplayBuffer):
 
     def _stage(self, field: str, value: np.ndarray) -> None:
         """Put a value of every environment, shape (n_envs, ...), into its columns of the rows to be written."""
-        self._staging[:, self._columns[field]] = np.reshape(value, (self.n_envs, -1))
+        self._staging[:, self._columns[field]] = flatten(value, self.n_envs)
 
     def end_episodes(self) -> None:
         """Close the running episodes where they are (the environments were reset from outside); open segments are dropped."""

@@ -88,17 +88,20 @@ def is_missed(reached: np.ndarray | bool, left: np.ndarray | float, way: np.ndar
     return np.logical_not(reached) & (np.asarray(left) > MISSED_SHARE * np.asarray(way))
 
 
-def visited_bounds(goals: np.ndarray, margin: float, quantile: float = 0.005) -> tuple[np.ndarray, np.ndarray]:
+def visited_bounds(
+    goals: np.ndarray, margin: float, limits: tuple[Any, Any] = (-np.inf, np.inf), quantile: float = 0.005
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Box of the goals seen so far, without the outermost ``quantile`` on each side.
 
     :param goals: achieved and desired goals, shape (n, goal_dim)
     :param margin: added on each side, in the units of the goal
+    :param limits: lowest and highest goals of the declared space, which the margin does not cross; goals that were seen do
     :param quantile: share of outliers dropped on each side
     :return: lower and upper bounds, each of shape (goal_dim,)
     """
     low, high = np.quantile(goals, [quantile, 1.0 - quantile], axis=0)
-    return low - margin, high + margin
+    return np.minimum(low, np.maximum(low - margin, limits[0])), np.maximum(high, np.minimum(high + margin, limits[1]))
 
 
 def reachable_radius(moves: np.ndarray, low: np.ndarray, high: np.ndarray, threshold: float) -> np.ndarray:

@@ -12,6 +12,7 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hrl.common.goals import GoalTask, goal_task_from_env
+from sb3_hrl.common.rewards import empty_infos
 from sb3_hrl.doctor.episode_checks import EPISODE_CHECKS
 from sb3_hrl.doctor.findings import Finding, by_severity, error, has_error
 from sb3_hrl.doctor.goal_checks import GOAL_CHECKS, TOLERANCE_CHECKS
@@ -62,8 +63,8 @@ def random_reward(survey: Survey) -> Finding | None:
         compute_reward = survey.env.get_wrapper_attr("compute_reward")
     except AttributeError:
         return None
-    goals = survey.start_goals("achieved_goal"), survey.start_goals("desired_goal")
-    infos: list[dict[str, Any]] = [{}] * len(goals[0])
+    goals = survey.starts["achieved_goal"], survey.starts["desired_goal"]
+    infos = empty_infos(len(goals[0]))
     try:
         first, second = (np.asarray(compute_reward(*goals, infos)) for _ in range(2))
     except Exception:

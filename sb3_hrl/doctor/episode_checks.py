@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sb3_hrl.common.buffers import GOAL_KEYS
+from sb3_hrl.common.spaces import flatten
 from sb3_hrl.doctor.findings import Finding, error, warning
 from sb3_hrl.doctor.survey import Survey, differ
 
@@ -26,7 +27,7 @@ def outside_space(survey: Survey) -> Finding | None:
     for key in GOAL_KEYS:
         space = survey.env.observation_space[key]  # type: ignore[index]
         rows = [row for values in (survey.starts[key], *(e.observations[key] for e in survey.episodes)) for row in values]
-        n_outside = sum(bool(np.isfinite(row).all()) and not space.contains(row) for row in rows)
+        n_outside = sum(bool(np.isfinite(row).all()) and not space.contains(np.asarray(row)) for row in rows)
         if n_outside > 0:
             outside.append(f"`{key}` in {n_outside} of {len(rows)} steps ({rows[0].dtype}, {rows[0].shape}; space {space})")
     if not outside:
@@ -66,7 +67,8 @@ def continuing_task(survey: Survey) -> Finding | None:
 def moving_goal(survey: Survey) -> Finding | None:
     """The desired goal changes within an episode."""
     goals = [episode.observations["desired_goal"] for episode in survey.episodes]
-    n_changes = sum(int((values[1:] != values[:-1]).reshape(len(values) - 1, -1).any(axis=1).sum()) for values in goals)
+    changes = [flatten(values[1:] != values[:-1], len(values) - 1, np.bool_).any(axis=1) for values in goals]
+    n_changes = sum(int(changed.sum()) for changed in changes)
     if n_changes == 0 or continuing_task(survey) is not None:
         return None
     n_steps = sum(len(values) - 1 for values in goals)

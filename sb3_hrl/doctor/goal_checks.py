@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sb3_hrl.common.rewards import empty_infos
+from sb3_hrl.common.spaces import flatten
 from sb3_hrl.doctor.findings import Finding, error, rounded, warning
 from sb3_hrl.doctor.survey import Episode, Survey
 
@@ -24,7 +26,8 @@ def reward_differs(survey: Survey) -> Finding | None:
     n_different, largest, n_steps = 0, 0.0, 0
     for episode in survey.episodes:
         achieved, desired = (episode.observations[key][1:] for key in ("achieved_goal", "desired_goal"))
-        computed = np.asarray(survey.task.compute_reward(achieved, desired, [{}] * len(achieved)), np.float64).reshape(-1)
+        returned = survey.task.compute_reward(achieved, desired, empty_infos(len(achieved)))
+        computed = np.asarray(returned, np.float64).reshape(-1)
         difference = np.abs(computed - episode.rewards)
         n_different += int((difference > 1e-4 + 1e-4 * np.abs(computed)).sum())
         largest, n_steps = max(largest, float(difference.max())), n_steps + len(difference)
@@ -59,7 +62,7 @@ def success_differs(survey: Survey) -> Finding | None:
 
 def zero_tolerance(survey: Survey) -> Finding | None:
     """A goal of real numbers counts as reached only by itself."""
-    goals = survey.starts["desired_goal"].reshape(len(survey.starts["desired_goal"]), -1).astype(np.float64)
+    goals = flatten(survey.starts["desired_goal"], len(survey.starts["desired_goal"]), np.float64)
     nearby = goals + 1e-6
     if not survey.task.is_sparse or not survey.has_real_goals or survey.task.success(nearby, goals).any():
         return None

@@ -8,6 +8,7 @@ from gymnasium import spaces
 
 from sb3_hrl.common.buffers import GOAL_KEYS
 from sb3_hrl.common.goals import GoalTask
+from sb3_hrl.common.spaces import flatten
 from sb3_hrl.hddpg.config import SubgoalConfig
 
 Observation = dict[str, np.ndarray]
@@ -90,7 +91,7 @@ def time_limit_of(env: gym.Env) -> int | None:
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32).reshape(len(values), -1)
+    return flatten(values, len(values))
 
 
 def _stack(observations: list[Observation]) -> Observation:

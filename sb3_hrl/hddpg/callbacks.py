@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import EvalCallback
 
+from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.type_aliases import SubgoalState
 from sb3_hrl.hddpg.level import AT_BOUND
@@ -45,7 +46,7 @@ class HierarchicalEvalCallback(EvalCallback):
         else:
             after = locals_["new_observations"]["achieved_goal"][locals_["i"]]
         segments = Segments.from_state(state)
-        achieved = np.reshape(after, (1, -1)).astype(np.float32)
+        achieved = flatten(after, 1)
         (end,) = segments.advance(achieved, [locals_["done"]], acting.max_steps, acting.threshold)
         if end != SegmentEnd.NONE:
             sums["ended"] += 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from stable_baselines3.common.noise import ActionNoise
 
+from sb3_hrl.common.spaces import flatten
 from sb3_hrl.hddpg.choosers import (
     Situation,
     best_candidate,
@@ -64,7 +65,7 @@ class Explorer:
         :param achieved_goal: float32, shape (n_envs, goal_dim)
         :param goal: desired goals, float32, shape (n_envs, goal_dim)
         :param is_warm_up: whether actions and subgoals are uniformly random
-        :param action_noise: noise on the low level's actions in place of its own, shape (n_envs, action_dim)
+        :param action_noise: noise on the low level's actions in place of its own, float32, shape (n_envs, action_dim)
         :return: actions scaled to [-1, 1], shape (n_envs, action_dim)
         """
         if self.segments.needs_subgoal:
@@ -75,7 +76,7 @@ class Explorer:
         greedy = policy.act(observation, achieved_goal, self.segments.subgoals)
         noise, random_envs, random_actions = self._next_noise(policy)
         if action_noise is not None:
-            noise = action_noise.astype(np.float32)
+            noise = action_noise
         noisy = np.minimum(np.maximum(greedy + noise, np.float32(-1.0)), np.float32(1.0))
         if len(random_envs) > 0:
             noisy[random_envs] = random_actions[random_envs]
@@ -167,7 +168,7 @@ class WorkerAgent:
         others = np.random.get_state()
         np.random.set_state(self._noise_state)
         try:
-            return np.stack([noise() for noise in self._noises])
+            return flatten([noise() for noise in self._noises], len(self._noises))
         finally:
             self._noise_state = np.random.get_state()
             np.random.set_state(others)

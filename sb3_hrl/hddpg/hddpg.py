@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, new_generator
 from sb3_hrl.common.checks import check_argument_names
 from sb3_hrl.common.goals import EnvGoalTask, check_reward, goal_task_from_env
+from sb3_hrl.common.spaces import flatten
 from sb3_hrl.hddpg.async_algorithm import AsyncOffPolicyAlgorithm
 from sb3_hrl.hddpg.async_rollouts import AsyncRollouts, Untaken, collect_task, collector_of, n_steps_to_take
 from sb3_hrl.hddpg.batch_source import BatchSource, make_batch_source
@@ -271,11 +272,11 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             self.policy.numpy_policy(),
             *self.policy.flatten_obs(self._last_obs),
             is_warm_up=self.num_timesteps < learning_starts,
-            action_noise=None if action_noise is None else np.reshape(action_noise(), (n_envs, -1)),
+            action_noise=None if action_noise is None else flatten(action_noise(), n_envs),
         )
         if not np.isfinite(scaled).all():
             raise ValueError("The low level's action is not finite (NaN or infinite): lower the learning rate.")
-        return self.policy.unscale_action(scaled), scaled
+        return self.policy.action_border.unflatten(scaled), scaled
 
     def _store_transition(
         self,
@@ -295,7 +296,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
                 for key, value in infos[env]["terminal_observation"].items():
                     next_obs[key][env] = value
         # In the precision that the buffer has
-        achieved = np.asarray(next_obs["achieved_goal"], dtype=np.float32).reshape(self.n_envs, -1)
+        achieved = flatten(next_obs["achieved_goal"], self.n_envs)
         segment_ends = self._explorer.step(self.policy.numpy_policy(), achieved, dones.tolist())
         replay_buffer.add(
             self._last_obs,  # type: ignore[arg-type]

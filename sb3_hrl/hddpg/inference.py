@@ -12,6 +12,7 @@ import torch as th
 from torch import nn
 
 from sb3_hrl.common.networks import NetworkCopy, NumpyNetwork, live_network, weights_vector
+from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.subgoals import SubgoalBounds, action_to_subgoal, is_reached, subgoal_to_action
 from sb3_hrl.hddpg.config import HierarchyConfig
 
@@ -126,8 +127,7 @@ class NumpyPolicy:
         :return: actions scaled to [-1, 1], shape (n, action_dim)
         """
         if self.config.low.oracle is not None:
-            actions = np.asarray(self.config.low.oracle(observation, achieved_goal, subgoal), dtype=np.float32)
-            return actions.reshape(len(observation), -1).clip(-1.0, 1.0)
+            return flatten(self.config.low.oracle(observation, achieved_goal, subgoal), len(observation)).clip(-1.0, 1.0)
         return self._low_actor(self._inputs(LOW, observation, achieved_goal, subgoal))
 
     def propose(self, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray) -> np.ndarray:

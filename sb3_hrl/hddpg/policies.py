@@ -13,6 +13,7 @@ from torch import nn
 from sb3_hrl.common.buffers import GOAL_KEYS, SharedMemoryReplayBuffer
 from sb3_hrl.common.checks import require
 from sb3_hrl.common.running_mean_std import RunningMeanStd
+from sb3_hrl.common.spaces import ActionBorder, flat_limits, flatten, goal_space, is_whole
 from sb3_hrl.common.subgoals import ArrayT, SubgoalBounds, is_reached, subgoal_to_action
 from sb3_hrl.common.type_aliases import SubgoalState
 from sb3_hrl.hddpg.choosers import Situation, choose_subgoals, draw_high_noise
@@ -103,12 +104,12 @@ class HierarchicalPolicy(BasePolicy):
         self._looked_at: tuple[Any, ...] = ()
         self._modules_looked_at: list[nn.Module] = []
 
-        goal_space = observation_space["desired_goal"]
+        self.goal_space = goal_space(observation_space)
         self.observation_dim = spaces.flatdim(observation_space["observation"])
-        self.goal_dim = spaces.flatdim(goal_space)
-        assert goal_space.dtype is not None
+        self.goal_dim = spaces.flatdim(self.goal_space)
         # Subgoals for goals that are whole numbers are such, too
-        self.rounds_goals = isinstance(goal_space, spaces.MultiBinary) or np.issubdtype(goal_space.dtype, np.integer)
+        self.rounds_goals = is_whole(self.goal_space)
+        self.action_border = ActionBorder(action_space)
         self._check_dimensions(self.config.subgoals)
         self._build()
 
@@ -196,16 +197,15 @@ class HierarchicalPolicy(BasePolicy):
 
     def set_bounds(self, bounds: SubgoalBounds) -> None:
         """
-        Set where subgoals may lie, within the bounds of the goal space.
+        Set where subgoals may lie. Bits may always be both; where goals are whole numbers, so are the bounds.
 
         :param bounds: arrays of shape (goal_dim,)
         """
         low, high, radius = bounds
-        goal_space = self.observation_space["desired_goal"]  # type: ignore[index]
-        if isinstance(goal_space, spaces.Box):
-            low, high = np.maximum(low, goal_space.low.ravel()), np.minimum(high, goal_space.high.ravel())
-        else:
-            low, high = np.zeros(self.goal_dim), np.ones(self.goal_dim)
+        if isinstance(self.goal_space, spaces.MultiBinary):
+            low, high = flat_limits(self.goal_space)
+        elif self.rounds_goals:
+            low, high = np.floor(low), np.ceil(high)
         for buffer, value in zip(self.bounds, (low, high, radius), strict=True):
             buffer.copy_(th.as_tensor(value))
         self._update_input_scaling()
@@ -309,9 +309,7 @@ class HierarchicalPolicy(BasePolicy):
         :param observation: batch of observations
         :return: observation, achieved and desired goal, float32, shapes (n, dim)
         """
-        observation_, achieved, goal = (
-            np.asarray(observation[key], dtype=np.float32).reshape(len(observation[key]), -1) for key in GOAL_KEYS
-        )
+        observation_, achieved, goal = (flatten(observation[key], len(observation[key])) for key in GOAL_KEYS)
         return observation_, achieved, goal
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -354,16 +352,14 @@ class HierarchicalPolicy(BasePolicy):
         :return: actions, and the state for the next call (with a first dimension even for a single observation)
         """
         check_predict_input(observation, self.observation_space)
-        assert isinstance(observation, dict)
+        assert isinstance(observation, Mapping)
         self.set_training_mode(False)
         self.check_modules()
-        vectorized = self.is_vectorized_observation(observation)
-        batch = observation if vectorized else {key: np.asarray(value)[None] for key, value in observation.items()}
-        arrays = self.flatten_obs(batch)
-        actions, new_state = self._predict_arrays(*arrays, state, episode_start, deterministic)
-        unscaled = self.unscale_action(actions)
-        unscaled = np.clip(unscaled, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
-        return (unscaled if vectorized else unscaled.squeeze(axis=0)), new_state
+        is_single = np.shape(observation["desired_goal"]) == self.goal_space.shape
+        batch = {key: np.asarray(observation[key])[None] for key in GOAL_KEYS} if is_single else observation
+        actions, new_state = self._predict_arrays(*self.flatten_obs(batch), state, episode_start, deterministic)
+        unscaled = self.action_border.unflatten(actions)
+        return (unscaled.squeeze(axis=0) if is_single else unscaled), new_state
 
     def _predict_arrays(
         self,

@@ -33,7 +33,7 @@ class Statistics:
         policy.subgoal_threshold.fill_(threshold)
         if not self._has_bounds:
             self._has_bounds = True
-            policy.set_bounds(initial_bounds(policy.config.subgoals, goals, threshold))
+            policy.set_bounds(initial_bounds(policy.config.subgoals, goals, threshold, policy.goal_space))
 
     def update(
         self,

@@ -3,6 +3,7 @@
 import numpy as np
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
+from sb3_hrl.common.spaces import GoalSpace, flat_limits, goal_space
 from sb3_hrl.common.subgoals import SubgoalBounds, displacements, reachable_radius, visited_bounds
 from sb3_hrl.hddpg.config import SubgoalConfig
 from sb3_hrl.hddpg.validation import per_dimension
@@ -11,14 +12,15 @@ from sb3_hrl.hddpg.validation import per_dimension
 WINDOW = 50_000
 
 
-def initial_bounds(config: SubgoalConfig, goals: np.ndarray, threshold: float) -> SubgoalBounds:
+def initial_bounds(config: SubgoalConfig, goals: np.ndarray, threshold: float, space: GoalSpace) -> SubgoalBounds:
     """
     :param config: what the user has set stays as it is
     :param goals: the first goals achieved and desired, shape (n, goal_dim)
     :param threshold: distance at which a subgoal counts as reached
+    :param space: goal space
     :return: bounds around them, and a radius that is just beyond the threshold, arrays of shape (goal_dim,)
     """
-    low, high = visited_bounds(goals, margin=2.0 * threshold, quantile=0.0)
+    low, high = visited_bounds(goals, margin=2.0 * threshold, limits=flat_limits(space), quantile=0.0)
     return _with_given(config, SubgoalBounds(low, high, np.full_like(low, 2.0 * threshold)))
 
 
@@ -40,7 +42,8 @@ def fit_bounds(
     moves = [
         displacements(steps["achieved_goal"], steps["next_achieved_goal"], steps["episode"], config.steps) for steps in shards
     ]
-    low, high = visited_bounds(np.concatenate(goals), margin=threshold)
+    limits = flat_limits(goal_space(buffer.observation_space))
+    low, high = visited_bounds(np.concatenate(goals), margin=threshold, limits=limits)
     low, high, radius = np.minimum(low, bounds.low), np.maximum(high, bounds.high), bounds.radius
     if sum(len(move) for move in moves) > 0:
         radius = np.maximum(radius, reachable_radius(np.concatenate(moves), low, high, threshold))

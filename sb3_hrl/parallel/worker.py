@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hrl.common.checks import require
+from sb3_hrl.common.spaces import ActionBorder
 from sb3_hrl.common.step_storage import check_finite, is_failure
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.twin import Attributes, plain_attributes
@@ -182,8 +183,7 @@ class Worker:
         # The fields that an observation gives are the first ones of a row
         self._current = np.zeros((n, columns["desired_goal"].stop), dtype=np.float32)
         self._inputs = [self._current[:, columns[key]] for key in ("observation", "achieved_goal", "desired_goal")]
-        self._low = task.action_space.low
-        self._half_range = 0.5 * (task.action_space.high - task.action_space.low)
+        self._action_border = ActionBorder(task.action_space)
         self.observations: list[dict[str, np.ndarray]] = []
         for i, (env, observation) in enumerate(zip(envs, observations, strict=True)):
             if observation is None:
@@ -193,7 +193,8 @@ class Worker:
 
     def _set_current(self, i: int, observation: dict[str, np.ndarray]) -> None:
         for key, part in zip(("observation", "achieved_goal", "desired_goal"), self._inputs, strict=True):
-            part[i] = observation[key].reshape(-1)
+            # A row converts what is written into it: `flatten` would do so twice
+            part[i] = np.asarray(observation[key]).ravel()
 
     @property
     def is_full(self) -> bool:
@@ -215,7 +216,7 @@ class Worker:
         rows[:, columns["action"]] = scaled
         for field, value in agent.fields().items():
             rows[:, columns[field]] = value
-        actions = self._low + self._half_range * (scaled + 1.0)
+        actions = self._action_border.unflatten(scaled)
         dones = [self._step_env(i, env, actions[i], rows[i]) for i, env in enumerate(self._envs)]
         self._episode_ends[:, self.n_staged] = dones
         segment_ends = agent.step(rows[:, columns["next_achieved_goal"]], dones)
@@ -228,8 +229,8 @@ class Worker:
     def _step_env(self, i: int, env: gym.Env, action: np.ndarray, row: np.ndarray) -> bool:
         columns = self._task.columns
         observation, reward, terminated, truncated, info = env.step(action)
-        row[columns["next_observation"]] = observation["observation"].reshape(-1)
-        row[columns["next_achieved_goal"]] = observation["achieved_goal"].reshape(-1)
+        row[columns["next_observation"]] = np.asarray(observation["observation"]).ravel()
+        row[columns["next_achieved_goal"]] = np.asarray(observation["achieved_goal"]).ravel()
         row[columns["reward"]] = reward
         done = bool(terminated or truncated)
         row[columns["terminated"]] = terminated if self._task.handle_timeout_termination else done

@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_hrl.common.buffers import GOAL_KEYS
+from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.type_aliases import SubgoalState
 
 
@@ -110,6 +111,6 @@ def _moment(
     subgoal, issued = None, False
     if isinstance(state, SubgoalState):
         subgoal, issued = state.subgoals[0].copy(), int(state.steps[0]) == 0
-    observation, achieved, goal = (np.array(obs[key], dtype=np.float32).ravel() for key in GOAL_KEYS)
+    observation, achieved, goal = (flatten(obs[key], 1)[0].copy() for key in GOAL_KEYS)
     success = bool(info.get("is_success", info.get("success", False)))
     return Moment(*when, observation, achieved, goal, subgoal, issued, is_last=False, success=success)
