@@ -221,6 +221,15 @@ class SharedMemoryReplayBuffer(StepStorage):
     def _to_device(self, array: np.ndarray) -> th.Tensor:
         return th.from_numpy(array).to(self.device)
 
+    def _check_hindsight(self) -> None:
+        if self.compute_reward is None:
+            raise ValueError(
+                f"`n_sampled_goal` is {self.n_sampled_goal}, but the buffer has no `compute_reward`, which belongs to an "
+                "environment and is not saved with the buffer. After `load_replay_buffer` set it again: "
+                "`model.replay_buffer.compute_reward = env.unwrapped.compute_reward` (what `replay_buffer_kwargs` has). To do "
+                "without hindsight set `model.replay_buffer.n_sampled_goal = 0`."
+            )
+
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
         """
         Transitions for SB3's own algorithms, ``n_sampled_goal`` virtual ones (with a goal in hindsight) per real one.
@@ -232,13 +241,8 @@ class SharedMemoryReplayBuffer(StepStorage):
         """
         columns = self._columns
         n_hindsight = hindsight_count(batch_size, self.n_sampled_goal)
-        if n_hindsight > 0 and self.compute_reward is None:
-            raise ValueError(
-                f"`n_sampled_goal` is {self.n_sampled_goal}, but the buffer has no `compute_reward`, which belongs to an "
-                "environment and is not saved with the buffer. After `load_replay_buffer` set it again: "
-                "`model.replay_buffer.compute_reward = env.unwrapped.compute_reward` (what `replay_buffer_kwargs` has). To do "
-                "without hindsight set `model.replay_buffer.n_sampled_goal = 0`."
-            )
+        if n_hindsight > 0:
+            self._check_hindsight()
 
         def read(view: View) -> tuple[np.ndarray, Read]:
             # Uniform over all stored steps, also those of running episodes: unlike HerReplayBuffer's, these have a span
