@@ -67,6 +67,7 @@ class NumpyMLP:
 
     def __init__(self, layers: Layers, flat: np.ndarray | None = None):
         self._layers, self._is_bound = layers, flat is not None
+        self._linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         self._views: list[tuple[np.ndarray, np.ndarray] | Callable[[np.ndarray], np.ndarray]] = []
         self._pointers: list[int] = []
         if flat is not None:
@@ -85,8 +86,8 @@ class NumpyMLP:
 
     def _look(self) -> None:
         """Views of the layers' weights. Weights that were replaced, not written into, lie elsewhere: then new views."""
-        linear = [layer for layer in self._layers if isinstance(layer, nn.Linear)]
-        pointers = [tensor.data_ptr() for layer in linear for tensor in (layer.weight, layer.bias)]
+        # Not by `layer.weight`: a module looks for its attributes in several places, and this happens at every step
+        pointers = [tensor.data_ptr() for layer in self._linear for tensor in layer._parameters.values() if tensor is not None]
         if pointers != self._pointers:
             self._pointers = pointers
             self._views = [
@@ -99,11 +100,11 @@ class NumpyMLP:
         if not self._is_bound:
             self._look()
         for view in self._views:
-            if callable(view):
-                x = view(x)
-            else:
+            if isinstance(view, tuple):
                 x = x @ view[0]
                 x += view[1]
+            else:
+                x = view(x)
         return x
 
     def refresh(self) -> None:
