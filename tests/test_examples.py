@@ -187,6 +187,7 @@ def test_notebooks(notebook, folder):
         "sharing.py --rounds 1 --steps 40000",
         "scale.py --env PointMaze_UMaze-v3 --net-arch 64,64 32",
         "soak.py --minutes 0.08 --every 2",
+        f"compare.py --other {shlex.quote(str(ROOT))} --what collect --rounds 1 --steps 50",
     ],
 )
 def test_benchmarks(command, folder):
