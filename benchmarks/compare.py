@@ -1,6 +1,6 @@
 """
-Environment steps per second of this checkout against another one, such as the commit before: interleaved rounds, each in a process
-of its own, and the ratio of the medians. One environment, networks [256, 256], batch 256, one thread.
+Environment steps per second of this checkout against another one, such as the commit before: interleaved rounds, each in a
+process of its own, and the ratio of the medians. One environment, networks [256, 256], batch 256, one thread.
 
     git worktree add ../before HEAD~1
     python benchmarks/compare.py --other ../before --what train     # one update per step

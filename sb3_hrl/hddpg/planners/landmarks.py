@@ -137,21 +137,22 @@ class LandmarkPlanner:
             starts, subgoals, missed = self._some_segments(buffer, reach)
             experience = (starts / goal_std, subgoals / goal_std, missed, achieved[:, 0] / goal_std)
             steps[failed_edges(*experience)] = np.inf
-            if config.miss_cost > 0.0:
+            if config.miss_cost > 0.0 and len(missed) > 0:
                 # A rate of 0 is that of no segment that ever arrived
                 steps -= config.miss_cost * np.log(np.maximum(hit_rates(*experience), 1e-6), dtype=np.float32)
         count = np.array(len(achieved), dtype=np.float32)
         return {"count": count, "observations": observations, "achieved": achieved, "steps": steps}
 
     def _some_segments(self, buffer: SharedMemoryReplayBuffer, reach: Reach) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """:return: where segments began, what they were to reach, and whether they missed it"""
+        """:return: where segments began, what they were to reach, and whether they missed it, as far as that is known"""
         segments = buffer.sample_high(self.config.n_visited, n_sampled_goal=0, max_steps=1)
         tensors = (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals, segments.ends, segments.failed)
         starts, subgoals, last, ends, failed = (tensor.cpu().numpy() for tensor in tensors)
         left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (last, starts))
         missed = is_missed(ends == SegmentEnd.REACHED, left, way)
-        # Where the episode ended first, by its time limit or at its goal, the subgoal was not missed; where it failed, it was
-        return starts, subgoals, missed & ((ends != SegmentEnd.EPISODE_OVER) | failed)
+        # Where the episode ended first, at its goal or by its time limit, nothing is known; where it failed, they missed
+        is_known = (ends != SegmentEnd.EPISODE_OVER) | failed
+        return starts[is_known], subgoals[is_known], missed[is_known]
 
     # ---------------------------------------------------------------- waypoints
 
