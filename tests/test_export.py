@@ -142,6 +142,23 @@ def test_subgoals_of_whole_numbers_are_whole(small):
     assert np.array_equal(state.subgoals, np.rint(state.subgoals))
 
 
+class Switched(PointEnv):
+    """Actions are whole numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = spaces.Box(-3, 2, (2,), np.int64)
+
+
+def test_actions_of_whole_numbers_are_whole(small):
+    model = trained(small, Switched())
+    obs = observations(model)
+    assert_equal(DecisionModule(model.policy), model, obs)
+    actions = model.predict(obs, deterministic=True)[0]
+    assert actions.dtype == np.int64
+    assert len(np.unique(actions)) > 2
+
+
 def test_it_is_a_copy(small):
     model = trained(small)
     module, obs = DecisionModule(model.policy), [th.zeros(1, 3), th.zeros(1, 2), th.ones(1, 2)]

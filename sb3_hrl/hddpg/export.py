@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
+from sb3_hrl.common.spaces import flatten, is_whole
 from sb3_hrl.common.subgoals import SubgoalBounds, action_to_subgoal, is_reached, subgoal_to_action
 from sb3_hrl.hddpg import choosers
 from sb3_hrl.hddpg.inference import HIGH, INPUT_CLIP, LOW, N_CANDIDATES, candidate_actions
@@ -43,14 +44,16 @@ class LowLevelModule(nn.Module):
                 "agent whose low level has learnt."
             )
         assert isinstance(policy.action_space, spaces.Box)
-        self._action_shape = policy.action_space.shape
+        self._action_shape, self._rounds_actions = policy.action_space.shape, is_whole(policy.action_space)
+        limits = (policy.action_space.low, policy.action_space.high)
+        lowest, highest = (flatten(limit, 1, np.float32 if self._rounds_actions else limit.dtype)[0] for limit in limits)
         self.actor = _copy_of(policy.low.acting_networks[0])
         self._lowest: th.Tensor
         self._highest: th.Tensor
         self._shift: th.Tensor
         self._scale: th.Tensor
-        self.register_buffer("_lowest", th.as_tensor(policy.action_space.low.ravel()))
-        self.register_buffer("_highest", th.as_tensor(policy.action_space.high.ravel()))
+        self.register_buffer("_lowest", th.as_tensor(lowest))
+        self.register_buffer("_highest", th.as_tensor(highest))
         self.register_buffer("_shift", policy.input_shift.cpu().clone())
         self.register_buffer("_scale", policy.input_scale.cpu().clone())
         self.eval()
@@ -71,11 +74,12 @@ class LowLevelModule(nn.Module):
         :param observation: shape (n, ...) as the environment's observations
         :param achieved_goal: shape (n, ...) as the environment's goals
         :param subgoal: shape (n, ...) as the environment's goals, in the units of the achieved goal
-        :return: actions in the units of the environment, shape (n, ...) as the environment's actions
+        :return: actions in the units of the environment, shape (n, ...) as its actions; whole numbers are rounded
         """
         scaled = self.actor(self.inputs(LOW, _flat(observation), _flat(achieved_goal), _flat(subgoal)))
         action = self._lowest + 0.5 * (scaled + 1.0) * (self._highest - self._lowest)
-        return th.minimum(th.maximum(action, self._lowest), self._highest).reshape(-1, *self._action_shape)
+        action = th.minimum(th.maximum(action, self._lowest), self._highest)
+        return (action.round() if self._rounds_actions else action).reshape(-1, *self._action_shape)
 
 
 class DecisionModule(nn.Module):
