@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-Row = tuple[int, int, float, int]
+Row = tuple[int, int, float, float]
 
 
 def run(env_id: str, seed: int, args: argparse.Namespace) -> list[Row]:

@@ -1,0 +1,216 @@
+"""
+Environments on which nothing of this package is tuned, for `strangers.py`. Three are here, in NumPy only, and registered when
+this module is imported; the others are made as their packages have them. `make` knows them all.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_hrl.common.wrappers import add_success_info
+
+Observation = dict[str, np.ndarray]
+
+
+class SparseGoalEnv(gym.Env):
+    """
+    Reward 0 where the goal is achieved within a tolerance, else -1. Episodes end by their time limit only.
+
+    :param observation_dim: dimensions of the observation
+    :param goal_dim: dimensions of the goal
+    :param action_dim: dimensions of the action, each in [-1, 1]
+    :param tolerance: greatest distance from the goal that is a success
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, observation_dim: int, goal_dim: int, action_dim: int, tolerance: float = 0.1):
+        self.tolerance = tolerance
+        goal = spaces.Box(-np.inf, np.inf, (goal_dim,), np.float32)
+        observation = spaces.Box(-np.inf, np.inf, (observation_dim,), np.float32)
+        self.observation_space = spaces.Dict(observation=observation, achieved_goal=goal, desired_goal=goal)
+        self.action_space = spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
+        self.goal = np.zeros(goal_dim, np.float32)
+
+    def _start(self) -> None:
+        """Draw where an episode begins, and its goal."""
+        raise NotImplementedError
+
+    def _move(self, action: np.ndarray) -> None:
+        """:param action: of one step, in [-1, 1]"""
+        raise NotImplementedError
+
+    def _state(self) -> tuple[np.ndarray, np.ndarray]:
+        """:return: observation and achieved goal"""
+        raise NotImplementedError
+
+    def _observe(self) -> Observation:
+        observation, achieved = (np.asarray(part, np.float32) for part in self._state())
+        return {"observation": observation, "achieved_goal": achieved, "desired_goal": self.goal.copy()}
+
+    def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> np.ndarray:
+        """
+        :param achieved_goal: of one step or of many, shape (..., dimensions of the goal)
+        :param desired_goal: in the same shape
+        :param info: not used
+        :return: 0 for success, else -1, shape (...)
+        """
+        distance = np.linalg.norm(np.asarray(achieved_goal) - desired_goal, axis=-1)
+        return (distance <= self.tolerance).astype(np.float32) - 1.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """
+        :param seed: of the start and of the goal
+        :param options: not used
+        :return: first observation and empty info
+        """
+        super().reset(seed=seed)
+        self._start()
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """
+        :param action: in [-1, 1]
+        :return: observation, reward, never terminated, never truncated, and whether the goal is achieved now
+        """
+        self._move(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
+        observation = self._observe()
+        reward = float(self.compute_reward(observation["achieved_goal"], self.goal, {}))
+        return observation, reward, False, False, {"is_success": reward == 0.0}
+
+
+class ArmEnv(SparseGoalEnv):
+    """
+    Planar arm of two links of length 1, with inertia. An action accelerates the joints; the elbow bends by 2.5 rad at most.
+
+    :param whole: the goal is the place of elbow and tip (4-D), not that of the tip alone (2-D)
+    """
+
+    ELBOW_LIMIT = 2.5  # rad
+
+    def __init__(self, whole: bool):
+        super().__init__(observation_dim=6, goal_dim=4 if whole else 2, action_dim=2)
+        self.whole = whole
+        self.angles, self.velocities = np.zeros(2), np.zeros(2)
+
+    def _draw_angles(self) -> np.ndarray:
+        return self.np_random.uniform([-np.pi, -self.ELBOW_LIMIT], [np.pi, self.ELBOW_LIMIT])
+
+    def _places(self, angles: np.ndarray) -> np.ndarray:
+        """:return: of the elbow and the tip, or of the tip"""
+        directions = np.cumsum(angles)
+        places = np.cumsum(np.stack([np.cos(directions), np.sin(directions)], axis=1), axis=0)
+        return (places.ravel() if self.whole else places[-1]).astype(np.float32)
+
+    def _start(self) -> None:
+        self.angles, self.velocities = self._draw_angles(), np.zeros(2)
+        self.goal = self._places(self._draw_angles())
+
+    def _move(self, action: np.ndarray) -> None:
+        self.velocities = 0.5 * self.velocities + action
+        self.angles = self.angles + 0.1 * self.velocities
+        self.angles[1] = np.clip(self.angles[1], -self.ELBOW_LIMIT, self.ELBOW_LIMIT)
+
+    def _state(self) -> tuple[np.ndarray, np.ndarray]:
+        observation = np.concatenate([np.cos(self.angles), np.sin(self.angles), self.velocities])
+        return observation, self._places(self.angles)
+
+
+class Point3DEnv(SparseGoalEnv):
+    """A point with inertia in the box [-1, 1]^3, whose walls stop it. An action accelerates it, to 0.2 a step at most."""
+
+    def __init__(self) -> None:
+        super().__init__(observation_dim=6, goal_dim=3, action_dim=3)
+        self.position, self.velocity = np.zeros(3), np.zeros(3)
+
+    def _start(self) -> None:
+        self.position, self.velocity = self.np_random.uniform(-1.0, 1.0, 3), np.zeros(3)
+        self.goal = self.np_random.uniform(-1.0, 1.0, 3).astype(np.float32)
+
+    def _move(self, action: np.ndarray) -> None:
+        self.velocity = 0.9 * self.velocity + 0.02 * action
+        moved = self.position + self.velocity
+        self.position = np.clip(moved, -1.0, 1.0)
+        self.velocity[moved != self.position] = 0.0
+
+    def _state(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.concatenate([self.position, self.velocity]), self.position
+
+
+gym.register("StrangerArmTip-v0", entry_point=ArmEnv, kwargs={"whole": False}, max_episode_steps=50)
+gym.register("StrangerArm-v0", entry_point=ArmEnv, kwargs={"whole": True}, max_episode_steps=50)
+gym.register("StrangerPoint3D-v0", entry_point=Point3DEnv, max_episode_steps=60)
+
+
+def _robotics(env_id: str) -> gym.Env:
+    import gymnasium_robotics
+
+    gym.register_envs(gymnasium_robotics)
+    return gym.make(env_id)
+
+
+def _maze(env_id: str) -> gym.Env:
+    import gymnasium_robotics
+
+    gym.register_envs(gymnasium_robotics)
+    # Episodes end at their goal; the wrapper says `is_success` for the mazes' `success`
+    return add_success_info(gym.make(env_id, continuing_task=False))
+
+
+def _panda(env_id: str) -> gym.Env:
+    import panda_gym
+
+    gym.register_envs(panda_gym)
+    return gym.make(env_id)
+
+
+def _highway(env_id: str) -> gym.Env:
+    import highway_env
+
+    gym.register_envs(highway_env)
+    return gym.make(env_id)
+
+
+MAKERS: dict[str, Callable[[str], gym.Env]] = {
+    "StrangerArmTip-v0": gym.make,
+    "StrangerArm-v0": gym.make,
+    "StrangerPoint3D-v0": gym.make,
+    "FetchReach-v4": _robotics,
+    "PandaReach-v3": _panda,
+    "PointMaze_Open-v3": _maze,
+    "PointMaze_UMaze-v3": _maze,
+    "PointMaze_Medium-v3": _maze,
+    "PointMaze_Large-v3": _maze,
+    "parking-v0": _highway,
+    "FetchPush-v4": _robotics,
+    "AntMaze_UMaze-v4": _maze,
+}
+
+
+def make(env_id: str) -> Monitor:
+    """
+    :param env_id: one of `MAKERS`
+    :return: the environment in a `Monitor`, with ``is_success`` in its info, and nothing that would make it easier
+    """
+    if env_id not in MAKERS:
+        raise ValueError(
+            f"{env_id} is no environment of this benchmark: add it to MAKERS, or take one of {', '.join(MAKERS)}."
+        )
+    return Monitor(MAKERS[env_id](env_id))
+
+
+def episode_steps(env: gym.Env) -> int:
+    """
+    :param env: one that `make` made
+    :return: the greatest length of an episode
+    """
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return env.spec.max_episode_steps
+    # highway-env keeps the time itself: a duration in seconds, and decisions per second
+    config = env.unwrapped.config
+    return math.ceil(config["duration"] * config["policy_frequency"])

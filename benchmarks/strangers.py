@@ -1,0 +1,243 @@
+"""
+Environments on which nothing is tuned, by the class default (`hddpg`: no argument but the seed), by flat learning with the
+same code (`flat`), and by SB3's and sb3-contrib's own (`ddpg`, `sac`, `tqc`: HerReplayBuffer, VecNormalize of observations, the
+libraries' defaults). Success over 100 deterministic episodes at ten equal parts of the training, into
+benchmarks/results/strangers/<algo>-<env>.csv; the seconds there are of training alone. `strangers_report.py` makes
+docs/strangers.md of them.
+
+    python benchmarks/strangers.py                                      # the light environments, every algorithm
+    python benchmarks/strangers.py --env FetchPush-v4 AntMaze_UMaze-v4 --algo hddpg flat tqc
+    python benchmarks/strangers.py --env parking-v0 --algo sac --seeds 0 --params gamma:0.95 --results elsewhere
+"""
+
+import argparse
+import ast
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from learning import Row, write
+from stranger_envs import episode_steps, make
+
+
+class Task(NamedTuple):
+    """
+    :param timesteps: environment steps of the training
+    :param heavy: hours a run: only with the algorithms of `HEAVY_ALGOS`, and only if it is named
+    """
+
+    timesteps: int
+    heavy: bool = False
+
+
+TASKS = {
+    "StrangerArmTip-v0": Task(6_000),
+    "StrangerArm-v0": Task(6_000),
+    "StrangerPoint3D-v0": Task(6_000),
+    "FetchReach-v4": Task(2_000),
+    "PandaReach-v3": Task(3_000),
+    "PointMaze_Open-v3": Task(10_000),
+    "PointMaze_UMaze-v3": Task(12_000),
+    "PointMaze_Medium-v3": Task(30_000),
+    "PointMaze_Large-v3": Task(60_000),
+    "parking-v0": Task(20_000),
+    "FetchPush-v4": Task(300_000, heavy=True),
+    "AntMaze_UMaze-v4": Task(300_000, heavy=True),
+}
+ALGOS = ["hddpg", "flat", "ddpg", "sac", "tqc"]
+HEAVY_ALGOS = ["hddpg", "flat", "tqc"]
+N_EVALUATIONS = 10
+N_EVAL_ENVS = 20
+
+
+def make_model(algo: str, env_id: str, seed: int, params: dict[str, Any]) -> Any:
+    """
+    :param algo: one of `ALGOS`
+    :param env_id: one of `TASKS`
+    :param seed: of the agent and of its environment
+    :param params: arguments of the class on top of the defaults
+    :return: the algorithm, not trained
+    """
+    from sb3_contrib import TQC
+    from stable_baselines3 import DDPG, SAC, HerReplayBuffer
+    from stable_baselines3.common.noise import NormalActionNoise
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    from sb3_hrl import HierarchicalDDPG
+
+    env = make(env_id)
+    if algo == "hddpg":
+        return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, device="cpu", **params)
+    if algo == "flat":
+        kwargs: dict[str, Any] = dict(subgoal_kwargs=dict(source="goal")) | params
+        return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs)
+
+    kwargs = dict(replay_buffer_class=HerReplayBuffer)
+    if episode_steps(env) >= 100:
+        # HerReplayBuffer has nothing to sample before the first episode has ended; the default is 100
+        kwargs["learning_starts"] = 2 * episode_steps(env)
+    if algo == "ddpg":
+        # As in SB3's example: without noise, DDPG does not explore
+        n_actions = env.action_space.shape[0]
+        kwargs["action_noise"] = NormalActionNoise(np.zeros(n_actions), 0.1 * np.ones(n_actions))
+    normalized = VecNormalize(DummyVecEnv([lambda: env]), norm_reward=False)
+    algorithm: Any = {"ddpg": DDPG, "sac": SAC, "tqc": TQC}[algo]
+    return algorithm("MultiInputPolicy", normalized, seed=seed, device="cpu", **(kwargs | params))
+
+
+def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, params: dict[str, Any]) -> list[Row]:
+    """
+    :param algo: one of `ALGOS`
+    :param env_id: one of `TASKS`
+    :param seed: of the run; the evaluation's is 10,000 more
+    :param timesteps: environment steps to train
+    :param n_episodes: of each evaluation
+    :param params: arguments of the class on top of the defaults
+    :return: rows of seed, environment steps, success rate, and seconds of training up to there
+    """
+    import torch as th
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
+
+    th.set_num_threads(1)
+
+    class Evaluation(BaseCallback):
+        """Evaluates at equal parts of the training, with its clock stopped."""
+
+        def __init__(self, env: VecEnv):
+            super().__init__()
+            self.env, self.rows = env, list[Row]()
+            self.marks = [timesteps * part // N_EVALUATIONS for part in range(1, N_EVALUATIONS + 1)]
+
+        def _on_training_start(self) -> None:
+            self.start = time.monotonic()
+
+        def _on_step(self) -> bool:
+            if self.marks and self.num_timesteps >= self.marks[0]:
+                paused = time.monotonic()
+                while self.marks and self.num_timesteps >= self.marks[0]:
+                    self.marks.pop(0)
+                self.rows.append((seed, self.num_timesteps, self.success_rate(), round(paused - self.start, 1)))
+                print(f"{algo} {env_id} seed {seed}: {self.rows[-1][1:]}", flush=True)
+                self.start += time.monotonic() - paused
+            return True
+
+        def success_rate(self) -> float:
+            successes = list[bool]()
+
+            def note(local: dict[str, Any], _: dict[str, Any]) -> None:
+                if local["done"]:
+                    successes.append(bool(local["info"]["is_success"]))
+
+            if isinstance(self.env, VecNormalize):
+                sync_envs_normalization(self.training_env, self.env)
+            # The same episodes each time, and for each algorithm. Each environment plays its share of them, however short
+            self.env.seed(seed + 10_000)
+            evaluate_policy(self.model, self.env, n_episodes, deterministic=True, callback=note, warn=False)
+            assert len(successes) == n_episodes
+            return sum(successes) / n_episodes
+
+    model = make_model(algo, env_id, seed, params)
+    eval_env: VecEnv = DummyVecEnv([lambda: make(env_id)] * min(N_EVAL_ENVS, n_episodes))
+    if isinstance(model.get_env(), VecNormalize):
+        eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+    callback = Evaluation(eval_env)
+    model.learn(timesteps, callback=callback, log_interval=None)
+    eval_env.close()
+    return callback.rows
+
+
+def parse_params(texts: list[str]) -> dict[str, Any]:
+    """
+    :param texts: as ``learning_rate:3e-4``, where what is no Python literal is a string
+    :return: arguments of the algorithm's class
+    """
+    params = dict[str, Any]()
+    for text in texts:
+        key, colon, value = text.partition(":")
+        if not colon:
+            raise ValueError(f"`--params` takes key:value, not {text!r}.")
+        try:
+            params[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            params[key] = value
+    return params
+
+
+def run(algo: str, env_id: str, seed: int, args: argparse.Namespace, lock: threading.Lock) -> bool:
+    """
+    One run in a process of its own, whose rows replace the seed's in the csv file when it has ended.
+
+    :param algo: one of `ALGOS`
+    :param env_id: one of `TASKS`
+    :param seed: of the run
+    :param args: of the command line
+    :param lock: held while a csv file is read and written
+    :return: whether it has ended well; if not, its traceback is on standard error
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-W", "ignore", __file__, "--run", "--results", folder]
+        command += ["--env", env_id, "--algo", algo, "--seeds", str(seed), "--eval-episodes", str(args.eval_episodes)]
+        command += ["--timesteps", str(args.timesteps)] if args.timesteps else []
+        command += ["--params", *args.params] if args.params else []
+        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        if subprocess.run(command, env=os.environ | threads).returncode != 0:
+            print(f"{algo} {env_id} seed {seed}: FAILED", file=sys.stderr, flush=True)
+            return False
+        name = f"{algo}-{env_id}.csv"
+        with lock:
+            lines = (Path(folder) / name).read_text().splitlines()[1:]
+            fields = [line.split(",") for line in lines]
+            rows = [(int(seed), int(steps), float(rate), float(seconds)) for seed, steps, rate, seconds in fields]
+            write(args.results / name, rows, add=True)
+    print(f"{algo} {env_id} seed {seed}: " + " ".join(f"{rate:.2f}" for _, _, rate, _ in rows), flush=True)
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    light = [env_id for env_id, task in TASKS.items() if not task.heavy]
+    parser.add_argument("--env", nargs="+", default=light, choices=TASKS, metavar="ENV", help=", ".join(TASKS))
+    parser.add_argument("--algo", nargs="+", default=ALGOS, choices=ALGOS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--timesteps", type=int, help="of the training, in place of the environment's own")
+    parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument("--params", nargs="*", default=[], help="key:value, arguments of the class: use another --results")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results/strangers", help="folder of the csv files"
+    )
+    parser.add_argument("--run", action="store_true", help="one run, in this process")
+    args = parser.parse_args()
+
+    runs = [
+        (algo, env_id, seed)
+        for env_id in args.env
+        for algo in args.algo
+        for seed in args.seeds
+        if not TASKS[env_id].heavy or algo in HEAVY_ALGOS
+    ]
+    if args.run:
+        ((algo, env_id, seed),) = runs
+        timesteps = args.timesteps or TASKS[env_id].timesteps
+        rows = train(algo, env_id, seed, timesteps, args.eval_episodes, parse_params(args.params))
+        write(args.results / f"{algo}-{env_id}.csv", rows, add=False)
+        return
+    lock = threading.Lock()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        started = [pool.submit(run, algo, env_id, seed, args, lock) for algo, env_id, seed in runs]
+        ended_well = [future.result() for future in started]
+    if not all(ended_well):
+        sys.exit(f"{ended_well.count(False)} of {len(runs)} runs failed.")
+
+
+if __name__ == "__main__":
+    main()
