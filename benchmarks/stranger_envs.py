@@ -169,10 +169,26 @@ def _panda(env_id: str) -> gym.Env:
     return gym.make(env_id)
 
 
+def _observe_quickly(self: Any) -> Observation:
+    """
+    `observe` of highway-env without its pandas frames, which take three quarters of a step: the same numbers.
+
+    :param self: highway-env's KinematicsGoalObservation
+    :return: observation, achieved and desired goal
+    """
+    if not self.observer_vehicle:
+        return {key: np.zeros(len(self.features)) for key in ("observation", "achieved_goal", "desired_goal")}
+    own, goal = self.observer_vehicle.to_dict(), self.observer_vehicle.goal.to_dict()
+    achieved, desired = (np.array([place[key] for key in self.features], np.float64) / self.scales for place in (own, goal))
+    return {"observation": achieved, "achieved_goal": achieved.copy(), "desired_goal": desired}
+
+
 def _highway(env_id: str) -> gym.Env:
     import highway_env
+    from highway_env.envs.common.observation import KinematicsGoalObservation
 
     gym.register_envs(highway_env)
+    KinematicsGoalObservation.observe = _observe_quickly
     return gym.make(env_id)
 
 

@@ -1,7 +1,7 @@
 """
 Environments on which nothing is tuned, by the class default (`hddpg`: no argument but the seed), by flat learning with the
-same code (`flat`), and by SB3's and sb3-contrib's own (`ddpg`, `sac`, `tqc`: HerReplayBuffer, VecNormalize of observations, the
-libraries' defaults). Success over 100 deterministic episodes at ten equal parts of the training, into
+same code (`flat`), and by SB3's and sb3-contrib's own (`ddpg`, `sac`, `tqc`: HerReplayBuffer and VecNormalize of observations,
+else the libraries' defaults). Success over 100 deterministic episodes at ten equal parts of the training, into
 benchmarks/results/strangers/<algo>-<env>.csv; the seconds there are of training alone. `strangers_report.py` makes
 docs/strangers.md of them.
 

@@ -1,0 +1,181 @@
+"""
+The tables and the figure of docs/strangers.md from the csv files of strangers.py: success at the end, the hierarchical agent
+against flat learning with the same code at every evaluation, and what it costs in steps per second.
+
+    python benchmarks/strangers_report.py            # writes them
+    python benchmarks/strangers_report.py --check    # fails if docs/strangers.md says something else than the csv files
+"""
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from strangers import ALGOS, TASKS
+
+ROOT = Path(__file__).parents[1]
+TITLES = {
+    "hddpg": "hierarchical, class default",
+    "flat": "flat, same code",
+    "ddpg": "DDPG + HER (SB3)",
+    "sac": "SAC + HER (SB3)",
+    "tqc": "TQC + HER (sb3-contrib)",
+}
+CONTROLS = ["ddpg", "sac", "tqc"]
+BEGIN, END = "<!-- results: written by benchmarks/strangers_report.py -->", "<!-- end of results -->"
+
+
+class Curves(NamedTuple):
+    """
+    :param seeds: that were run
+    :param steps: of the evaluations, shape (n_evaluations,)
+    :param rates: success rates, shape (n_seeds, n_evaluations)
+    :param seconds: of training up to each evaluation, in the same shape
+    """
+
+    seeds: list[int]
+    steps: np.ndarray
+    rates: np.ndarray
+    seconds: np.ndarray
+
+    def steps_per_second(self) -> float:
+        """:return: of the whole training, median over the seeds"""
+        return float(self.steps[-1] / np.median(self.seconds[:, -1]))
+
+
+Results = dict[tuple[str, str], Curves]
+
+
+def read(path: Path) -> Curves:
+    """
+    :param path: csv file of `strangers.py`
+    :return: its curves
+    :raises ValueError: if the seeds were not evaluated at the same steps
+    """
+    rows: dict[int, list[dict[str, str]]] = defaultdict(list)
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            rows[int(row["seed"])].append(row)
+    steps = {tuple(int(row["timesteps"]) for row in own) for own in rows.values()}
+    if len(steps) != 1:
+        raise ValueError(f"The seeds of {path} were evaluated at different steps: run those again that differ.")
+    rates, seconds = (
+        np.array([[float(row[key]) for row in own] for own in rows.values()]) for key in ("success_rate", "seconds")
+    )
+    return Curves(list(rows), np.array(steps.pop()), rates, seconds)
+
+
+def find(folder: Path) -> Results:
+    """:return: curves by algorithm and environment"""
+    paths = {(algo, env_id): folder / f"{algo}-{env_id}.csv" for env_id in TASKS for algo in ALGOS}
+    return {key: read(path) for key, path in paths.items() if path.exists()}
+
+
+def success_table(results: Results) -> str:
+    """:return: mean over the seeds at the end, and the worst one"""
+    lines = [
+        "| environment | steps | " + " | ".join(TITLES[algo] for algo in ALGOS) + " |",
+        "|---|---|" + "---|" * len(ALGOS),
+    ]
+    for env_id, task in TASKS.items():
+        cells = [env_id, f"{task.timesteps:,}"]
+        for algo in ALGOS:
+            curves = results.get((algo, env_id))
+            cells.append(f"{curves.rates[:, -1].mean():.2f} ({curves.rates[:, -1].min():.2f})" if curves else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def lead_over_flat(hierarchical: Curves, flat: Curves) -> np.ndarray:
+    """
+    :param hierarchical: curves of the class default
+    :param flat: of the same environment
+    :return: how many points its mean is above flat's, at each evaluation after the first fifth of the training
+    :raises ValueError: if they were not evaluated at the same steps
+    """
+    if not np.array_equal(hierarchical.steps, flat.steps):
+        raise ValueError(f"Evaluations at {hierarchical.steps} and {flat.steps} cannot be compared: run one of them again.")
+    late = flat.steps > flat.steps[-1] / 5
+    return 100.0 * (hierarchical.rates.mean(axis=0) - flat.rates.mean(axis=0))[late]
+
+
+def comparison_table(results: Results) -> str:
+    """:return: the class default against flat learning and the best control"""
+    lines = [
+        "| environment | least lead over flat after the first fifth | never more than 5 points below flat | "
+        "lead over the best control at the end | steps per second, hierarchical | flat | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for env_id in TASKS:
+        hierarchical, flat = results.get(("hddpg", env_id)), results.get(("flat", env_id))
+        cells = [env_id, "", "", "", "", "", ""]
+        if hierarchical and flat:
+            least = round(float(lead_over_flat(hierarchical, flat).min()), 1)
+            cells[1:3] = [f"{least:+.1f}", "yes" if least >= -5.0 else "**no**"]
+            cells[6] = f"{flat.steps_per_second() / hierarchical.steps_per_second():.2f}"
+        controls = [results[key].rates[:, -1].mean() for algo in CONTROLS if (key := (algo, env_id)) in results]
+        if hierarchical and controls:
+            cells[3] = f"{100.0 * (hierarchical.rates[:, -1].mean() - max(controls)):+.1f}"
+        cells[4:6] = [f"{curves.steps_per_second():.0f}" if curves else "" for curves in (hierarchical, flat)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: Results, path: Path) -> None:
+    """
+    One panel per environment: means, and the range of the seeds.
+
+    :param results: curves by algorithm and environment
+    :param path: of the picture
+    """
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(3, 4, figsize=(13, 8), dpi=100, sharey=True)
+    for axes, env_id in zip(panels.flat, TASKS, strict=True):
+        for color, algo in enumerate(ALGOS):
+            # Also where there is nothing to plot: the legend is the first panel's
+            line = axes.plot([], [], color=f"C{color}", label=TITLES[algo])[0]
+            if (curves := results.get((algo, env_id))) is None:
+                continue
+            line.set_data(curves.steps, curves.rates.mean(axis=0))
+            low, high = curves.rates.min(axis=0), curves.rates.max(axis=0)
+            axes.fill_between(curves.steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
+        axes.set(title=env_id, xlim=(0, TASKS[env_id].timesteps), ylim=(-0.02, 1.02))
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure.supxlabel("environment steps")
+    figure.supylabel("success rate")
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(ALGOS), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/strangers", help="folder of the csv files")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/strangers.md", help="where the tables go")
+    parser.add_argument("--check", action="store_true", help="write nothing, but compare")
+    args = parser.parse_args()
+
+    results = find(args.results)
+    text = args.page.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit(f"{args.page} has no place for the tables: it needs a line {BEGIN!r} and, after it, {END!r}.")
+    new = f"{before}{BEGIN}\n\n{success_table(results)}\n\n{comparison_table(results)}\n\n{END}{after}"
+    if args.check:
+        if new != text:
+            sys.exit(f"{args.page} is not what the csv files say: run `python benchmarks/strangers_report.py`.")
+        return
+    args.page.write_text(new)
+    (args.page.parent / "images").mkdir(exist_ok=True)
+    plot(results, args.page.parent / "images/strangers.png")
+
+
+if __name__ == "__main__":
+    main()

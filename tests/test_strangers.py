@@ -1,0 +1,125 @@
+"""The benchmark of strangers: its environments are sound, its runner and its report write what they say."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_hrl.doctor import diagnose_env
+
+ROOT = Path(__file__).parents[1]
+OWN = ["StrangerArmTip-v0", "StrangerArm-v0", "StrangerPoint3D-v0"]
+
+
+@pytest.fixture
+def envs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("stranger_envs")
+
+
+@pytest.mark.parametrize("env_id", OWN)
+def test_own_environments_are_sound(env_id, envs):
+    env = envs.make(env_id)
+    check_env(env.unwrapped)
+    assert diagnose_env(env, n_episodes=3) == []
+    assert envs.episode_steps(env) == (60 if env_id == "StrangerPoint3D-v0" else 50)
+
+
+@pytest.mark.parametrize("env_id", OWN)
+def test_rewards_are_those_of_many_goals_at_once(env_id, envs):
+    env = envs.make(env_id)
+    obs, _ = env.reset(seed=0)
+    goals = np.stack([obs["achieved_goal"], obs["desired_goal"]])
+    np.testing.assert_array_equal(env.unwrapped.compute_reward(goals, goals[::-1], None), [-1.0, -1.0])
+    np.testing.assert_array_equal(env.unwrapped.compute_reward(goals, goals, None), [0.0, 0.0])
+
+
+def test_the_point_reaches_and_holds_every_goal(envs):
+    env = envs.make("StrangerPoint3D-v0")
+    for seed in range(100):
+        obs, _ = env.reset(seed=seed)
+        truncated = False
+        while not truncated:
+            position, velocity = np.split(obs["observation"], 2)
+            wanted = 0.12 * (obs["desired_goal"] - position)
+            obs, _, _, truncated, info = env.step(np.clip(50.0 * (wanted - 0.9 * velocity), -1.0, 1.0).astype(np.float32))
+        assert info["is_success"]
+
+
+def test_parking_is_observed_as_highway_env_does(envs):
+    observation = pytest.importorskip("highway_env.envs.common.observation").KinematicsGoalObservation
+    theirs = observation.observe
+    try:
+        env = envs.make("parking-v0")
+        env.reset(seed=0)
+        for action in np.random.default_rng(0).uniform(-1.0, 1.0, (20, 2)):
+            obs, *_ = env.step(action.astype(np.float32))
+            for key, value in theirs(env.unwrapped.observation_type).items():
+                np.testing.assert_array_equal(obs[key], value)
+        assert envs.episode_steps(env) == 500
+    finally:
+        observation.observe = theirs
+
+
+def test_an_environment_that_is_not_there(envs):
+    with pytest.raises(ValueError, match="add it to MAKERS"):
+        envs.make("CartPole-v1")
+
+
+def test_a_run_writes_its_curve_and_a_failed_one_stops_no_other(tmp_path):
+    command = ["python", "-W", "ignore", str(ROOT / "benchmarks/strangers.py"), "--env", "StrangerArmTip-v0", "--seeds", "1"]
+    # SB3's DDPG has no such argument
+    command += ["--algo", "ddpg", "flat", "--params", "low_kwargs:{}", "--jobs", "2"]
+    command += ["--timesteps", "60", "--eval-episodes", "2", "--results", "out"]
+    output = run(command, tmp_path, check=False)
+    assert "unexpected keyword argument 'low_kwargs'" in output
+    assert "ddpg StrangerArmTip-v0 seed 1: FAILED" in output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["flat-StrangerArmTip-v0.csv"]
+    header, *rows = [line.split(",") for line in (tmp_path / "out/flat-StrangerArmTip-v0.csv").read_text().split()]
+    assert header == ["seed", "timesteps", "success_rate", "seconds"]
+    assert [row[:2] for row in rows] == [["1", str(steps)] for steps in range(6, 61, 6)]
+    assert all(float(row[2]) in (0.0, 0.5, 1.0) for row in rows)
+
+
+@pytest.mark.parametrize("algo", ["ddpg", "sac", "tqc"])
+def test_controls_learn_with_hindsight_from_normalized_observations(algo, envs):
+    strangers = importlib.import_module("strangers")
+    model = strangers.make_model(algo, "StrangerArmTip-v0", 0, {"buffer_size": 1_000})
+    assert model.learning_starts == 100
+    assert isinstance(model.replay_buffer, HerReplayBuffer)
+    assert isinstance(model.get_env(), VecNormalize)
+    rows = strangers.train(algo, "StrangerArmTip-v0", 0, 60, 2, {"buffer_size": 1_000, "learning_starts": 55})
+    assert [steps for _, steps, _, _ in rows] == list(range(6, 61, 6))
+
+
+def test_the_report_compares_with_flat(tmp_path):
+    results, page = tmp_path / "results", tmp_path / "page.md"
+    results.mkdir()
+    for algo, rates, seconds in (
+        ("hddpg", (0.0, 0.5, 0.9), 20.0),
+        ("flat", (1.0, 0.58, 0.9), 10.0),
+        ("sac", (0.0, 0.0, 1.0), 5.0),
+    ):
+        lines = [f"{seed},{1_000 * (n + 1) ** 2},{rate},{seconds}" for seed in (0, 1) for n, rate in enumerate(rates)]
+        (results / f"{algo}-FetchReach-v4.csv").write_text("\n".join(["seed,timesteps,success_rate,seconds", *lines]))
+    page.write_text("Above\n<!-- results: written by benchmarks/strangers_report.py --><!-- end of results -->\nBelow\n")
+    command = ["python", "-W", "ignore", str(ROOT / "benchmarks/strangers_report.py")]
+    command += ["--results", str(results), "--page", str(page)]
+    run([*command, "--check"], tmp_path, check=False)
+    run(command, tmp_path)
+    run([*command, "--check"], tmp_path)
+    text = page.read_text()
+    assert "| FetchReach-v4 | 2,000 | 0.90 (0.90) | 0.90 (0.90) |  | 1.00 (1.00) |  |" in text
+    # The first evaluation is in the first fifth
+    assert "| FetchReach-v4 | -8.0 | **no** | -10.0 | 450 | 900 | 2.00 |" in text
+    assert "| parking-v0 |  |  |  |  |  |  |" in text
+    assert (tmp_path / "images/strangers.png").exists()
+
+
+def test_the_page_is_what_the_csv_files_say(tmp_path):
+    run(["python", "-W", "ignore", str(ROOT / "benchmarks/strangers_report.py"), "--check"], tmp_path)
