@@ -577,3 +577,16 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys
         doctor.main(["--env", "PointEnv-v0", "--env-kwargs", "wind:1.0"])
     assert "ERROR raises" in capsys.readouterr().out
     assert gym.spec("PointEnv-v0") is not None
+
+
+class Rarely(PointEnv):
+    """Pays a penalty in every tenth step."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, reward - 5.0 * (self.steps % 10 == 0), *rest
+
+
+def test_penalties_now_and_then_are_a_warning():
+    (finding,) = diagnose_env(Rarely())
+    assert (finding.check, finding.severity) == ("reward_differs", "warning")
