@@ -5,7 +5,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import PointEnv, point_vec_env
+from conftest import PointEnv, UnjudgedEnv, point_vec_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
@@ -201,7 +201,7 @@ def test_plain_attributes_are_those_that_travel_by_pipe():
 
 def test_set_env_checks_the_reward_as_the_constructor_does(small, tmp_path):
     model = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **small)
-    before, dense = model.env, point_vec_env(dense=True)
+    before, dense = model.env, DummyVecEnv([UnjudgedEnv])
     with pytest.raises(ValueError, match="`threshold` in `subgoal_kwargs`"):
         model.set_env(dense)
     assert model.env is before, "what is refused does not take its place"

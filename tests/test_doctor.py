@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import FaultyEnv, PointEnv, run
+from conftest import FaultyEnv, PointEnv, UnjudgedEnv, run
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.wrappers import TimeLimit
@@ -271,7 +271,7 @@ ENV_FAULTS = [
     ("long_segments", PointEnv, dict(subgoal_steps=21)),
     ("random_reward", lambda: Rewarded(random_reward), {}),
     ("random_reward", lambda: RandomMatrix(), {}),
-    ("goal_reward", lambda: PointEnv(dense=True), {}),
+    ("goal_reward", UnjudgedEnv, {}),
     ("goal_reward", lambda: Rewarded(lambda a, g, info: float(np.linalg.norm(a - g) <= 0.1) - 1.0), {}),
     ("goal_reward", lambda: Rewarded(lambda a, g, info: np.zeros(np.shape(a)[:-1])), {}),
     ("goal_reward", lambda: Rewarded(lambda a, g, info: info[0]["bonus"] if np.ndim(a) > 1 else 0.0), {}),
@@ -328,7 +328,7 @@ def test_a_seed_that_holds_for_one_episode_only_has_its_own_cure():
 
 
 def test_what_the_learner_says_is_in_the_finding():
-    (finding,) = diagnose_env(PointEnv(dense=True))
+    (finding,) = diagnose_env(UnjudgedEnv())
     assert "dense" in finding.symptom
     assert "`threshold` in `subgoal_kwargs`" in finding.cure
     (finding,) = diagnose_env(Changed(renamed))
@@ -577,3 +577,16 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys
         doctor.main(["--env", "PointEnv-v0", "--env-kwargs", "wind:1.0"])
     assert "ERROR raises" in capsys.readouterr().out
     assert gym.spec("PointEnv-v0") is not None
+
+
+class Rarely(PointEnv):
+    """Pays a penalty in every tenth step."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, reward - 5.0 * (self.steps % 10 == 0), *rest
+
+
+def test_penalties_now_and_then_are_a_warning():
+    (finding,) = diagnose_env(Rarely())
+    assert (finding.check, finding.severity) == ("reward_differs", "warning")

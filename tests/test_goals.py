@@ -3,7 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import PointEnv, point_vec_env
+from conftest import PointEnv, UnjudgedEnv, point_vec_env
 from gymnasium import spaces
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.monitor import Monitor
@@ -221,7 +221,8 @@ def changed(env, **methods):
 @pytest.mark.parametrize(
     ("make_env", "match"),
     [
-        (lambda: PointEnv(dense=True), "`threshold` in `subgoal_kwargs`"),
+        (UnjudgedEnv, r"`subgoal_kwargs=dict\(threshold=0.05\)`"),
+        (lambda: UnjudgedEnv(info={}), "`threshold` in `subgoal_kwargs`"),
         (lambda: changed(PointEnv(), compute_reward=raising), "`compute_reward` raised KeyError"),
         (lambda: changed(PointEnv(), compute_terminated=raising), "`compute_terminated` raised KeyError"),
         (lambda: changed(PointEnv(), compute_reward=lambda a, g, info: np.zeros(len(a))), "always reached"),

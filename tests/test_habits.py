@@ -68,6 +68,8 @@ def wrapped() -> gym.Env:
     return env
 
 
+# Some of them change rewards
+@pytest.mark.filterwarnings("ignore:`step` returned another reward:UserWarning")
 @pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("vec_env_cls", SMALL_WORKERS)
 def test_wrappers_of_the_zoo(small, wrap, vec_env_cls):
@@ -75,6 +77,7 @@ def test_wrappers_of_the_zoo(small, wrap, vec_env_cls):
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore:`step` returned another reward:UserWarning")
 def test_wrappers_of_the_zoo_in_workers(small, leaves_nothing):
     learn(wrapped, small, lambda fns: ParallelCollector(fns, start_method="fork", flush_size=7))
 

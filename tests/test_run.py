@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import PointEnv, point_vec_env
+from conftest import PointEnv, UnjudgedEnv, point_vec_env
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -253,8 +253,8 @@ def test_what_the_user_gives_stays(small):
 
 def test_dense_rewards_need_a_threshold(small):
     with pytest.raises(ValueError, match="`threshold` in `subgoal_kwargs`"):
-        HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), **small)
-    HierarchicalDDPG("MultiInputPolicy", PointEnv(dense=True), subgoal_kwargs=dict(threshold=0.1), **small).learn(100)
+        HierarchicalDDPG("MultiInputPolicy", UnjudgedEnv(), **small)
+    HierarchicalDDPG("MultiInputPolicy", UnjudgedEnv(), subgoal_kwargs=dict(threshold=0.1), **small).learn(100)
 
 
 def test_evaluation_logs_what_becomes_of_subgoals(small):

@@ -33,9 +33,14 @@ class Closing(PointEnv):
 
     n_open = 0
 
-    def __init__(self, **kwargs):
+    def __init__(self, success=True, **kwargs):
         super().__init__(**kwargs)
+        self.success = success
         type(self).n_open += 1
+
+    def step(self, action):
+        *step, info = super().step(action)
+        return *step, info if self.success else {}
 
     def close(self):
         type(self).n_open -= 1
@@ -60,7 +65,7 @@ def test_collectors_make_the_twin_of_an_environment_without_a_spec():
 
 
 def test_a_twin_is_closed_if_its_goals_are_refused():
-    env = ParallelCollector([lambda: Closing(dense=True)], start_method="fork")
+    env = ParallelCollector([lambda: Closing(dense=True, success=False)], start_method="fork")
     try:
         with pytest.raises(ValueError, match="`threshold` in `subgoal_kwargs`"):
             goal_task_from_env(env, GOALS)

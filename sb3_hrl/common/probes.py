@@ -6,6 +6,8 @@ import numpy as np
 _DISTANCES = np.logspace(-6, 4, 101)
 # Quaternions, directions in space, angles as (cos, sin): the lengths of what lies on a sphere
 _BLOCK_SIZES = (4, 3, 2)
+# Directions between the axes
+_N_SIGNS = 32
 
 
 def probe_distances(whole: bool) -> np.ndarray:
@@ -73,3 +75,24 @@ def around(goals: np.ndarray, distances: np.ndarray, blocks: list[slice]) -> np.
         angle = 2.0 * np.arcsin(np.minimum(distances, 2.0) / 2.0)[:, None, None, None]
         points[:, within, :, block] = np.where(has_tangent, np.cos(angle), 1.0) * center + np.sin(angle) * tangent
     return points
+
+
+def inscribed(goals: np.ndarray, tolerances: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Goals between the axes, where a norm other than the Euclidean one may be out of its tolerance: perpendicular to the plane
+    through the tolerances on the axes, which for a (weighted) sum of absolute differences is the nearest way out.
+
+    :param goals: shape (n, goal_dim)
+    :param tolerances: of each entry of the goal alone, infinite for entries that do not count or are not to be moved
+    :param radius: largest distance
+    :return: increasing distances, the last one ``radius`` itself but for rounding, shape (n_distances,), and goals there,
+        shape (n_distances, n_directions, n, goal_dim), in the precision of ``goals``
+    """
+    weights = np.where(np.isfinite(tolerances), radius / tolerances, 0.0)
+    weights /= max(float(np.linalg.norm(weights)), 1e-12)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(_N_SIGNS, len(weights)))
+    signs[:2] = [[1.0], [-1.0]]
+    distances = radius * np.append(np.linspace(0.01, 0.99, 99), 0.999)
+    offsets = distances[:, None, None, None] * (signs * weights)[:, None, :]
+    points: np.ndarray = goals + offsets.astype(goals.dtype)
+    return distances, points

@@ -10,6 +10,9 @@ from sb3_hrl.common.spaces import in_goal_space
 
 ComputeReward = Callable[[np.ndarray, np.ndarray, Any], np.ndarray]
 
+# Rewards of one pair of goals differ by less, in float32 and float64
+_TOLERANCE = 1e-3
+
 _EXAMPLE = "`-(np.linalg.norm(achieved_goal - desired_goal, axis=-1) > 0.05).astype(np.float32)`"
 
 
@@ -75,3 +78,15 @@ def check_rewards(rewards: np.ndarray) -> np.ndarray:
             "undefined (0 / 0, the arccos of a number above 1, the root of a negative one), for example by `np.clip`."
         )
     return rewards
+
+
+def is_paid_otherwise(paid: np.ndarray, computed: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """
+    :param paid: rewards of steps, shape (n,)
+    :param computed: by ``compute_reward`` of the goals after these steps, shape (n,)
+    :param values: those that a sparse reward takes; empty if it is dense
+    :return: whether a step's reward is not that of its goals, shape (n,). Of a sparse reward it may be the other value, as at
+        the very edge of the tolerance, or where that has changed since
+    """
+    is_other: np.ndarray = np.abs(paid - computed) > _TOLERANCE * (1.0 + np.abs(computed))
+    return is_other & ~np.isin(paid, values.astype(paid.dtype))

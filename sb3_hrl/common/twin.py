@@ -19,7 +19,7 @@ _MAX_ENTRIES = 100
 class Twin:
     """
     An environment whose goal methods can be called without a round trip: the first one of the ``VecEnv`` itself where
-    environments live in this process, else another one like it, which is never reset or stepped.
+    environments live in this process, else another one like it, which is never reset or stepped (a :meth:`copy` may be).
 
     :param env: the training environment
     """
@@ -62,6 +62,24 @@ class Twin:
             for name in names:
                 if self.vec_env.has_attr(name):
                     setattr(layer, name, self.vec_env.get_attr(name, 0)[0])
+
+    def copy(self) -> gym.Env:
+        """
+        :return: one more like it, which may be stepped; the caller's to close
+        :raises Exception: whatever keeps it from being made
+        """
+        if not self.is_itself:
+            env = _make_twin(self.vec_env)
+        elif self.env.spec is not None:
+            env = _make_from_spec(self.env.spec)
+        else:
+            return copy.deepcopy(self.env)
+        attributes = copy.deepcopy(plain_attributes(self.env))
+        for layer in _layers(env):
+            values = attributes.get(_class_name(layer), {})
+            # Nor does it open a window
+            vars(layer).update({name: value for name, value in values.items() if name != "render_mode"})
+        return env
 
     def close(self) -> None:
         """Close it, unless it is the training environment's own."""
@@ -136,6 +154,8 @@ def _make_from_spec(spec: EnvSpec | None) -> gym.Env:
     spec = copy.deepcopy(spec)
     spec.additional_wrappers = _goal_wrappers(spec.additional_wrappers)
     spec.disable_env_checker = True
+    # No second window
+    spec.kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
     return gym.make(spec)
 
 

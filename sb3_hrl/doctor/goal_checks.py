@@ -33,12 +33,14 @@ def reward_differs(survey: Survey) -> Finding | None:
         largest, n_steps = max(largest, float(difference.max())), n_steps + len(difference)
     if n_different == 0:
         return None
-    return error(
+    # Now and then it is a penalty, which is ignored; mostly it is another reward
+    return (error if n_different > 0.5 * n_steps else warning)(
         "reward_differs",
         "`step` returns another reward than `compute_reward` does for the goals after that step. The agent learns from "
         "`compute_reward` alone: what else is in the reward is ignored.",
         f"{n_different} of {n_steps} steps, by up to {rounded(largest)}",
-        "Let `step` return `compute_reward` of the new achieved goal, from the goals alone, and put the rest into `info`.",
+        "Let `step` return `compute_reward` of the new achieved goal, from the goals alone, and put the rest into `info`. Let "
+        "what is to be avoided end the episode without success.",
     )
 
 

@@ -53,7 +53,7 @@ class SubgoalConfig:
     :param bounds: lower and upper bounds of subgoals, each a float or one per dimension; ``None``: those of the goals seen so
         far
     :param threshold: Euclidean distance at which a subgoal counts as reached; ``None``: the tolerance of the environment's own
-        sparse reward
+        success, see :class:`~sb3_hrl.common.goals.GoalTask`
     :param source: ``policy``, the high level; ``goal``, the goal itself (flat DDPG+HER); ``random``, uniformly drawn in
         training and the goal in evaluation; or one point in the space of goals. The high level learns with ``policy`` only
     :param avoid_reached: replace a subgoal that is reached before its first step by the best of 64 fixed candidates (by the

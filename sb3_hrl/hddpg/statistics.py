@@ -58,6 +58,7 @@ class Statistics:
             self._normalize(policy, buffer, heads)
         if n_added - self._n_bounds >= BOUNDS_INTERVAL or self._n_bounds == 0:
             task.ask_again(attributes)
+            task.check_paid(buffer.recent(BOUNDS_INTERVAL, ("next_achieved_goal", "desired_goal", "reward")))
             policy.subgoal_threshold.fill_(task.threshold)
             bounds = SubgoalBounds(*(bound.cpu().numpy() for bound in policy.bounds))
             policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, task.threshold))
