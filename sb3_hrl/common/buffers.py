@@ -16,8 +16,8 @@ from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards
 from sb3_hrl.common.shards import Read, Shards, View, spans
 from sb3_hrl.common.shared_memory import SharedArrays
 from sb3_hrl.common.spaces import goal_space
-from sb3_hrl.common.step_storage import GOAL_KEYS, StepStorage
-from sb3_hrl.common.type_aliases import HighSamples, LowSamples
+from sb3_hrl.common.step_storage import GOAL_KEYS, StepStorage, read_steps
+from sb3_hrl.common.type_aliases import HighSamples, LowSamples, SegmentOutcomes
 
 __all__ = ["GOAL_KEYS", "SharedMemoryReplayBuffer", "goal_strategy", "new_generator"]
 
@@ -131,7 +131,7 @@ class SharedMemoryReplayBuffer(StepStorage):
         """Goals achieved by steps of any shape: only these columns are read."""
         return self.shards.gather_columns(shards, steps, self._columns["next_achieved_goal"])
 
-    def sample_low(self, batch_size: int, n_sampled_goal: int, window: int) -> LowSamples:
+    def sample_low(self, batch_size: int, n_sampled_goal: int, window: int | None = None) -> LowSamples:
         """
         Environment steps for the low level. The first entries get subgoals in hindsight: what was achieved within the next
         ``window`` steps; the others keep the subgoal that was in force.
@@ -166,7 +166,7 @@ class SharedMemoryReplayBuffer(StepStorage):
 
         :param batch_size: number of segments
         :param n_sampled_goal: entries in hindsight per entry with the desired goal
-        :param max_steps: length of ``visited_goals``: 1 for the segment's end only, ``subgoal_steps`` for every step
+        :param max_steps: length of ``visited_goals``: 1 for the segment's end only; every step of segments up to this length
         :param window: how many environment steps ahead a goal in hindsight may lie; ``None``: the rest of the episode
         :return: a batch of segments
         """
@@ -189,8 +189,9 @@ class SharedMemoryReplayBuffer(StepStorage):
             if max_steps == 1:
                 visited = last_rows[:, None, columns["next_achieved_goal"]]
             else:
-                # Where a segment is shorter, its last step repeats
-                steps = np.minimum(start[:, None] + np.arange(max_steps), end[:, None] - 1)
+                # Evenly spaced, the last step always among them: of a shorter segment some repeat
+                shares = np.arange(1, max_steps + 1) / max_steps
+                steps = start[:, None] + np.ceil((end - start)[:, None] * shares).astype(np.int64) - 1
                 visited = self._goals_after(_column(shards), steps)
             return (first_rows, last_rows, visited), Read(shards, oldest, numbers)
 
@@ -200,9 +201,31 @@ class SharedMemoryReplayBuffer(StepStorage):
         arrays = [first_rows[:, columns[field]] for field in first_fields]
         arrays += [last_rows[:, columns[field]] for field in last_fields]
         tested = first_rows[:, columns["tested"]].ravel() > 0
+        planned = first_rows[:, columns["planned"]].ravel() > 0
+        # What was planned for the desired goal says nothing of a goal in hindsight
+        planned[:n_hindsight] = False
         failed = last_rows[:, columns["failed"]].ravel() > 0
         ends = last_rows[:, columns["segment_end"]].ravel()
-        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested, failed, ends)))
+        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested, planned, failed, ends)))
+
+    def recent_segments(self, n: int) -> SegmentOutcomes:
+        """
+        :param n: how many segments at most, over all shards
+        :return: the newest segments
+        """
+        columns, per_shard = self._columns, -(-n // self.n_envs)
+
+        def read(view: View) -> tuple[tuple[np.ndarray, ...], Read]:
+            n_stored = np.minimum(view.segment_head - view.segment_tail, per_shard)
+            shards = np.repeat(np.arange(self.n_envs), n_stored)
+            numbers = np.concatenate([np.arange(head - m, head) for head, m in zip(view.segment_head, n_stored, strict=True)])
+            start, end = self.shards.gather_segments(shards, numbers)
+            predicted = self.shards.gather_columns(shards, start, columns["predicted_steps"]).ravel()
+            ends = self.shards.gather_columns(shards, end - 1, columns["segment_end"]).ravel()
+            return (predicted, end - start, ends), Read(shards, start, numbers)
+
+        predicted, lengths, ends = self.shards.read(read)
+        return SegmentOutcomes(read_steps(predicted), lengths, ends)
 
     def sample_states(self, n: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """

@@ -12,6 +12,9 @@ from sb3_hrl.common.shards import SPAN_COLUMNS, Shards
 from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.subgoals import SegmentEnd
 
+# Predicted steps that are not finite, as they are stored
+_NOT_KNOWN, _NEVER = np.float32(-1.0), np.float32(1e6)
+
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
 
@@ -70,7 +73,8 @@ class StepStorage(ReplayBuffer):
         # By key, as the space is a Dict
         shapes: Any = self.obs_shape
         sizes = {field: int(np.prod(shapes[key])) for field, key in self._FIELDS.items()}
-        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "failed": 1, "tested": 1, "segment_end": 1}
+        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "failed": 1, "tested": 1, "planned": 1}
+        sizes |= {"predicted_steps": 1, "segment_end": 1}
         ends = np.cumsum(list(sizes.values())).tolist()
         self._columns = {field: slice(end - size, end) for (field, size), end in zip(sizes.items(), ends, strict=True)}
         # The span of the episode comes last, on an even column as its integers take two
@@ -95,6 +99,8 @@ class StepStorage(ReplayBuffer):
         subgoal: np.ndarray | None = None,
         segment_ends: np.ndarray | None = None,
         tested: np.ndarray | None = None,
+        planned: np.ndarray | None = None,
+        predicted_steps: np.ndarray | None = None,
     ) -> None:
         """
         Store one step of every environment.
@@ -109,6 +115,9 @@ class StepStorage(ReplayBuffer):
         :param segment_ends: how segments ended with this step, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape
             (n_envs,)
         :param tested: whether the segment is a subgoal test, shape (n_envs,)
+        :param planned: whether the subgoal is a planner's waypoint, shape (n_envs,)
+        :param predicted_steps: environment steps that the subgoal was predicted to take when it was issued, infinite or NaN where
+            there was no prediction, shape (n_envs,)
         """
         timeouts = [info.get("TimeLimit.truncated", False) for info in infos] if self.handle_timeout_termination else False
         # A row per environment. The desired goal is stored once: it stays the same throughout an episode
@@ -125,6 +134,8 @@ class StepStorage(ReplayBuffer):
         if subgoal is not None:
             self._stage("subgoal", subgoal)
             self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
+            self._stage("planned", planned if planned is not None else np.zeros(self.n_envs))
+            self._stage("predicted_steps", storable_steps(predicted_steps, self.n_envs))
             self._stage("segment_end", SegmentEnd.EPISODE_OVER * done if segment_ends is None else segment_ends)
         # Before anything is stored: a step that is refused leaves no trace
         check_finite(self._staging, self._columns)
@@ -211,6 +222,25 @@ class StepStorage(ReplayBuffer):
                 f"{saved.action_space.shape}, the model {self.obs_shape} and {self.action_space.shape}: load a buffer that "
                 "was saved with the same environment and wrappers."
             )
+
+
+def storable_steps(steps: np.ndarray | None, n_envs: int) -> np.ndarray:
+    """
+    :param steps: predicted environment steps, infinite: never, NaN: not known, shape (n_envs,); ``None``: none is known
+    :param n_envs: number of environments
+    :return: as a finite column, shape (n_envs, 1)
+    """
+    if steps is None:
+        return np.full((n_envs, 1), _NOT_KNOWN, dtype=np.float32)
+    return np.where(np.isnan(steps), _NOT_KNOWN, np.minimum(steps, _NEVER)).astype(np.float32)[:, None]
+
+
+def read_steps(column: np.ndarray) -> np.ndarray:
+    """
+    :param column: what :func:`storable_steps` has made, shape (n,)
+    :return: predicted environment steps, shape (n,)
+    """
+    return np.where(column == _NOT_KNOWN, np.float32(np.nan), np.where(column == _NEVER, np.float32(np.inf), column))
 
 
 def is_failure(done: bool, info: Mapping[str, Any]) -> bool:

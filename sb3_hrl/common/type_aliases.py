@@ -12,6 +12,7 @@ class SubgoalState(NamedTuple):
     subgoals: np.ndarray  # (n, goal_dim), in force
     steps: np.ndarray  # (n,), environment steps since they were issued, without the one that the action is for: 0 if new
     starts: np.ndarray  # (n, goal_dim), goals achieved when the subgoals were issued
+    max_steps: np.ndarray  # (n,), environment steps after which the segments end
     missed: np.ndarray  # (n, n_missed, 2, goal_dim), starts and subgoals of segments that missed, infinite for the others
 
 
@@ -38,8 +39,17 @@ class HighSamples(NamedTuple):
     next_observations: th.Tensor  # (batch, obs_dim), at the segment's end
     next_achieved_goals: th.Tensor  # (batch, goal_dim), at the segment's end
     tested: th.Tensor  # (batch,) booleans, whether the low level ran without exploration (HAC's subgoal test)
+    planned: th.Tensor  # (batch,) booleans, whether the subgoal is a planner's waypoint to this goal
     failed: th.Tensor  # (batch,) booleans, whether the episode ended with the segment for good, and not at its goal
     ends: th.Tensor  # (batch,), how the segments ended, each a SegmentEnd
+
+
+class SegmentOutcomes(NamedTuple):
+    """What came of segments, one row each."""
+
+    predicted_steps: np.ndarray  # (n,), environment steps to the subgoal, predicted when it was issued; NaN: no prediction
+    steps: np.ndarray  # (n,), environment steps of the segment
+    ends: np.ndarray  # (n,), how it ended, a SegmentEnd
 
 
 class Transitions(NamedTuple):
@@ -50,6 +60,7 @@ class Transitions(NamedTuple):
     next_inputs: th.Tensor  # (batch, input_dim)
     rewards: th.Tensor  # (batch, 1)
     discounts: th.Tensor  # (batch, 1), of what follows: 0 where nothing does
+    imitated: th.Tensor | None = None  # (batch, 1), 1 where the actor is to imitate the action
 
 
 class TDBatch(NamedTuple):
@@ -59,3 +70,4 @@ class TDBatch(NamedTuple):
     actions: th.Tensor  # (batch, action_dim), in [-1, 1]
     rewards: th.Tensor  # (batch, 1)
     target_q_values: th.Tensor  # (batch, 1)
+    imitated: th.Tensor | None = None  # (batch, 1)

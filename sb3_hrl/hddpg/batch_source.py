@@ -125,8 +125,8 @@ class LowBatchMaker:
     def make(self, out: Batch) -> None:
         """See :meth:`BatchMaker.make`."""
         batch = self._policy.low.td_targets(low_batch(self._policy, self._buffer))
-        for name, tensor in batch._asdict().items():
-            out[name][:] = tensor.numpy()
+        for name, array in out.items():
+            array[:] = getattr(batch, name).numpy()
 
 
 def _lean_copy(policy: HierarchicalPolicy) -> HierarchicalPolicy:

@@ -47,7 +47,7 @@ class HierarchicalEvalCallback(EvalCallback):
             after = locals_["new_observations"]["achieved_goal"][locals_["i"]]
         segments = Segments.from_state(state)
         achieved = flatten(after, 1)
-        (end,) = segments.advance(achieved, [locals_["done"]], acting.max_steps, acting.threshold)
+        (end,) = segments.advance(achieved, [locals_["done"]], acting.threshold)
         if end != SegmentEnd.NONE:
             sums["ended"] += 1
             sums["reached"] += end == SegmentEnd.REACHED

@@ -9,8 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from sb3_hrl.common.subgoals import N_MISSED_RECENTLY
-from sb3_hrl.hddpg.config import SubgoalConfig
+from sb3_hrl.hddpg.config import HierarchyConfig
 from sb3_hrl.hddpg.inference import NumpyPolicy
+
+
+# The way over waypoints and the straight one agree up to this factor
+AGREEMENT = 1.5
 
 
 class HighNoise(NamedTuple):
@@ -30,6 +34,7 @@ class Situation(NamedTuple):
     # (n, n_missed, 2, goal_dim), starts and subgoals of recent segments that missed, infinite for others; None: no matter
     missed: np.ndarray | None
     noise: HighNoise | None = None  # without exploration there is none
+    goal_steps: np.ndarray | None = None  # (n,), environment steps to the goal by the low level's value
 
     def of(self, rows: np.ndarray) -> "Situation":
         """
@@ -38,7 +43,8 @@ class Situation(NamedTuple):
         """
         noise = None if self.noise is None else HighNoise(*(array[rows] for array in self.noise))
         missed = None if self.missed is None else self.missed[rows]
-        return Situation(self.observation[rows], self.achieved_goal[rows], self.goal[rows], missed, noise)
+        goal_steps = None if self.goal_steps is None else self.goal_steps[rows]
+        return Situation(self.observation[rows], self.achieved_goal[rows], self.goal[rows], missed, noise, goal_steps)
 
 
 class SubgoalDecision(NamedTuple):
@@ -46,13 +52,15 @@ class SubgoalDecision(NamedTuple):
 
     subgoals: np.ndarray  # (n, goal_dim)
     choosers: np.ndarray  # (n,), which of CHOOSERS has chosen it
+    predicted_steps: np.ndarray  # (n,), environment steps to it by the low level's value, infinite: never, NaN: not known
+    max_steps: np.ndarray  # (n,), environment steps after which it is given up
 
-    def count(self, chooser: "Chooser") -> int:
+    def made_by(self, chooser: "Chooser") -> np.ndarray:
         """
         :param chooser: one of CHOOSERS
-        :return: how many subgoals it has chosen
+        :return: whether it has chosen the subgoals, shape (n,)
         """
-        return int((self.choosers == CHOOSERS.index(chooser)).sum())
+        return np.asarray(self.choosers == CHOOSERS.index(chooser))
 
 
 # Decides for some environments: subgoals, shape (n, goal_dim), with rows of NaN for the others; `None` if for none of them
@@ -60,19 +68,24 @@ Chooser = Callable[[NumpyPolicy, Situation], np.ndarray | None]
 
 
 def draw_high_noise(
-    subgoals: SubgoalConfig, noise_std: np.ndarray, random_prob: float, goal_dim: int, rng: np.random.Generator
+    config: HierarchyConfig,
+    noise_std: np.ndarray,
+    goal_dim: int,
+    rng: np.random.Generator,
+    random_prob: float,
 ) -> HighNoise | None:
     """
-    :param subgoals: where subgoals come from
+    :param config: the agent's options
     :param noise_std: standard deviation of Gaussian noise in each environment, shape (n, 1)
-    :param random_prob: probability of a random subgoal, for each environment (HAC's and HER's exploration)
     :param goal_dim: length of a goal
     :param rng: source of randomness
+    :param random_prob: probability of a random subgoal, for each environment (HAC's and HER's exploration)
     :return: exploration of the high level; ``None`` where it does not choose subgoals
     """
-    if not isinstance(subgoals.source, str) or subgoals.source == "goal":
+    source = config.subgoals.source
+    if not isinstance(source, str) or source == "goal":
         return None
-    random_prob = 1.0 if subgoals.source == "random" else random_prob
+    random_prob = 1.0 if source == "random" else random_prob
     n = len(noise_std)
     noise = noise_std * rng.standard_normal((n, goal_dim), dtype=np.float32)
     is_random, actions = np.zeros(n, dtype=bool), np.zeros((n, goal_dim), dtype=np.float32)
@@ -105,20 +118,34 @@ def random_subgoal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | No
 
 
 def planned_waypoint(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """``planner``: the first waypoint of a known way to the goal, or the goal itself."""
+    """
+    ``planner``: the first waypoint of a known way to the goal. Without exploration the goal itself, where the low level's value
+    says of the whole way nearly what its parts add up to: then there is nothing to go round, and a waypoint only costs time.
+    """
     if policy.planner is None:
         return None
-    return policy.planner.waypoints(policy, situation.observation, situation.achieved_goal, situation.goal, situation.missed)
+    goal, missed = situation.goal, situation.missed
+    waypoints, steps = policy.planner.waypoints(policy, situation.observation, situation.achieved_goal, goal, missed)
+    if situation.noise is None and situation.goal_steps is not None:
+        agrees = (situation.goal_steps <= steps) & (steps <= AGREEMENT * situation.goal_steps) & np.isfinite(steps)
+        waypoints = np.where((agrees & ~_is_futile(policy, situation, goal))[:, None], goal, waypoints)
+    return waypoints
 
 
 def near_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """``direct_goal``: the goal itself, where the low level's value says that it is near, unless it was missed recently."""
-    subgoals = policy.config.subgoals
-    if subgoals.direct_goal == 0.0:
+    """The goal itself, where the low level's value says that it is within the horizon, unless it was missed recently."""
+    if not policy.has_values:
         return None
-    steps = policy.steps(situation.observation[:, None], situation.achieved_goal[:, None], situation.goal)
-    is_near = steps <= subgoals.direct_goal * subgoals.steps
+    assert situation.goal_steps is not None
+    is_near = situation.goal_steps <= policy.horizon
     return _where(is_near & ~_is_futile(policy, situation, situation.goal), situation.goal)
+
+
+def far_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
+    """``planner``: the goal itself, where no way is known."""
+    if policy.planner is None or not policy.has_values:
+        return None
+    return situation.goal
 
 
 def actor_proposal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
@@ -153,8 +180,9 @@ def any_proposal(policy: NumpyPolicy, situation: Situation) -> np.ndarray:
 CHOOSERS: tuple[Chooser, ...] = (
     given_subgoal,
     random_subgoal,
-    planned_waypoint,
     near_goal,
+    planned_waypoint,
+    far_goal,
     actor_proposal,
     best_candidate,
     any_proposal,
@@ -170,6 +198,11 @@ def choose_subgoals(policy: NumpyPolicy, situation: Situation) -> SubgoalDecisio
     if not policy.config.subgoals.avoid_missed:
         situation = situation._replace(missed=None)
     n = len(situation.goal)
+    goal_steps = np.full(n, np.nan, dtype=np.float32)
+    if policy.has_values:
+        goal_steps = policy.steps(situation.observation[:, None], situation.achieved_goal[:, None], situation.goal)
+        situation = situation._replace(goal_steps=goal_steps)
+    whole = situation
     subgoals, choosers, undecided = np.empty_like(situation.goal), np.empty(n, dtype=np.int64), np.arange(n)
     for number, chooser in enumerate(CHOOSERS):
         proposals = chooser(policy, situation)
@@ -181,7 +214,12 @@ def choose_subgoals(policy: NumpyPolicy, situation: Situation) -> SubgoalDecisio
         if len(decided) == len(undecided):
             break
         undecided, situation = undecided[~is_decided], situation.of(~is_decided)
-    return SubgoalDecision(subgoals, choosers)
+    predicted_steps = goal_steps.copy()
+    is_other = (subgoals != whole.goal).any(axis=1)
+    if policy.has_values and is_other.any():
+        observation, achieved_goal = whole.observation[is_other, None], whole.achieved_goal[is_other, None]
+        predicted_steps[is_other] = policy.steps(observation, achieved_goal, subgoals[is_other])
+    return SubgoalDecision(subgoals, choosers, predicted_steps, policy.segment_steps(predicted_steps))
 
 
 def _where(is_decided: np.ndarray, subgoals: np.ndarray) -> np.ndarray:

@@ -47,9 +47,10 @@ class SubgoalConfig:
     """
     What subgoals are, and where they come from (``subgoal_kwargs``).
 
-    :param steps: environment steps per segment at most (the argument ``subgoal_steps``)
+    :param steps: maximum number of environment steps per segment (the argument ``subgoal_steps``); ``None``: 1.5 times the steps
+        that the low level's value predicts, plus 5, see :mod:`sb3_hrl.hddpg.horizon`
     :param radius: reach of subgoals around the achieved goal, in the units of the goal, a float or one per dimension;
-        ``None``: what the low level covers in ``steps`` steps, found from the data
+        ``None``: what the low level covers within its horizon, found from the data
     :param bounds: lower and upper bounds of subgoals, each a float or one per dimension; ``None``: those of the goals seen so
         far
     :param threshold: Euclidean distance at which a subgoal counts as reached; ``None``: the tolerance of the environment's own
@@ -60,21 +61,19 @@ class SubgoalConfig:
         high level's critic), unless the goal itself is reached
     :param avoid_missed: do not issue a subgoal again that was missed recently in the same episode (of which more than half of
         the way was left), where the low level would run against the same wall again and again
-    :param direct_goal: the goal itself is the subgoal when the low level's value says that it is no more than ``direct_goal``
-        times ``steps`` environment steps away; 0: never
     """
 
-    steps: int = 10
+    steps: int | None = None
     radius: float | list[float] | None = None
     bounds: tuple[Any, Any] | None = None
     threshold: float | None = None
     source: str | list[float] = "policy"
     avoid_reached: bool = True
-    avoid_missed: bool = False
-    direct_goal: float = 0.0
+    avoid_missed: bool = True
 
     def __post_init__(self) -> None:
-        require(is_integer(self.steps, 1), "subgoal_steps", "a whole number of at least 1 (environment steps)", self.steps)
+        rule = "a whole number of at least 1 (environment steps), or None to find it"
+        require(self.steps is None or is_integer(self.steps, 1), "subgoal_steps", rule, self.steps)
         is_positive = self.radius is None or (_all_numbers(self.radius) and bool(np.min(self.radius) > 0))
         require(is_positive, "radius", "positive, one number or one per dimension, or None to find it", self.radius)
         if self.bounds is not None:
@@ -88,8 +87,6 @@ class SubgoalConfig:
         require(is_known, "source", f"one of {SUBGOAL_SOURCES}, or a point in the space of goals", self.source)
         for name in (field.name for field in fields(self) if field.type is bool):
             require(isinstance(getattr(self, name), bool | np.bool_), name, "True or False", getattr(self, name))
-        is_share = is_number(self.direct_goal, 0.0, math.inf)
-        require(is_share, "direct_goal", "at least 0 (times `subgoal_steps`)", self.direct_goal)
 
     @property
     def are_learnt(self) -> bool:
@@ -103,7 +100,8 @@ class ExplorationConfig:
     How training environments are explored (``exploration_kwargs``).
 
     :param noise_std: Gaussian noise on the actions of both levels, in units of actions scaled to [-1, 1]
-    :param random_action_prob: probability of a uniformly random action (low level) or subgoal (high level), as in HER and HAC
+    :param random_action_prob: probability of a uniformly random action of the low level, as in HER; for random subgoals, as in HAC,
+        set it in ``high_kwargs``
     :param noise_hold_steps: environment steps for which the low level's noise stays the same
     :param subgoal_test_prob: share of segments that run without low-level noise; a subgoal that such a test misses gets the
         value of never reaching the goal, -1 / (1 - gamma) (HAC, section 4.3, https://arxiv.org/abs/1712.00948)
@@ -127,7 +125,7 @@ class HindsightConfig:
 
     :param n_sampled_goal: number of virtual transitions per real one, by sampling new goals, on both levels
     :param goal_selection_strategy: ``future``, ``final`` or ``episode``, for the high level's goals in hindsight; the low
-        level's come from the next ``subgoal_steps`` steps
+        level's come from the rest of the episode
     :param action_prob: share of the high level's batch whose action is the subgoal that was achieved (HAC, section 4.1)
     :param trivial_segment_prob: probability of learning from a segment that went less than half the threshold without reaching
         the goal; below 1 others take its place in the batch
@@ -167,8 +165,7 @@ class LevelConfig:
     :param action_l2: weight of the mean square of the actor's actions in its loss (HER's appendix A has 1 on Fetch)
     :param reward: ``sparse``, -1 until the target is reached; or ``dense``, minus the distance to it, at most 1 (HIRO's low
         level), in units of the subgoals' reach on the low level and of their bounds on the high level
-    :param hindsight_window: how many environment steps ahead a target in hindsight may lie; ``None``: ``subgoal_steps`` on the
-        low level, the rest of the episode on the high level
+    :param hindsight_window: how many environment steps ahead a target in hindsight may lie; ``None``: the rest of the episode
     :param random_target_prob: (low level) share of the batch whose subgoals are uniformly random ones, out of the share that
         is not in hindsight: there is no hindsight of what lies behind a wall
     :param trivial_target_prob: (low level) probability of learning from a step whose target in hindsight was reached before
@@ -196,6 +193,7 @@ class LevelConfig:
     random_target_prob: float = 0.0
     trivial_target_prob: float = 1.0
     oracle: LowLevel | None = None
+    imitation: float = 10.0
 
     def override(self, name: str, kwargs: Mapping[str, Any] | None) -> "LevelConfig":
         """
@@ -297,18 +295,17 @@ class HierarchyConfig:
     planner: PlannerConfig | None = None
 
     def __post_init__(self) -> None:
-        asks_values = self.planner.asks_values if self.planner is not None else self.subgoals.direct_goal > 0.0
+        asks_values = self.planner is not None and self.planner.asks_values
         if self.low.reward != "sparse" and asks_values:
             raise ValueError(
-                "`planner` and `direct_goal` read environment steps from the low level's values, which they are with sparse "
+                "`planner` reads environment steps from the low level's values, which they are with sparse "
                 "rewards only: pass `reward='sparse'` in `low_kwargs`, or `distance='euclidean'` in `planner_kwargs`."
             )
-        for name, is_used in (("planner", self.planner is not None), ("direct_goal", self.subgoals.direct_goal > 0.0)):
-            if is_used and not self.subgoals.are_learnt:
-                raise ValueError(
-                    f"`{name}` has no effect with `source={self.subgoals.source!r}` in `subgoal_kwargs`, which decides alone: "
-                    "leave one of the two out."
-                )
+
+    @property
+    def asks_values(self) -> bool:
+        """Whether subgoals depend on the low level's own value: it has to be learnt, by steps until the target is reached."""
+        return self.subgoals.are_learnt and self.low.oracle is None and self.low.reward == "sparse"
 
     @classmethod
     def from_arguments(
@@ -318,7 +315,7 @@ class HierarchyConfig:
         tau: float,
         gamma: float,
         max_grad_value: float | None,
-        subgoal_steps: int,
+        subgoal_steps: int | None,
         subgoal_kwargs: dict[str, Any] | None,
         planner: str | None,
         planner_kwargs: dict[str, Any] | None,
@@ -340,16 +337,20 @@ class HierarchyConfig:
             max_grad_value=max_grad_value,
             noise_std=exploration.noise_std,
             random_action_prob=exploration.random_action_prob,
-            n_critics=policy_kwargs.get("n_critics", 1),
+            n_critics=policy_kwargs.get("n_critics", 2),
         )
         is_known = planner is None or (isinstance(planner, str) and planner in PLANNERS)
         require(is_known, "planner", f"one of {list(PLANNERS)}, or None", planner)
         if planner is None and planner_kwargs:
             raise ValueError(f"`planner_kwargs` have no effect without a planner: pass one of {list(PLANNERS)} as `planner`.")
+        subgoals = group_from_kwargs(SubgoalConfig, "subgoal_kwargs", subgoal_kwargs, steps=subgoal_steps)
+        low = shared.override("low", low_kwargs)
+        if not subgoals.are_learnt or low.oracle is not None:
+            planner = None
         return cls(
-            high=shared.override("high", high_kwargs),
-            low=shared.override("low", low_kwargs),
-            subgoals=group_from_kwargs(SubgoalConfig, "subgoal_kwargs", subgoal_kwargs, steps=subgoal_steps),
+            high=replace(shared, random_action_prob=0.0).override("high", high_kwargs),
+            low=low,
+            subgoals=subgoals,
             exploration=exploration,
             hindsight=hindsight,
             planner=None if planner is None else group_from_kwargs(PLANNERS[planner], "planner_kwargs", planner_kwargs),

@@ -7,6 +7,7 @@ import numpy as np
 from stable_baselines3.common.noise import ActionNoise
 
 from sb3_hrl.common.spaces import flatten
+from sb3_hrl.common.step_storage import storable_steps
 from sb3_hrl.hddpg.choosers import (
     Situation,
     best_candidate,
@@ -44,6 +45,10 @@ class Explorer:
         self.segments, self.statistics = Segments(n_envs, goal_dim), SegmentStatistics()
         # Which environments are in a subgoal test
         self.tested = np.zeros(n_envs, dtype=bool)
+        # In which the subgoal is a waypoint of the planner
+        self.planned = np.zeros(n_envs, dtype=bool)
+        # Environment steps that the subgoals were predicted to take
+        self.predicted_steps = np.full(n_envs, np.nan, dtype=np.float32)
         scale = np.ones(n_envs) if noise_scale is None else noise_scale
         self._noise_scale = np.reshape(scale, (n_envs, 1)).astype(np.float32)
         self._noise_block: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -101,22 +106,28 @@ class Explorer:
     ) -> None:
         config, envs = policy.config, self.segments.needs_subgoal
         std = np.float32(config.high.noise_std) * self._noise_scale[envs]
-        random_prob = 1.0 if is_warm_up else config.high.random_action_prob
-        noise = draw_high_noise(config.subgoals, std, random_prob, self._goal_dim, self.rng)
+        # Where the actor is to decide alone it begins with random subgoals, else with the goal
+        random_prob = 1.0 if is_warm_up and policy.planner is None else config.high.random_action_prob
+        noise = draw_high_noise(config, std, self._goal_dim, self.rng, random_prob)
         achieved = achieved_goal[envs]
         situation = Situation(observation[envs], achieved, goal[envs], self.segments.missed[envs], noise)
         decision = choose_subgoals(policy, situation)
         self.tested[envs] = False
+        self.planned[envs] = decision.made_by(planned_waypoint)
         test_prob = config.exploration.subgoal_test_prob
         if test_prob > 0.0 and not is_warm_up:
             self.tested[envs] = self.rng.random(len(envs)) < test_prob
+        is_reached = policy.is_reached(achieved, decision.subgoals)
+        # What is reached already says nothing about predictions
+        self.predicted_steps[envs] = np.where(is_reached, np.float32(np.nan), decision.predicted_steps)
         self.statistics.count_started(
-            len(envs),
-            n_reached=int(policy.is_reached(achieved, decision.subgoals).sum()),
-            n_replaced=decision.count(best_candidate),
-            n_planned=decision.count(planned_waypoint),
+            policy.is_reached(achieved, goal[envs]),
+            reached_at_issue=is_reached,
+            goals=(decision.subgoals == goal[envs]).all(axis=1),
+            waypoints=self.planned[envs],
+            replaced=decision.made_by(best_candidate),
         )
-        self.segments.start(decision.subgoals, achieved)
+        self.segments.start(decision.subgoals, achieved, decision.max_steps)
 
     def step(self, policy: NumpyPolicy, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """
@@ -127,8 +138,8 @@ class Explorer:
         :param dones: whether the episodes ended, shape (n_envs,)
         :return: how segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
-        ends = self.segments.advance(next_achieved_goal, dones, policy.max_steps, policy.threshold)
-        self.statistics.count_ended(ends, self.segments.steps)
+        ends = self.segments.advance(next_achieved_goal, dones, policy.threshold)
+        self.statistics.count_ended(ends, self.segments.steps, self.predicted_steps)
         return ends
 
 
@@ -175,7 +186,10 @@ class WorkerAgent:
 
     def fields(self) -> dict[str, np.ndarray]:
         """See :meth:`Agent.fields`."""
-        return {"subgoal": self._explorer.segments.subgoals, "tested": self._explorer.tested[:, None]}
+        explorer, n = self._explorer, len(self._explorer.tested)
+        flags = {"tested": explorer.tested, "planned": explorer.planned}
+        fields = {"subgoal": explorer.segments.subgoals, "predicted_steps": storable_steps(explorer.predicted_steps, n)}
+        return fields | {name: flag[:, None] for name, flag in flags.items()}
 
     def step(self, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """See :meth:`Agent.step`."""

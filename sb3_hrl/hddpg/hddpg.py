@@ -106,15 +106,15 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
-        subgoal_steps: int = 10,
+        subgoal_steps: int | None = None,
         subgoal_kwargs: dict[str, Any] | None = None,
-        planner: str | None = None,
+        planner: str | None = "landmarks",
         planner_kwargs: dict[str, Any] | None = None,
         exploration_kwargs: dict[str, Any] | None = None,
         hindsight_kwargs: dict[str, Any] | None = None,
         high_kwargs: dict[str, Any] | None = None,
         low_kwargs: dict[str, Any] | None = None,
-        high_update_interval: int | None = None,
+        high_update_interval: int = 10,
         max_grad_value: float | None = 1.0,
         async_collection: bool = False,
         prefetch_depth: int = 2,
@@ -308,6 +308,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             subgoal=self._explorer.segments.subgoals,
             segment_ends=segment_ends,
             tested=self._explorer.tested,
+            planned=self._explorer.planned,
+            predicted_steps=self._explorer.predicted_steps,
         )
         self._last_obs = new_obs
 
@@ -331,6 +333,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             self._rollouts.log(self.logger)
         else:
             self._explorer.statistics.log(self.logger)
+        if self.policy.config.asks_values:
+            self.logger.record("rollout/horizon", self.policy.horizon.item())
         self.logger.record("rollout/goal_threshold", self.policy.subgoal_threshold.item())
         super().dump_logs()
 
@@ -347,7 +351,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._refresh_config()
         assert self._goal_task is not None, "train() needs what learn() asks the environment about goals"
-        policy, config, interval = self.policy, self.policy.config, self.high_update_interval or self.subgoal_steps
+        policy, config, interval = self.policy, self.policy.config, self.high_update_interval
         for name, level in (("train/learning_rate", policy.low), ("train/high_learning_rate", policy.high)):
             learning_rate = level.config.lr_schedule(self._current_progress_remaining)
             self.logger.record(name, learning_rate)

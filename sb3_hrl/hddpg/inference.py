@@ -15,6 +15,7 @@ from sb3_hrl.common.networks import NetworkCopy, NumpyNetwork, live_network, wei
 from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.subgoals import SubgoalBounds, action_to_subgoal, is_reached, subgoal_to_action
 from sb3_hrl.hddpg.config import HierarchyConfig
+from sb3_hrl.hddpg.horizon import steps_allowed
 
 # Normalised inputs are clipped to [-INPUT_CLIP, INPUT_CLIP], as in HER (appendix A, https://arxiv.org/abs/1707.01495)
 INPUT_CLIP = 5.0
@@ -94,7 +95,7 @@ class NumpyPolicy:
         self._low_critics = [network for name, network in networks.items() if name.startswith("low_critic")]
         self._shift, self._scale = arrays["input_shift"], arrays["input_scale"]
         self.bounds = SubgoalBounds(arrays["subgoal_low"], arrays["subgoal_high"], arrays["subgoal_radius"])
-        self._threshold = arrays["subgoal_threshold"]
+        self._threshold, self._horizon = arrays["subgoal_threshold"], arrays["horizon"]
         self.planner = None
         if config.planner is not None:
             self.planner = config.planner.bind(
@@ -185,14 +186,27 @@ class NumpyPolicy:
     # -------------------------------------------------------------------- steps
 
     @property
-    def max_steps(self) -> int:
-        """Environment steps per segment at most."""
-        return self.config.subgoals.steps
+    def horizon(self) -> float:
+        """Environment steps up to which predictions of the low level are believed; ``subgoal_steps`` if that is given."""
+        return self._horizon.item()
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the low level's value says how many steps it is to a subgoal."""
+        return self.config.asks_values
+
+    def segment_steps(self, predicted_steps: np.ndarray) -> np.ndarray:
+        """
+        :param predicted_steps: to the subgoals, shape (n,)
+        :return: environment steps after which segments end, shape (n,)
+        """
+        steps = self.config.subgoals.steps
+        return steps_allowed(predicted_steps, self.horizon) if steps is None else np.full(len(predicted_steps), steps)
 
     @property
     def pace(self) -> float:
-        """Distance per environment step, in the units of the goal, that covers the subgoals' radius in a whole segment."""
-        return float(np.linalg.norm(self.bounds.radius) / self.max_steps)
+        """Distance per environment step, in the units of the goal, that covers the subgoals' radius within the horizon."""
+        return float(np.linalg.norm(self.bounds.radius) / self.horizon)
 
     def steps(self, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
         """

@@ -139,7 +139,7 @@ class DDPGLevel(TD3Policy):
         next_q_values = th.cat([critic(next_pairs) for critic in self.critic_target.q_networks], dim=1)
         target_q_values = batch.rewards + batch.discounts * next_q_values.amin(dim=1, keepdim=True)
         target_q_values.clamp_(config.min_value, 0.0)
-        return TDBatch(batch.inputs, batch.actions, batch.rewards, target_q_values)
+        return TDBatch(batch.inputs, batch.actions, batch.rewards, target_q_values, batch.imitated)
 
     def update(self, batch: TDBatch, n_updates: int = 0) -> UpdateInfo:
         """
@@ -172,6 +172,11 @@ class DDPGLevel(TD3Policy):
         q_loss = actor_loss = -critics[0](th.cat([batch.inputs, actions], dim=1)).mean()
         if config.action_l2 > 0.0:
             actor_loss = actor_loss + config.action_l2 * actions.square().mean()
+
+        if batch.imitated is not None and config.imitation > 0.0:
+            # The planner's waypoints, beside the value in units of its mean (TD3+BC, https://arxiv.org/abs/2106.06860)
+            errors = batch.imitated * (actions - batch.actions).square()
+            actor_loss = actor_loss / q_loss.detach().abs().clamp(min=1e-3) + config.imitation * errors.mean()
 
         # Optimize the actor (without gradients of the critic's weights, which nobody reads)
         self.actor.optimizer.zero_grad()

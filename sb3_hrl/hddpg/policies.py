@@ -18,13 +18,22 @@ from sb3_hrl.common.subgoals import ArrayT, SubgoalBounds, is_reached, subgoal_t
 from sb3_hrl.common.type_aliases import SubgoalState
 from sb3_hrl.hddpg.choosers import Situation, choose_subgoals, draw_high_noise
 from sb3_hrl.hddpg.config import NET_ARCH_RULE, HierarchyConfig, LevelConfig, SubgoalConfig, is_net_arch
+from sb3_hrl.hddpg.horizon import LEAST_HORIZON
 from sb3_hrl.hddpg.inference import HIGH, INPUT_CLIP, LOW, NumpyPolicy, live_policy
 from sb3_hrl.hddpg.level import DDPGLevel
 from sb3_hrl.hddpg.segments import Segments
 from sb3_hrl.hddpg.validation import check_predict_input, per_dimension
 
 # What acting depends on beside the networks, and that changes
-_ACTING_BUFFERS = ("input_shift", "input_scale", "subgoal_low", "subgoal_high", "subgoal_radius", "subgoal_threshold")
+_ACTING_BUFFERS = (
+    "input_shift",
+    "input_scale",
+    "subgoal_low",
+    "subgoal_high",
+    "subgoal_radius",
+    "subgoal_threshold",
+    "horizon",
+)
 
 
 class Arrays(nn.Module):
@@ -127,12 +136,14 @@ class HierarchicalPolicy(BasePolicy):
         self.subgoal_high: th.Tensor
         self.subgoal_radius: th.Tensor
         self.subgoal_threshold: th.Tensor
+        self.horizon: th.Tensor
         self.input_shift: th.Tensor
         self.input_scale: th.Tensor
         self.register_buffer("subgoal_low", th.zeros(self.goal_dim))
         self.register_buffer("subgoal_high", th.ones(self.goal_dim))
         self.register_buffer("subgoal_radius", th.ones(self.goal_dim))
         self.register_buffer("subgoal_threshold", th.zeros(()))
+        self.register_buffer("horizon", th.tensor(float(self.config.subgoals.steps or LEAST_HORIZON)))
         # What normalises the inputs of the two levels: derived from the moments and the radius
         input_dim = self.observation_dim + 3 * self.goal_dim
         self.register_buffer("input_shift", th.zeros(2, input_dim))
@@ -267,8 +278,8 @@ class HierarchicalPolicy(BasePolicy):
         observation, goal = self.observation_moments, self.goal_moments
         zeros = th.zeros_like(goal.mean)
         self.input_shift.copy_(th.cat([observation.mean, goal.mean, goal.mean, zeros]))
-        for level, reach in ((HIGH, goal.std), (LOW, self.subgoal_radius.double())):
-            self.input_scale[level] = 1.0 / th.cat([observation.std, goal.std, goal.std, reach])
+        for level in (HIGH, LOW):
+            self.input_scale[level] = 1.0 / th.cat([observation.std, goal.std, goal.std, goal.std])
 
     # ------------------------------------------------------------------- acting
 
@@ -277,7 +288,7 @@ class HierarchicalPolicy(BasePolicy):
         low_actor, low_critics = self.low.acting_networks
         high_actor, high_critics = self.high.acting_networks
         networks = {"low_actor": low_actor, "high_actor": high_actor, "high_critic": high_critics[0]}
-        if self.config.planner is not None or self.config.subgoals.direct_goal > 0.0:
+        if self.config.asks_values:
             networks |= {f"low_critic_{i}": critic for i, critic in enumerate(low_critics)}
         return networks
 
@@ -380,15 +391,16 @@ class HierarchicalPolicy(BasePolicy):
             # What the last action led to. Where an episode begins its segment is over, whatever it led to
             segments = self._restore_segments(state, n)
             starts = [False] * n if episode_start is None else np.reshape(episode_start, n).astype(bool).tolist()
-            segments.advance(achieved, starts, policy.max_steps, policy.threshold)
+            segments.advance(achieved, starts, policy.threshold)
         envs = segments.needs_subgoal
         if envs:
             noise = None
             if rng is not None:
                 std = np.full((len(envs), 1), self.config.high.noise_std, dtype=np.float32)
-                noise = draw_high_noise(self.config.subgoals, std, 0.0, self.goal_dim, rng)
+                noise = draw_high_noise(self.config, std, self.goal_dim, rng, random_prob=0.0)
             situation = Situation(obs[envs], achieved[envs], goal[envs], segments.missed[envs], noise)
-            segments.start(choose_subgoals(policy, situation).subgoals, achieved[envs])
+            decision = choose_subgoals(policy, situation)
+            segments.start(decision.subgoals, achieved[envs], decision.max_steps)
         actions = policy.act(obs, achieved, segments.subgoals)
         if rng is not None:
             actions = actions + np.float32(self.config.low.noise_std) * rng.standard_normal(actions.shape, dtype=np.float32)

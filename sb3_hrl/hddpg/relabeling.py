@@ -13,6 +13,9 @@ from sb3_hrl.hddpg.policies import HierarchicalPolicy
 # So many times a batch is drawn where trivial targets are left out, for enough others to be among them
 _OVERSAMPLING = 4
 
+# So many steps of a segment are looked at for the goal
+_N_VISITED = 16
+
 
 def low_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> Transitions:
     """
@@ -48,7 +51,7 @@ def low_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> T
 def _low_samples(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> LowSamples:
     """:return: steps for the low level, in hindsight first; few of those whose target in hindsight was reached before them"""
     config = policy.config.low
-    window, batch_size = config.hindsight_window or policy.config.subgoals.steps, config.batch_size
+    window, batch_size = config.hindsight_window, config.batch_size
     if config.trivial_target_prob == 1.0:
         return buffer.sample_low(batch_size, config.n_sampled_goal, window)
     steps = buffer.sample_low(_OVERSAMPLING * batch_size, config.n_sampled_goal, window)
@@ -73,7 +76,7 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
     """
     config, hindsight, batch_size = policy.config.high, policy.config.hindsight, policy.config.high.batch_size
     # Where an episode ends at success, passing through the goal is enough; elsewhere it counts at the segment's end
-    max_steps = policy.config.subgoals.steps if task.ends_at_success else 1
+    max_steps = _N_VISITED if task.ends_at_success else 1
     segments = buffer.sample_high(batch_size, config.n_sampled_goal, max_steps, config.hindsight_window)
     visited = segments.visited_goals.reshape(batch_size * max_steps, -1)
     goals = np.repeat(segments.goals.cpu().numpy(), max_steps, axis=0)
@@ -91,7 +94,7 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
     missed = segments.tested & (segments.ends == SegmentEnd.OUT_OF_STEPS) & (dones == 0.0)
     rewards, discounts = terminate_with_penalty(rewards, discounts, missed, config.min_value)
     # HAC's hindsight action: what was achieved had been commanded. But a missed test punishes the action that was taken
-    in_hindsight = (th.rand(batch_size, device=buffer.device) < hindsight.action_prob) & ~missed
+    in_hindsight = (th.rand(batch_size, device=buffer.device) < hindsight.action_prob) & ~missed & ~segments.planned
     subgoals = th.where(in_hindsight[:, None], segments.next_achieved_goals, segments.subgoals)
     batch = Transitions(
         inputs=policy.high_inputs(segments.observations, segments.achieved_goals, segments.goals),
@@ -99,12 +102,13 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
         next_inputs=policy.high_inputs(segments.next_observations, segments.next_achieved_goals, segments.goals),
         rewards=rewards[:, None],
         discounts=discounts[:, None],
+        imitated=segments.planned.float()[:, None],
     )
     if hindsight.trivial_segment_prob < 1.0:
         moved = (segments.next_achieved_goals - segments.achieved_goals).norm(dim=1)
         is_trivial = (moved < 0.5 * policy.subgoal_threshold) & (dones == 0.0)
         rows = without_trivial(is_trivial, hindsight.trivial_segment_prob)
-        batch = Transitions(*(tensor[rows] for tensor in batch))
+        batch = Transitions(*(tensor[rows] for tensor in batch))  # type: ignore[index]
     return batch
 
 

@@ -18,8 +18,8 @@ _NONE, _REACHED, _OUT_OF_STEPS, _EPISODE_OVER = (int(end) for end in SegmentEnd)
 
 class Segments:
     """
-    The segments of environments side by side. A segment ends when its subgoal is reached, after ``max_steps`` environment
-    steps, or with the episode.
+    The segments of environments side by side. A segment ends when its subgoal is reached, after as many environment steps as it
+    was given, or with the episode.
 
     :param n_envs: number of environments; none of them has a subgoal yet
     :param goal_dim: length of a goal
@@ -29,6 +29,7 @@ class Segments:
         self.needs_subgoal = list(range(n_envs))
         self.subgoals = np.zeros((n_envs, goal_dim), dtype=np.float32)
         self.steps = [0] * n_envs
+        self.max_steps = [1] * n_envs
         self._starts = np.zeros((n_envs, goal_dim), dtype=np.float32)
         # Starts and subgoals of the last segments of the episode, infinite but for those that missed
         self.missed = np.full((n_envs, N_MISSED, 2, goal_dim), np.inf, dtype=np.float32)
@@ -44,7 +45,7 @@ class Segments:
         """
         segments = cls(*state.subgoals.shape)
         segments.needs_subgoal = []
-        segments.steps = np.asarray(state.steps).tolist()
+        segments.steps, segments.max_steps = np.asarray(state.steps).tolist(), np.asarray(state.max_steps).tolist()
         segments.missed[:] = state.missed
         segments._begin(list(range(len(segments.steps))), np.asarray(state.subgoals), np.asarray(state.starts))
         return segments
@@ -52,7 +53,8 @@ class Segments:
     @property
     def state(self) -> SubgoalState:
         """Where the environments stand, as arrays; all have a subgoal."""
-        return SubgoalState(self.subgoals, np.array(self.steps, dtype=np.int64), self._starts, self.missed)
+        steps, max_steps = np.array(self.steps, dtype=np.int64), np.array(self.max_steps, dtype=np.int64)
+        return SubgoalState(self.subgoals, steps, self._starts, max_steps, self.missed)
 
     def _begin(self, envs: list[int], subgoals: np.ndarray, starts: np.ndarray) -> None:
         self.subgoals[envs], self._starts[envs] = subgoals, starts
@@ -60,27 +62,25 @@ class Segments:
         for env, subgoal, distance in zip(envs, subgoals.tolist(), distances, strict=True):
             self._targets[env], self._initial_distances[env] = subgoal, distance
 
-    def start(self, subgoals: np.ndarray, achieved_goals: np.ndarray) -> None:
+    def start(self, subgoals: np.ndarray, achieved_goals: np.ndarray, max_steps: np.ndarray) -> None:
         """
         Begin a segment in the environments that need a subgoal.
 
         :param subgoals: for these, float32, shape (n, goal_dim)
         :param achieved_goals: achieved where the segments begin, float32, shape (n, goal_dim)
+        :param max_steps: environment steps after which the segments end, shape (n,)
         """
         self._begin(self.needs_subgoal, subgoals, achieved_goals)
-        for env in self.needs_subgoal:
-            self.steps[env] = 0
+        for env, most in zip(self.needs_subgoal, max_steps.tolist(), strict=True):
+            self.steps[env], self.max_steps[env] = 0, most
         self.needs_subgoal = []
 
-    def advance(
-        self, achieved_goals: np.ndarray, episode_ends: Sequence[bool], max_steps: int, threshold: float
-    ) -> np.ndarray:
+    def advance(self, achieved_goals: np.ndarray, episode_ends: Sequence[bool], threshold: float) -> np.ndarray:
         """
         Take in one environment step.
 
         :param achieved_goals: goals achieved now, float32, shape (n_envs, goal_dim)
         :param episode_ends: whether the episodes ended, shape (n_envs,)
-        :param max_steps: environment steps after which a segment ends
         :param threshold: Euclidean distance at which a subgoal is reached, in the units of the goal
         :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
@@ -91,7 +91,7 @@ class Segments:
             distance = math.dist(achieved, target)
             if distance <= threshold:
                 ends[env] = _REACHED
-            elif self.steps[env] >= max_steps:
+            elif self.steps[env] >= self.max_steps[env]:
                 ends[env] = _OUT_OF_STEPS
             elif episode_over:
                 ends[env] = _EPISODE_OVER
@@ -111,34 +111,48 @@ class SegmentStatistics:
     """What segments were like since the last log, as sums over them."""
 
     def __init__(self) -> None:
-        self._sums = np.zeros(len(self._NAMES), dtype=np.int64)
+        self._sums = np.zeros(len(self._NAMES), dtype=np.float64)
 
-    _NAMES = ("issued", "issued_reached", "replaced", "planned", "ended", "reached", "steps")
+    # Of segments that begin at the goal, where an agent stays, only the number is kept: they say nothing about subgoals
+    _NAMES = ("issued", "reached_at_issue", "goals", "waypoints", "replaced", "ended", "reached", "steps")
+    _NAMES += ("predicted", "predicted_steps", "needed_steps")
 
-    def count_started(self, n: int, n_reached: int, n_replaced: int, n_planned: int) -> None:
+    def count_started(self, is_at_goal: np.ndarray, **kinds: np.ndarray) -> None:
         """
-        :param n: segments that begin
-        :param n_reached: of these: subgoals that are reached before the first step
-        :param n_replaced: subgoals in place of a proposal of the actor that was reached or missed
-        :param n_planned: subgoals that are waypoints of the planner
+        :param is_at_goal: segments that begin at the goal, booleans of shape (n,)
+        :param kinds: ``reached_at_issue``, subgoals that are reached before the first step; ``goals``, those that are the goal
+            itself; ``waypoints``, those that are the planner's; ``replaced``, those in place of a proposal of the actor that was
+            reached or missed: booleans of shape (n,)
         """
-        self._sums[:4] += (n, n_reached, n_replaced, n_planned)
+        self._add("issued", (~is_at_goal).sum())
+        for name, is_kind in kinds.items():
+            self._add(name, (is_kind & ~is_at_goal).sum())
 
-    def count_ended(self, ends: np.ndarray, steps: Sequence[int]) -> None:
+    def count_ended(self, ends: np.ndarray, steps: Sequence[int], predicted_steps: np.ndarray) -> None:
         """
         :param ends: how segments ended, see :meth:`Segments.advance`, shape (n_envs,)
         :param steps: environment steps of each segment so far, shape (n_envs,)
+        :param predicted_steps: environment steps that its subgoal was predicted to take, infinite or NaN: no prediction, shape
+            (n_envs,)
         """
         for env in np.flatnonzero(ends):
-            self._sums[4:] += (1, int(ends[env] == _REACHED), steps[int(env)])
+            is_reached, n_steps = ends[env] == _REACHED, steps[int(env)]
+            for name, value in (("ended", 1), ("reached", is_reached), ("steps", n_steps)):
+                self._add(name, value)
+            if is_reached and math.isfinite(predicted_steps[env]):
+                for name, value in (("predicted", 1), ("predicted_steps", predicted_steps[env]), ("needed_steps", n_steps)):
+                    self._add(name, value)
 
-    def take(self) -> list[int]:
+    def _add(self, name: str, value: float) -> None:
+        self._sums[self._NAMES.index(name)] += value
+
+    def take(self) -> list[float]:
         """:return: sums over the segments since the last call or log, for :meth:`add` of the learner's"""
-        sums = self._sums.tolist()
+        sums: list[float] = self._sums.tolist()
         self._sums[:] = 0
         return sums
 
-    def add(self, sums: Sequence[int]) -> None:
+    def add(self, sums: Sequence[float]) -> None:
         """
         :param sums: over segments from elsewhere, see :meth:`take`
         """
@@ -151,10 +165,17 @@ class SegmentStatistics:
         :param logger: where to
         """
         sums = dict(zip(self._NAMES, self.take(), strict=True))
-        if sums["ended"] > 0:
-            logger.record("rollout/subgoal_success_rate", sums["reached"] / sums["ended"])
-            logger.record("rollout/segment_length", sums["steps"] / sums["ended"])
-        if sums["issued"] > 0:
-            logger.record("rollout/subgoal_reached_at_issue", sums["issued_reached"] / sums["issued"])
-            logger.record("rollout/subgoal_replaced", sums["replaced"] / sums["issued"])
-            logger.record("rollout/subgoal_planned", sums["planned"] / sums["issued"])
+        means = {
+            "ended": {"subgoal_success_rate": "reached", "segment_length": "steps"},
+            "issued": {
+                "subgoal_reached_at_issue": "reached_at_issue",
+                "subgoal_is_goal": "goals",
+                "subgoal_planned": "waypoints",
+                "subgoal_replaced": "replaced",
+            },
+            "predicted": {"subgoal_predicted_steps": "predicted_steps", "subgoal_needed_steps": "needed_steps"},
+        }
+        for count, names in means.items():
+            for key, name in names.items():
+                if sums[count] > 0:
+                    logger.record(f"rollout/{key}", sums[name] / sums[count])

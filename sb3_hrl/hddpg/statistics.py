@@ -6,6 +6,7 @@ from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.goals import EnvGoalTask
 from sb3_hrl.common.subgoals import SubgoalBounds
 from sb3_hrl.common.twin import Attributes
+from sb3_hrl.hddpg.horizon import N_RECENT, calibrated_horizon
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.hddpg.subgoal_bounds import fit_bounds, initial_bounds
 
@@ -13,6 +14,7 @@ from sb3_hrl.hddpg.subgoal_bounds import fit_bounds, initial_bounds
 # success is, and the subgoals' bounds are fitted
 NORMALIZER_INTERVAL = 100
 BOUNDS_INTERVAL = 1_000
+HORIZON_INTERVAL = 500
 
 
 class Statistics:
@@ -23,6 +25,7 @@ class Statistics:
         self._normalized = np.zeros(0, dtype=np.int64)  # how many steps of each shard the normalisers have seen
         self._n_bounds = 0  # steps of the buffer when the bounds were fitted
         self._n_planned = 0  # steps of the buffer when the planner was updated
+        self._n_calibrated = 0  # steps of the buffer when the horizon was calibrated
 
     def begin(self, policy: HierarchicalPolicy, goals: np.ndarray, threshold: float) -> None:
         """
@@ -53,7 +56,8 @@ class Statistics:
         heads = buffer.shards.head.copy()
         n_added = int(heads.sum())
         # A buffer that was not saved with the model starts from 0
-        self._n_bounds, self._n_planned = min(self._n_bounds, n_added), min(self._n_planned, n_added)
+        for name in ("_n_bounds", "_n_planned", "_n_calibrated"):
+            setattr(self, name, min(getattr(self, name), n_added))
         if policy.normalize_inputs:
             self._normalize(policy, buffer, heads)
         if n_added - self._n_bounds >= BOUNDS_INTERVAL or self._n_bounds == 0:
@@ -61,8 +65,14 @@ class Statistics:
             task.check_paid(buffer.recent(BOUNDS_INTERVAL, ("next_achieved_goal", "desired_goal", "reward")))
             policy.subgoal_threshold.fill_(task.threshold)
             bounds = SubgoalBounds(*(bound.cpu().numpy() for bound in policy.bounds))
-            policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, task.threshold))
+            n_steps = round(policy.horizon.item())
+            policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, task.threshold, n_steps))
             self._n_bounds = n_added
+        is_calibrated = policy.config.subgoals.steps is None and policy.config.asks_values
+        if is_calibrated and n_added - self._n_calibrated >= HORIZON_INTERVAL:
+            horizon = calibrated_horizon(buffer.recent_segments(N_RECENT), policy.horizon.item())
+            policy.horizon.fill_(horizon)
+            self._n_calibrated = n_added
         planner = policy.config.planner
         if planner is not None and n_added - self._n_planned >= planner.update_interval:
             policy.update_planner(buffer)

@@ -25,7 +25,7 @@ def initial_bounds(config: SubgoalConfig, goals: np.ndarray, threshold: float, s
 
 
 def fit_bounds(
-    config: SubgoalConfig, bounds: SubgoalBounds, buffer: SharedMemoryReplayBuffer, threshold: float
+    config: SubgoalConfig, bounds: SubgoalBounds, buffer: SharedMemoryReplayBuffer, threshold: float, n_steps: int
 ) -> SubgoalBounds:
     """
     Bounds of the goals seen so far, and the radius that the low level covers in a segment. Both only grow: what was within
@@ -35,13 +35,12 @@ def fit_bounds(
     :param bounds: those so far, arrays of shape (goal_dim,)
     :param buffer: what was visited
     :param threshold: distance at which a subgoal counts as reached
+    :param n_steps: environment steps of a segment, about
     :return: arrays of shape (goal_dim,)
     """
     shards = buffer.recent(WINDOW, ("achieved_goal", "next_achieved_goal", "desired_goal"))
     goals = [steps[field] for steps in shards for field in ("next_achieved_goal", "desired_goal")]
-    moves = [
-        displacements(steps["achieved_goal"], steps["next_achieved_goal"], steps["episode"], config.steps) for steps in shards
-    ]
+    moves = [displacements(steps["achieved_goal"], steps["next_achieved_goal"], steps["episode"], n_steps) for steps in shards]
     limits = flat_limits(goal_space(buffer.observation_space))
     low, high = visited_bounds(np.concatenate(goals), margin=threshold, limits=limits)
     low, high, radius = np.minimum(low, bounds.low), np.maximum(high, bounds.high), bounds.radius

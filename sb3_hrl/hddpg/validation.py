@@ -71,8 +71,8 @@ def check_arguments(model: Any) -> None:
     :raises ValueError: if one of them is out of its range
     """
     interval, depth = model.high_update_interval, model.prefetch_depth
-    is_valid = interval is None or is_integer(interval, 1)
-    require(is_valid, "high_update_interval", "a whole number of at least 1 (low-level gradient steps), or None", interval)
+    rule = "a whole number of at least 1 (low-level gradient steps)"
+    require(is_integer(interval, 1), "high_update_interval", rule, interval)
     require(is_integer(depth, 0), "prefetch_depth", "a whole number of at least 0 (batches prepared ahead)", depth)
     require(model.n_steps == 1, "n_steps", "1: n-step returns do not go with hindsight goals", model.n_steps)
     packed = "False: the buffer's rows are packed already"

@@ -1,7 +1,7 @@
 """What a planner is. It knows arrays and the reach of the low level, but no network, normaliser or copy of weights."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,12 +12,12 @@ class Reach(Protocol):
     """What a planner may ask about the low level. Arrays are float32."""
 
     @property
-    def max_steps(self) -> int:
-        """Environment steps per segment at most."""
+    def horizon(self) -> float:
+        """Environment steps up to which the low level's value is believed."""
 
     @property
     def pace(self) -> float:
-        """Distance per environment step, in the units of the goal, that covers the subgoals' radius in a whole segment."""
+        """Distance per environment step, in the units of the goal, that covers the subgoals' radius within the horizon."""
 
     def steps(self, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
         """
@@ -35,16 +35,20 @@ class Reach(Protocol):
         :return: whether subgoals are reached, shape (...,)
         """
 
-    def is_within_radius(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
-        """
-        :param achieved_goal: shape (..., goal_dim)
-        :param subgoal: shape (..., goal_dim)
-        :return: whether the high level could issue the subgoal, so that the low level knows of it, shape (...,)
-        """
+
+class Ways(NamedTuple):
+    """Ways to goals, one row per environment."""
+
+    waypoints: np.ndarray  # (n, goal_dim), where to go first; NaN where no way is known
+    steps: np.ndarray  # (n,), environment steps of the whole way, infinite where none is known
 
 
 class Planner(Protocol):
     """A planner, bound to the arrays that it has made: those of the learner's policy, or a worker's copy."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has been updated, so that it may know ways."""
 
     def update(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> dict[str, np.ndarray]:
         """
@@ -56,7 +60,7 @@ class Planner(Protocol):
 
     def waypoints(
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
-    ) -> np.ndarray:
+    ) -> Ways:
         """
         :param reach: of the low level
         :param observation: shape (n, obs_dim)
@@ -64,7 +68,7 @@ class Planner(Protocol):
         :param goal: desired goals, shape (n, goal_dim)
         :param missed: starts and subgoals of recent segments that missed, shape (n, n_missed, 2, goal_dim), infinite for the
             others; ``None``: not to be avoided
-        :return: where to go first, shape (n, goal_dim); NaN where no way is known
+        :return: ways to the goals
         """
 
 

@@ -4,7 +4,6 @@ the other. The first waypoint of the shortest way to the goal is the subgoal (Hu
 https://arxiv.org/abs/1908.05451; between two levels as in DHRL).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,13 +11,18 @@ import numpy as np
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.checks import is_integer, is_number, require
-from sb3_hrl.common.subgoals import N_MISSED_RECENTLY, SegmentEnd, is_missed
-from sb3_hrl.hddpg.planners.base import Reach
+from sb3_hrl.common.subgoals import N_MISSED_RECENTLY, SegmentEnd, displacements, is_missed
+from sb3_hrl.hddpg.planners.base import Reach, Ways
 
 DISTANCES = ("value", "euclidean")
 
 # An edge has failed if as many misses in a row would come by chance less often than this
 SIGNIFICANCE = 0.05
+
+# How fast the agent is, it is asked of so many of the newest steps
+_N_RECENT = 20_000
+SPACING_QUANTILE = 0.9
+LEAST_LANDMARKS = 100
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,11 @@ class LandmarkConfig:
     """
     Settings of ``planner="landmarks"`` (``planner_kwargs``).
 
-    :param n_landmarks: how many visited states are joined to a graph
+    :param n_landmarks: how many visited states are joined to a graph at most. There are fewer where these lie closer to each other
+        than the agent gets in half of its horizon
     :param n_members: visited states around each landmark whose values are averaged: with a single one, whose velocity may
         point the right way by chance, the shortest path is that of the luckiest errors
     :param n_visited: drawn from the buffer, for the landmarks to be chosen from
-    :param cutoff: environment steps above which the low level's estimate of a distance is not believed; ``None``:
-        ``subgoal_steps``
     :param update_interval: environment steps between two choices of landmarks
     :param distance: what says how many steps it is from one place to another: ``value``, the low level's own; or
         ``euclidean``, the straight way at the pace that covers the radius in ``subgoal_steps``, for low levels whose reward
@@ -41,10 +44,9 @@ class LandmarkConfig:
         goal, for low levels that get stuck or fall at some places; 0: the shortest one
     """
 
-    n_landmarks: int = 100
-    n_members: int = 4
-    n_visited: int = 2_000
-    cutoff: float | None = None
+    n_landmarks: int = 400
+    n_members: int = 8
+    n_visited: int = 4_000
     update_interval: int = 2_000
     distance: str = "value"
     miss_cost: float = 0.0
@@ -56,10 +58,6 @@ class LandmarkConfig:
             "n_visited": (
                 is_integer(self.n_visited, self.n_landmarks if is_integer(self.n_landmarks, 2) else 2),
                 "a whole number of at least `n_landmarks`",
-            ),
-            "cutoff": (
-                self.cutoff is None or (is_number(self.cutoff, high=math.inf) and self.cutoff > 0),
-                "positive (environment steps), or None for `subgoal_steps`",
             ),
             "update_interval": (is_integer(self.update_interval, 1), "a whole number of at least 1 (environment steps)"),
             "distance": (self.distance in DISTANCES, f"one of {DISTANCES}"),
@@ -78,6 +76,7 @@ class LandmarkConfig:
         n, n_members = self.n_landmarks, self.n_members
         return {
             "count": (),
+            "speed": (),
             "observations": (n, n_members, observation_dim),
             "achieved": (n, n_members, goal_dim),
             "steps": (n, n),
@@ -85,8 +84,7 @@ class LandmarkConfig:
 
     def when_idle(self, max_steps: int) -> tuple[str, str]:
         """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.when_idle`."""
-        cutoff = round(1.5 * (self.cutoff or max_steps))
-        cure = f"Set `planner_kwargs: {{n_landmarks: {2 * self.n_landmarks}, cutoff: {cutoff}}}`."
+        cure = f"Set `planner_kwargs: {{n_landmarks: {2 * self.n_landmarks}}}`."
         return "landmarks are too far from each other for edges between them", cure
 
     def bind(self, arrays: Mapping[str, np.ndarray]) -> "LandmarkPlanner":
@@ -114,6 +112,11 @@ class LandmarkPlanner:
         return int(self._arrays["count"].item())
 
     @property
+    def is_ready(self) -> bool:
+        """See :attr:`~sb3_hrl.hddpg.planners.Planner.is_ready`."""
+        return self.n_landmarks > 0
+
+    @property
     def landmarks(self) -> np.ndarray:
         """The landmarks as goals, shape (n_landmarks, goal_dim)."""
         return self._arrays["achieved"][: self.n_landmarks, 0]
@@ -130,7 +133,11 @@ class LandmarkPlanner:
         config, visited = self.config, buffer.sample_states(self.config.n_visited)
         # Far apart in units in which every dimension of the goal counts alike
         points = visited["achieved_goal"] / goal_std
-        members = members_of(points, farthest_points(points, config.n_landmarks), config.n_members, buffer.rng)
+        speed, spacing = self._scale_of(buffer, reach, goal_std)
+        self._arrays["speed"][...] = speed
+        members = members_of(
+            points, farthest_points(points, config.n_landmarks, spacing, LEAST_LANDMARKS), config.n_members, buffer.rng
+        )
         observations, achieved = visited["observation"][members], visited["achieved_goal"][members]
         steps = self._steps_to(reach, observations, achieved, achieved[:, 0])
         if buffer.n_segments() > 0:
@@ -141,7 +148,19 @@ class LandmarkPlanner:
                 # A rate of 0 is that of no segment that ever arrived
                 steps -= config.miss_cost * np.log(np.maximum(hit_rates(*experience), 1e-6), dtype=np.float32)
         count = np.array(len(achieved), dtype=np.float32)
-        return {"count": count, "observations": observations, "achieved": achieved, "steps": steps}
+        return {"count": count, "speed": speed, "observations": observations, "achieved": achieved, "steps": steps}
+
+    def _scale_of(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> tuple[np.ndarray, float]:
+        """:return: the highest distance per environment step, in the units of the goal, and how far apart landmarks should be"""
+        shards = buffer.recent(_N_RECENT, ("achieved_goal", "next_achieved_goal"))
+        moves = [shard["next_achieved_goal"] - shard["achieved_goal"] for shard in shards]
+        speed = np.linalg.norm(np.concatenate(moves), axis=1).max()
+        n_steps = max(round(0.5 * reach.horizon), 1)
+        moves = [
+            displacements(shard["achieved_goal"], shard["next_achieved_goal"], shard["episode"], n_steps) for shard in shards
+        ]
+        lengths = np.linalg.norm(np.concatenate(moves) / goal_std, axis=1)
+        return np.float32(speed), float(np.quantile(lengths, SPACING_QUANTILE)) if len(lengths) > 0 else 0.0
 
     def _some_segments(self, buffer: SharedMemoryReplayBuffer, reach: Reach) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """:return: where segments began, what they were to reach, and whether they missed it, as far as that is known"""
@@ -158,23 +177,26 @@ class LandmarkPlanner:
 
     def waypoints(
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
-    ) -> np.ndarray:
+    ) -> Ways:
         """See :meth:`~sb3_hrl.hddpg.planners.Planner.waypoints`."""
-        waypoints = np.full_like(goal, np.nan)
-        if self.n_landmarks > 0:
+        ways = Ways(np.full_like(goal, np.nan), np.full(len(goal), np.inf, dtype=np.float32))
+        if self.is_ready:
             for env in range(len(goal)):
                 avoid = None if missed is None else missed[env]
-                waypoints[env] = self._waypoint(reach, observation[env], achieved_goal[env], goal[env], avoid)
-        return waypoints
+                ways.waypoints[env], ways.steps[env] = self._way(reach, observation[env], achieved_goal[env], goal[env], avoid)
+        return ways
 
-    def _waypoint(
+    def _way(
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
-    ) -> np.ndarray | float:
-        """:return: where to go first on the shortest way to the goal, shape (goal_dim,); NaN if no way is known"""
+    ) -> tuple[np.ndarray | float, float]:
+        """
+        :return: where to go first on the shortest way to the goal, shape (goal_dim,), and its length in environment steps; NaN
+            and infinite if no way is known
+        """
         n, landmarks, edges = self.n_landmarks, self.landmarks, self.steps
         # Lengths of the first edges: from here to each landmark and, the last one, to the goal itself
         targets = np.concatenate([landmarks, goal[None]])
-        near = reach.is_within_radius(achieved_goal, targets)
+        near = self._may_be_near(reach, achieved_goal, targets)
         # A landmark that is reached already leads nowhere
         near[:n] &= ~reach.is_reached(achieved_goal, landmarks)
         observations, achieved = (np.broadcast_to(array, (near.sum(), len(array))) for array in (observation, achieved_goal))
@@ -188,7 +210,7 @@ class LandmarkPlanner:
         total = np.append(from_here[:n] + costs_to_go(edges, to_goal), from_here[n])
         # The goal itself where it is within reach, unless it was missed from here
         best = n if np.isfinite(self._cut(reach, from_here[n])) else int(total.argmin())
-        return targets[best] if np.isfinite(total[best]) else np.nan
+        return (targets[best], float(total[best])) if np.isfinite(total[best]) else (np.nan, np.inf)
 
     def _penalise(
         self,
@@ -207,7 +229,7 @@ class LandmarkPlanner:
         :return: new lengths of the edges, shape (n, n), of those to the goal, shape (n,), and of those from here, shape (n +
             1,)
         """
-        n, cost = len(to_goal), reach.max_steps
+        n, cost = len(to_goal), reach.horizon
         started_here = reach.is_reached(achieved_goal, missed[:, 0])
         from_landmarks = reach.is_reached(targets[:n, None], missed[:, 0]).astype(np.float32)
         to_targets = reach.is_reached(targets[:, None], missed[:, 1]).astype(np.float32)
@@ -240,29 +262,37 @@ class LandmarkPlanner:
         """
         steps = np.full((len(achieved), len(subgoals)), np.inf, dtype=np.float32)
         for i, subgoal in enumerate(subgoals):
-            near = np.flatnonzero(reach.is_within_radius(achieved[:, 0], subgoal))
+            near = np.flatnonzero(self._may_be_near(reach, achieved[:, 0], subgoal))
             targets = np.broadcast_to(subgoal, (len(near), len(subgoal)))
             steps[near, i] = self._steps_from(reach, observations[near], achieved[near], targets)
         return self._cut(reach, steps)
 
     def _cut(self, reach: Reach, steps: np.ndarray) -> np.ndarray:
         """:return: steps, infinite where the low level's estimate is not believed"""
-        return np.where(steps <= (self.config.cutoff or reach.max_steps), steps, np.float32(np.inf))
+        return np.where(steps <= reach.horizon, steps, np.float32(np.inf))
+
+    def _may_be_near(self, reach: Reach, achieved_goal: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """:return: whether targets can be within the horizon, at the highest speed; of others no value is asked"""
+        return np.asarray(np.linalg.norm(targets - achieved_goal, axis=-1) <= self._arrays["speed"] * reach.horizon)
 
 
-def farthest_points(points: np.ndarray, n: int, first: int = 0) -> np.ndarray:
+def farthest_points(points: np.ndarray, n: int, spacing: float = 0.0, at_least: int = 2, first: int = 0) -> np.ndarray:
     """
     Farthest-point sampling (Gonzalez 1985): each point is the one that is farthest from those chosen before it.
 
     :param points: shape (m, dim), m at least ``n``
-    :param n: how many to choose
+    :param n: how many to choose at most
+    :param spacing: least distance between two of them
+    :param at_least: how many to choose even if these are closer to each other
     :param first: the point to begin with
-    :return: indices of the chosen points, shape (n,)
+    :return: indices of the chosen points, shape (n,) or shorter
     """
     chosen = np.empty(n, dtype=np.int64)
     distances = np.full(len(points), np.inf)
     for i in range(n):
         chosen[i] = first if i == 0 else distances.argmax()
+        if i >= at_least and distances[chosen[i]] < spacing * spacing:
+            return chosen[:i]
         distances = np.minimum(distances, np.square(points - points[chosen[i]]).sum(axis=1))
     return chosen
 
