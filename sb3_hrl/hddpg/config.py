@@ -172,6 +172,8 @@ class LevelConfig:
         it; below 1 others take its place in the batch. For objects that hardly ever move, of which hindsight says little else
     :param oracle: (low level) a function that acts in place of the low level, which does not learn then: from observations,
         achieved goals and subgoals, each of shape (n, dim), to actions scaled to [-1, 1], shape (n, action_dim)
+    :param imitation: (high level) weight of the actor's squared distance to the planner's waypoints in its loss, beside the
+        value in units of its mean (TD3+BC, https://arxiv.org/abs/2106.06860); 0: it does not imitate them
     """
 
     learning_rate: float | str | Schedule = 1e-3
@@ -235,6 +237,7 @@ class LevelConfig:
             "net_arch": (self.net_arch is None or is_net_arch(self.net_arch), NET_ARCH_RULE),
             "policy_delay": (is_integer(self.policy_delay, 1), "a whole number of at least 1"),
             "action_l2": (is_number(self.action_l2, 0.0), "at least 0"),
+            "imitation": (is_number(self.imitation, 0.0), "at least 0"),
             "reward": (self.reward in REWARDS, f"one of {REWARDS}"),
             "hindsight_window": (
                 self.hindsight_window is None or is_integer(self.hindsight_window, 1),

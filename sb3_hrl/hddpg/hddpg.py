@@ -334,7 +334,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         else:
             self._explorer.statistics.log(self.logger)
         if self.policy.config.asks_values:
-            self.logger.record("rollout/horizon", self.policy.horizon.item())
+            self.logger.record("rollout/horizon", self.policy.numpy_policy().horizon)
         self.logger.record("rollout/goal_threshold", self.policy.subgoal_threshold.item())
         super().dump_logs()
 

@@ -25,9 +25,6 @@ ALLOWANCE, EXTRA_STEPS = 1.5, 5.0
 MOST_STEPS = 400
 
 
-N_BINS = len(HORIZONS) + 1
-
-
 def calibrated_horizon(outcomes: SegmentOutcomes, horizon: float) -> float:
     """
     :param outcomes: the newest segments
@@ -49,10 +46,17 @@ def calibrated_horizon(outcomes: SegmentOutcomes, horizon: float) -> float:
                 break
             best = i
     # One at a time, as few segments tell of each
-    now = HORIZONS.index(horizon)
-    return float(
-        HORIZONS[int(np.clip(best + 1, max(now - 1, HORIZONS.index(LEAST_HORIZON)), min(now + 1, len(HORIZONS) - 1)))]
-    )
+    now = nearest_number(horizon)
+    least, most = max(now - 1, HORIZONS.index(LEAST_HORIZON)), min(now + 1, len(HORIZONS) - 1)
+    return float(HORIZONS[min(max(best + 1, least), most)])
+
+
+def nearest_number(horizon: float) -> int:
+    """
+    :param horizon: in environment steps
+    :return: which of :data:`HORIZONS` is nearest to it; one that was given (``subgoal_steps``) may be none of them
+    """
+    return int(np.abs(np.subtract(HORIZONS, horizon)).argmin())
 
 
 def steps_allowed(predicted_steps: np.ndarray, horizon: float) -> np.ndarray:

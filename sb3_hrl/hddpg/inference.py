@@ -188,7 +188,8 @@ class NumpyPolicy:
     @property
     def horizon(self) -> float:
         """Environment steps up to which predictions of the low level are believed; ``subgoal_steps`` if that is given."""
-        return self._horizon.item()
+        steps = self.config.subgoals.steps
+        return self._horizon.item() if steps is None else float(steps)
 
     @property
     def has_values(self) -> bool:

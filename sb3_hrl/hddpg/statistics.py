@@ -65,12 +65,12 @@ class Statistics:
             task.check_paid(buffer.recent(BOUNDS_INTERVAL, ("next_achieved_goal", "desired_goal", "reward")))
             policy.subgoal_threshold.fill_(task.threshold)
             bounds = SubgoalBounds(*(bound.cpu().numpy() for bound in policy.bounds))
-            n_steps = round(policy.horizon.item())
+            n_steps = round(policy.numpy_policy().horizon)
             policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, task.threshold, n_steps))
             self._n_bounds = n_added
         is_calibrated = policy.config.subgoals.steps is None and policy.config.asks_values
         if is_calibrated and n_added - self._n_calibrated >= HORIZON_INTERVAL:
-            horizon = calibrated_horizon(buffer.recent_segments(N_RECENT), policy.horizon.item())
+            horizon = calibrated_horizon(buffer.recent_segments(N_RECENT), policy.numpy_policy().horizon)
             policy.horizon.fill_(horizon)
             self._n_calibrated = n_added
         planner = policy.config.planner
