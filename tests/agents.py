@@ -3,16 +3,22 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import point_vec_env
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.subgoals import N_MISSED, SegmentEnd, SubgoalBounds
 from sb3_hrl.hddpg.choosers import HighNoise, Situation, SubgoalDecision, choose_subgoals
+from sb3_hrl.hddpg.inference import NumpyPolicy
 
 
 def make_model(small: dict[str, Any], env: Any = None, **kwargs: Any) -> HierarchicalDDPG:
     """:return: an agent in a PointEnv, with the arguments of the fixture ``small`` and these"""
     return HierarchicalDDPG("MultiInputPolicy", env if env is not None else point_vec_env(), **(small | kwargs))
+
+
+# A low level whose values are no steps: the goal is not taken for near, the actor chooses
+WITHOUT_STEPS: dict[str, Any] = dict(low_kwargs=dict(reward="dense"))
 
 
 def float32(*rows: Any) -> np.ndarray:
@@ -25,6 +31,20 @@ def with_bounds(model: HierarchicalDDPG, threshold: float = 0.15, radius: float 
     model.policy.subgoal_threshold.fill_(threshold)
     model.policy.set_bounds(SubgoalBounds(np.full(2, -9.0), np.full(2, 9.0), np.full(2, radius)))
     return model
+
+
+def predict_steps(monkeypatch: pytest.MonkeyPatch, steps_per_unit: float) -> None:
+    """Every low level believes that it takes so many steps per unit of distance."""
+
+    def steps(self: NumpyPolicy, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
+        return float32(steps_per_unit * np.linalg.norm(subgoals - achieved[:, 0], axis=1))[0]
+
+    monkeypatch.setattr(NumpyPolicy, "steps", steps)
+
+
+def made_by(decision: SubgoalDecision, chooser: Any) -> int:
+    """:return: how many of the subgoals it has chosen"""
+    return int(decision.made_by(chooser).sum())
 
 
 def missed_ways(*ways: Any) -> np.ndarray:

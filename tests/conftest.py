@@ -115,10 +115,9 @@ def point_vec_env(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:
 
 @pytest.fixture
 def small() -> dict[str, Any]:
-    """Arguments that make an agent cheap to train."""
-    return dict(
-        learning_starts=20, batch_size=16, subgoal_steps=5, policy_kwargs=dict(net_arch=[16]), seed=0, buffer_size=1000
-    )
+    """Arguments of an agent that is cheap to train, whose actor chooses subgoals for a fixed number of steps."""
+    size = dict(learning_starts=20, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=1000)
+    return size | dict(subgoal_steps=5, planner=None, seed=0)
 
 
 class FaultyEnv(PointEnv):

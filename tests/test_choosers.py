@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
-from agents import choose, float32, make_model, missed_ways, with_bounds
+from agents import WITHOUT_STEPS, choose, float32, made_by, make_model, missed_ways, predict_steps, with_bounds
 from conftest import PointEnv, point_env_fn, point_vec_env
 
 from sb3_hrl import SerialCollector
@@ -17,7 +17,7 @@ from sb3_hrl.hddpg.choosers import (
     near_goal,
     random_subgoal,
 )
-from sb3_hrl.hddpg.inference import NumpyPolicy, candidate_actions
+from sb3_hrl.hddpg.inference import candidate_actions
 
 ORIGIN = np.zeros((1, 2), np.float32)
 
@@ -92,28 +92,39 @@ def test_with_an_oracle_the_high_level_learns_alone(small):
 # --------------------------------------------------------------------- choosers
 
 
-def test_the_goal_is_the_subgoal_when_it_is_near(small, monkeypatch):
-    model = make_model(small, subgoal_kwargs=dict(direct_goal=0.8), subgoal_steps=10).learn(100)
-    monkeypatch.setattr(NumpyPolicy, "steps", lambda self, observations, *_: float32(7.9, 8.1)[: len(observations)])
-    goals = float32([0.5, 0.5], [-0.5, 0.5])
+@pytest.mark.parametrize("planner", [None, "landmarks"])
+def test_the_goal_is_the_subgoal_when_it_is_near(small, monkeypatch, planner):
+    model = make_model(small, subgoal_steps=10, planner=planner).learn(100)
+    predict_steps(monkeypatch, 10.0)
+    goals = float32([0.6, 0.8], [-0.61, 0.81])  # 10 and a little more
     decision = choose(model, np.zeros((2, 2), np.float32), goals)
     np.testing.assert_array_equal(decision.subgoals[0], goals[0])
-    assert (decision.subgoals[1] != goals[1]).any()
-    assert decision.count(near_goal) == 1
+    assert decision.made_by(near_goal).tolist() == [True, False]
 
 
 def test_a_near_goal_that_was_missed_is_not_the_subgoal(small, monkeypatch):
-    model = make_model(small, subgoal_kwargs=dict(direct_goal=0.8, avoid_missed=True)).learn(30)
-    monkeypatch.setattr(NumpyPolicy, "steps", lambda self, observations, *_: np.zeros(len(observations), np.float32))
+    model = make_model(small).learn(30)
+    predict_steps(monkeypatch, 0.0)
     goal = float32([0.9, 0.9])
-    assert choose(model, ORIGIN, goal).count(near_goal) == 1
-    assert choose(model, ORIGIN, goal, [missed_ways((ORIGIN[0], goal[0]))]).count(near_goal) == 0
+    assert made_by(choose(model, ORIGIN, goal), near_goal) == 1
+    missed = [missed_ways((ORIGIN[0], goal[0]))]
+    assert made_by(choose(model, ORIGIN, goal, missed), near_goal) == 0
+    careless = make_model(small, subgoal_kwargs=dict(avoid_missed=False))
+    assert made_by(choose(careless, ORIGIN, goal, missed), near_goal) == 1
+
+
+@pytest.mark.parametrize("kwargs", [WITHOUT_STEPS, dict(low_kwargs=dict(oracle=towards_the_subgoal))])
+def test_without_steps_in_the_low_levels_values_no_goal_is_near(small, kwargs):
+    model = make_model(small, subgoal_kwargs=dict(avoid_reached=False), **kwargs)
+    decision = choose(model, ORIGIN, ORIGIN)
+    assert made_by(decision, actor_proposal) == 1
+    assert np.isnan(decision.predicted_steps).all()
 
 
 def test_reached_subgoals_are_not_issued_unless_the_goal_is_reached(small):
     goals = float32([1.0, 1.0], [0.0, 0.0])
     for avoid_reached, choosers in ((True, [best_candidate, actor_proposal]), (False, [actor_proposal, actor_proposal])):
-        model = make_model(small, subgoal_kwargs=dict(avoid_reached=avoid_reached, radius=0.5)).learn(30)
+        model = make_model(small, **WITHOUT_STEPS, subgoal_kwargs=dict(avoid_reached=avoid_reached, radius=0.5)).learn(30)
         let_the_actor_propose_to_stay(model)
         decision = choose(model, np.zeros((2, 2), np.float32), goals)
         assert [CHOOSERS[number] for number in decision.choosers] == choosers
@@ -122,7 +133,7 @@ def test_reached_subgoals_are_not_issued_unless_the_goal_is_reached(small):
 
 
 def test_the_replacement_is_the_candidate_with_the_highest_value(small):
-    model = make_model(small, subgoal_kwargs=dict(radius=1.0)).learn(30)
+    model = make_model(small, **WITHOUT_STEPS, subgoal_kwargs=dict(radius=1.0)).learn(30)
     let_the_actor_propose_to_stay(model)
     policy, goal = model.policy, float32([1.0, 1.0])
     decision = choose(model, ORIGIN, goal)
@@ -133,41 +144,41 @@ def test_the_replacement_is_the_candidate_with_the_highest_value(small):
         values = policy.high.critic.q1_forward(inputs, policy.subgoal_to_action(subgoals, achieved))[:, 0]
         values[policy.is_reached(achieved, subgoals)] = -th.inf
     np.testing.assert_allclose(decision.subgoals[0], subgoals[values.argmax()], rtol=1e-6)
-    assert decision.count(best_candidate) == 1
+    assert made_by(decision, best_candidate) == 1
 
 
 def test_missed_subgoals_are_not_issued_again(small):
-    model = make_model(small, subgoal_kwargs=dict(avoid_missed=True, radius=1.0)).learn(100)
+    model = make_model(small, **WITHOUT_STEPS, subgoal_kwargs=dict(radius=1.0)).learn(100)
     goal = float32([0.9, 0.9])
     first = choose(model, ORIGIN, goal)
     second = choose(model, ORIGIN, goal, [missed_ways((ORIGIN[0], first.subgoals[0]))])
-    assert second.count(best_candidate) == 1
+    assert made_by(second, best_candidate) == 1
     assert not model.policy.is_reached(second.subgoals, first.subgoals).any()
     ago = missed_ways((ORIGIN[0], first.subgoals[0]), *[((np.inf, np.inf), (np.inf, np.inf))] * 4)
     np.testing.assert_array_equal(choose(model, ORIGIN, goal, [ago]).subgoals, first.subgoals)
 
 
 def test_where_all_candidates_are_reached_the_actor_proposes_anyway(small):
-    model = make_model(small, subgoal_kwargs=dict(radius=0.01, threshold=0.1)).learn(30)
+    model = make_model(small, **WITHOUT_STEPS, subgoal_kwargs=dict(radius=0.01, threshold=0.1)).learn(30)
     decision = choose(model, ORIGIN, float32([1.0, 1.0]))
-    assert decision.count(any_proposal) == 1
+    assert made_by(decision, any_proposal) == 1
     assert np.isfinite(decision.subgoals).all()
 
 
 def test_random_subgoals_are_left_as_they_are(small):
     """In exploration a random subgoal was replaced by the critic's choice where it was at hand or had been missed."""
-    model = make_model(small, subgoal_kwargs=dict(radius=1.0, avoid_missed=True)).learn(30)
+    model = make_model(small, **WITHOUT_STEPS, subgoal_kwargs=dict(radius=1.0)).learn(30)
     actions = float32([0.01, 0.0], [0.5, 0.5], [0.0, 0.0])
     noise = HighNoise(np.zeros((3, 2), np.float32), np.array([True, True, False]), actions)
     missed = [missed_ways(((0.0, 0.0), (0.5, 0.5)))] * 3
     decision = choose(model, np.zeros((3, 2), np.float32), np.ones((3, 2), np.float32), missed, noise)
-    assert decision.count(random_subgoal) == 2
+    assert made_by(decision, random_subgoal) == 2
     expected = action_to_subgoal(actions[:2], np.zeros((2, 2), np.float32), model.policy.numpy_policy().bounds)
     np.testing.assert_array_equal(decision.subgoals[:2], expected)
 
 
 def test_noise_is_added_to_proposals(small):
-    model = with_bounds(make_model(small, subgoal_kwargs=dict(avoid_reached=False)), radius=2.0)
+    model = with_bounds(make_model(small, **WITHOUT_STEPS, subgoal_kwargs=dict(avoid_reached=False)), radius=2.0)
     let_the_actor_propose_to_stay(model)
     noise = HighNoise(float32([0.25, -9.0]), np.zeros(1, dtype=bool), ORIGIN)
     np.testing.assert_allclose(choose(model, ORIGIN, ORIGIN, noise=noise).subgoals, [[0.5, -2.0]])

@@ -240,7 +240,7 @@ LINEAR = dict(policy_kwargs=dict(level_class=LinearLevel), high_update_interval=
 
 
 def test_another_level_is_one_class(small, tmp_path):
-    model = make_model(small, **LINEAR, learning_rate="lin_1e-2", subgoal_kwargs=dict(direct_goal=0.5))
+    model = make_model(small, **LINEAR, learning_rate="lin_1e-2")
     before = {name: weights(getattr(model.policy, name)) for name in ("high", "low")}
     model.learn(100)
     for name, expected in before.items():

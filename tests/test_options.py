@@ -30,7 +30,6 @@ SUBGOALS: dict[str, list[Any]] = {
     "source": ["oracle", [1.0, 2.0, 3.0], [NAN, 0.0], None, [], {}],
     "avoid_reached": [None, 1, "yes"],
     "avoid_missed": [None, 0, "no"],
-    "direct_goal": NEGATIVE,
 }
 EXPLORATION: dict[str, list[Any]] = {
     "noise_std": NEGATIVE,
@@ -59,6 +58,7 @@ LEVEL: dict[str, list[Any]] = {
     "net_arch": ["16", 16, [0], [16.0], [True], dict(pi=[16])],
     "policy_delay": [*NOT_FROM_1, None],
     "action_l2": NEGATIVE,
+    "imitation": NEGATIVE,
     "reward": ["progress", None, 0, ["sparse"]],
     "hindsight_window": NOT_FROM_1,
 }
@@ -70,8 +70,7 @@ LOW_ONLY: dict[str, list[Any]] = {
 LANDMARKS: dict[str, list[Any]] = {
     "n_landmarks": [0, 1, 5.0, "5", True, None],
     "n_members": [*NOT_FROM_1, None],
-    "n_visited": [1, 99, 2000.0, "2000", True, None],  # there are 100 landmarks
-    "cutoff": NOT_POSITIVE,
+    "n_visited": [1, 399, 2000.0, "2000", True, None],  # there are up to 400 landmarks
     "update_interval": [*NOT_FROM_1, None],
     "distance": ["manhattan", None, 0],
     "miss_cost": NEGATIVE,
@@ -85,8 +84,8 @@ GROUPS: dict[str, dict[str, list[Any]]] = {
     "planner_kwargs": LANDMARKS,
 }
 FLAT: dict[str, list[Any]] = {
-    "subgoal_steps": [*NOT_FROM_1, None],
-    "high_update_interval": NOT_FROM_1,
+    "subgoal_steps": NOT_FROM_1,
+    "high_update_interval": [*NOT_FROM_1, None],
     "prefetch_depth": NOT_FROM_0,
     "batch_size": NOT_FROM_1,
     "tau": [0.0, 1.1, "0.5"],
@@ -147,18 +146,15 @@ def test_options_of_the_low_level_are_refused_on_the_high_one(name):
         HierarchicalDDPG("MultiInputPolicy", ENV, buffer_size=10, high_kwargs={name: getattr(LevelConfig(), name)})
 
 
-DIRECT, VALUES = dict(direct_goal=1.0), dict(planner="landmarks")
+VALUES = dict(planner="landmarks")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(subgoal_kwargs=dict(source="goal"), **VALUES), "`planner` has no effect with `source='goal'`"),
-        (dict(subgoal_kwargs=dict(source=[0.1, 0.1]), **VALUES), r"`planner` has no effect with `source=\[0.1, 0.1\]`"),
-        (dict(subgoal_kwargs=DIRECT | dict(source="random")), "`direct_goal` has no effect with `source='random'`"),
-        (dict(subgoal_kwargs=DIRECT, low_kwargs=dict(reward="dense")), "pass `reward='sparse'` in `low_kwargs`"),
+        (dict(low_kwargs=dict(reward="dense")), "pass `reward='sparse'` in `low_kwargs`"),
         (dict(low_kwargs=dict(reward="dense"), **VALUES), "`distance='euclidean'` in `planner_kwargs`"),
-        (dict(planner_kwargs=dict(cutoff=1)), "`planner_kwargs` have no effect without a planner"),
+        (dict(planner=None, planner_kwargs=dict(n_members=1)), "`planner_kwargs` have no effect without a planner"),
         (dict(low_kwargs=dict(random_target_prob=0.2, n_sampled_goal=9)), "`random_target_prob` must be .* 1 / "),
         (dict(policy_kwargs=dict(n_critics=0)), "`n_critics` must be"),
         (dict(policy_kwargs=dict(net_arch=[16, 0])), "`net_arch` must be"),
@@ -196,18 +192,40 @@ def test_arguments_set_both_levels_and_groups_override_them():
         tau=0.1,
         exploration_kwargs=dict(noise_std=0.3, random_action_prob=0.4),
         hindsight_kwargs=dict(n_sampled_goal=2),
-        high_kwargs=dict(gamma=0.8, n_sampled_goal=7),
+        high_kwargs=dict(gamma=0.8, n_sampled_goal=7, imitation=1.0),
         low_kwargs=dict(noise_std=0.1),
-        policy_kwargs=dict(n_critics=2),
+        policy_kwargs=dict(n_critics=3),
     )
     high, low = model.policy.config.high, model.policy.config.low
     assert (high.gamma, low.gamma) == (0.8, 0.9)
     assert (high.noise_std, low.noise_std) == (0.3, 0.1)
     assert (high.n_sampled_goal, low.n_sampled_goal) == (7, 2)
     assert high.tau == low.tau == 0.1
-    assert high.random_action_prob == low.random_action_prob == 0.4
-    assert high.n_critics == low.n_critics == 2
+    assert (high.random_action_prob, low.random_action_prob) == (0.0, 0.4), "the high level's is one of its own"
+    assert high.n_critics == low.n_critics == 3
+    assert high.imitation == 1.0
     assert high.min_value == pytest.approx(-5.0)
+
+
+def test_the_default_plans_calibrates_its_horizon_and_imitates():
+    config = HierarchicalDDPG("MultiInputPolicy", ENV, buffer_size=10).policy.config
+    assert config.planner == LandmarkConfig()
+    assert config.subgoals.steps is None
+    assert config.asks_values
+    assert config.high.n_critics == config.low.n_critics == 2
+    assert config.high.random_action_prob == 0.0 < config.low.random_action_prob
+    assert config.high.imitation > 0.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(subgoal_kwargs=dict(source=source)) for source in ("goal", "random", [0.1, 0.1])]
+    + [dict(low_kwargs=dict(oracle=lambda observation, achieved_goal, subgoal: subgoal - achieved_goal))],
+)
+def test_a_planner_is_for_subgoals_that_are_learnt(options):
+    config = HierarchicalDDPG("MultiInputPolicy", ENV, buffer_size=10, **options).policy.config
+    assert config.planner is None
+    assert not config.asks_values
 
 
 def test_options_may_be_set_after_construction(small):

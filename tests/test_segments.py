@@ -13,17 +13,17 @@ from sb3_hrl.hddpg.segments import Segments, SegmentStatistics
 GOES_ON, REACHED, OUT_OF_STEPS, EPISODE_OVER = SegmentEnd
 
 
-def started(*subgoals: float) -> Segments:
-    """:return: environments on a line, at 0, with these subgoals"""
+def started(*subgoals: float, max_steps: int = 3) -> Segments:
+    """:return: environments on a line, at 0, with these subgoals for so many steps"""
     segments = Segments(len(subgoals), 1)
     n = len(subgoals)
-    segments.start(np.reshape(float32(*subgoals), (n, 1)), np.zeros((n, 1), np.float32))
+    segments.start(np.reshape(float32(*subgoals), (n, 1)), np.zeros((n, 1), np.float32), np.full(n, max_steps))
     return segments
 
 
-def advance(segments: Segments, positions: list[float], done: bool = False, max_steps: int = 3) -> list[int]:
+def advance(segments: Segments, positions: list[float], done: bool = False) -> list[int]:
     achieved = np.reshape(float32(*positions), (-1, 1))
-    return segments.advance(achieved, [done] * len(positions), max_steps, threshold=0.1).tolist()
+    return segments.advance(achieved, [done] * len(positions), threshold=0.1).tolist()
 
 
 def test_how_segments_end():
@@ -31,26 +31,38 @@ def test_how_segments_end():
     assert advance(segments, [0.5, 0.5, 0.5]) == [GOES_ON] * 3
     assert advance(segments, [0.95, 0.5, 0.5]) == [REACHED, GOES_ON, GOES_ON]
     assert segments.needs_subgoal == [0]
-    segments.start(float32([9.0]), float32([0.95]))
+    segments.start(float32([9.0]), float32([0.95]), np.array([3]))
     assert advance(segments, [1.0, 2.05, 1.0]) == [GOES_ON, REACHED, OUT_OF_STEPS], "at its last step it is reached, too"
     assert segments.needs_subgoal == [1, 2]
-    segments.start(float32([9.0], [9.0]), float32([2.05], [1.0]))
+    segments.start(float32([9.0], [9.0]), float32([2.05], [1.0]), np.array([3, 3]))
     assert segments.steps == [1, 0, 0]
     assert advance(segments, [1.0, 2.0, 9.0], done=True) == [EPISODE_OVER, EPISODE_OVER, REACHED]
     assert segments.needs_subgoal == [0, 1, 2]
 
 
 def test_a_segment_without_a_step_left_is_out_of_steps_even_where_the_episode_ends():
-    segments = started(1.0)
-    assert advance(segments, [0.5], done=True, max_steps=1) == [OUT_OF_STEPS]
+    segments = started(1.0, max_steps=1)
+    assert advance(segments, [0.5], done=True) == [OUT_OF_STEPS]
+
+
+def test_each_segment_has_its_own_number_of_steps():
+    segments = Segments(2, 1)
+    segments.start(float32([9.0], [9.0]), np.zeros((2, 1), np.float32), np.array([1, 3]))
+    assert advance(segments, [0.1, 0.1]) == [OUT_OF_STEPS, GOES_ON]
+    segments.start(float32([9.0]), float32([0.1]), np.array([5]))
+    assert segments.max_steps == [5, 3]
+    twin = Segments.from_state(segments.state)
+    for one in (segments, twin):
+        assert advance(one, [0.2, 0.2]) == [GOES_ON, GOES_ON]
+        assert advance(one, [0.3, 0.3]) == [GOES_ON, OUT_OF_STEPS]
 
 
 def test_missed_subgoals_are_remembered_for_some_segments():
     segments = Segments(1, 1)
 
     def segment(subgoal: float, end: float, done: bool = False) -> list[float]:
-        segments.start(float32([subgoal]), float32([0.0]))
-        advance(segments, [end], done, max_steps=1)
+        segments.start(float32([subgoal]), float32([0.0]), np.array([1]))
+        advance(segments, [end], done)
         starts = segments.missed[0, :, 0, 0]
         assert np.isin(starts, [0.0, np.inf]).all(), "all of them began at 0"
         return segments.missed[0, :, 1, 0].tolist()
@@ -106,17 +118,30 @@ def test_statistics_are_means_over_segments():
     statistics, logger = SegmentStatistics(), Logger(folder=None, output_formats=[])
     statistics.log(logger)
     assert logger.name_to_value == {}, "there is nothing yet"
-    statistics.count_started(4, n_reached=1, n_replaced=2, n_planned=3)
-    statistics.count_ended(np.array([GOES_ON, REACHED]), [3, 2])
+    flags = np.eye(4, dtype=bool)
+    is_at_goal = np.array([False] * 4 + [True])  # where an agent stays: nothing is counted but how it ends
+
+    def kinds(**numbers: int) -> dict[str, np.ndarray]:
+        return {name: np.append(flags[:n].any(axis=0), True) for name, n in numbers.items()}
+
+    statistics.count_started(is_at_goal, **kinds(reached_at_issue=1, replaced=2, waypoints=3, goals=4))
+    unknown = np.full(2, np.nan)
+    statistics.count_ended(np.array([GOES_ON, REACHED]), [3, 2], np.array([9.0, 4.0]))
     learner = SegmentStatistics()
-    learner.count_ended(np.array([OUT_OF_STEPS, EPISODE_OVER]), [5, 3])
+    learner.count_ended(np.array([OUT_OF_STEPS, EPISODE_OVER]), [5, 3], np.array([4.0, np.inf]))
+    learner.count_ended(np.array([REACHED, REACHED]), [6, 4], unknown)
+    learner.count_ended(np.array([REACHED]), [10], np.array([2.0]))
     learner.add(statistics.take())
-    assert statistics.take() == [0] * 7
+    assert not any(statistics.take())
     learner.log(logger)
     assert logger.name_to_value == {
-        "rollout/subgoal_success_rate": pytest.approx(1 / 3),
-        "rollout/segment_length": pytest.approx(10 / 3),
+        "rollout/subgoal_success_rate": pytest.approx(4 / 6),
+        "rollout/segment_length": pytest.approx(30 / 6),
         "rollout/subgoal_reached_at_issue": 0.25,
         "rollout/subgoal_replaced": 0.5,
         "rollout/subgoal_planned": 0.75,
+        "rollout/subgoal_is_goal": 1.0,
+        # Of those that were reached, as far as there was a prediction
+        "rollout/subgoal_predicted_steps": 3.0,
+        "rollout/subgoal_needed_steps": 6.0,
     }
