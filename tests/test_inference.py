@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch as th
-from agents import make_model, with_bounds
+from agents import WITHOUT_STEPS, make_model, with_bounds
 from conftest import PointEnv
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
@@ -22,7 +22,7 @@ NETWORKS = {"MLP": nn.ReLU, "torch's": nn.ELU}
 @pytest.fixture(params=list(NETWORKS))
 def policy(small, request) -> HierarchicalPolicy:
     """A policy that has acted already, whose subgoals are those of its actor; in NumPy, or through torch."""
-    kwargs = dict(policy_kwargs=dict(net_arch=[16], activation_fn=NETWORKS[request.param]))
+    kwargs = WITHOUT_STEPS | dict(policy_kwargs=dict(net_arch=[16], activation_fn=NETWORKS[request.param]))
     policy = with_bounds(make_model(small, subgoal_kwargs=dict(avoid_reached=False), **kwargs), threshold=0.1).policy
     rng = np.random.default_rng(1)
     policy.update_moments(rng.normal(1.0, 2.0, (100, 3)), rng.normal(-1.0, 2.0, (100, 2)))

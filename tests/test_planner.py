@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch as th
-from agents import choose, fill, float32, make_model, missed_ways, with_bounds
+from agents import WITHOUT_STEPS, choose, fill, float32, made_by, make_model, missed_ways, with_bounds
 from conftest import point_env_fn, point_vec_env
 
 from sb3_hrl import HierarchicalDDPG, SerialCollector
 from sb3_hrl.common.subgoals import is_reached
 from sb3_hrl.hddpg.choosers import HighNoise, Situation, actor_proposal, choose_subgoals, planned_waypoint, random_subgoal
 from sb3_hrl.hddpg.inference import PolicySnapshot, value_to_steps
-from sb3_hrl.hddpg.planners import PLANNERS, LandmarkConfig
+from sb3_hrl.hddpg.planners import PLANNERS, LandmarkConfig, Ways
 from sb3_hrl.hddpg.planners.landmarks import (
     LandmarkPlanner,
     costs_to_go,
@@ -42,8 +42,7 @@ def test_values_are_steps(gamma):
 
 
 def test_steps_are_those_of_the_mean_value_of_the_most_pessimistic_critic(small):
-    kwargs = dict(subgoal_kwargs=dict(direct_goal=1.0), policy_kwargs=dict(net_arch=[16], n_critics=2))
-    model = with_bounds(make_model(small, **kwargs).learn(60))
+    model = with_bounds(make_model(small).learn(60))
     policy, rng = model.policy, np.random.default_rng(0)
     observations, achieved = rng.random((3, 2, 3), dtype=np.float32), rng.random((3, 2, 2), dtype=np.float32)
     subgoals = rng.random((3, 2), dtype=np.float32)
@@ -104,11 +103,11 @@ def test_members_of_landmarks_lie_around_them():
 class WalledReach:
     """A low level that takes 10 steps per unit; a wall at x = 0 has a gap above y = 1."""
 
-    max_steps, threshold, radius = 20, 0.1, 1.2
+    horizon, threshold, radius = 12.0, 0.1, 1.2
 
     @property
     def pace(self) -> float:
-        return self.radius * math.sqrt(2.0) / self.max_steps
+        return self.radius * math.sqrt(2.0) / self.horizon
 
     def steps(self, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
         start = achieved[:, 0]
@@ -120,14 +119,16 @@ class WalledReach:
     def is_reached(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         return is_reached(achieved_goal, subgoal, self.threshold)
 
-    def is_within_radius(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
-        return (np.abs(subgoal - achieved_goal) <= self.radius).all(axis=-1)
 
-
-def visited(goals: np.ndarray) -> SimpleNamespace:
-    """:return: a buffer of states that were visited once, and no segments"""
+def visited(goals: np.ndarray, speed: float = 0.1) -> SimpleNamespace:
+    """:return: a buffer of states that were visited once, at this speed along the first axis, and no segments"""
     states = {"observation": np.zeros((len(goals), 3), np.float32), "achieved_goal": goals}
-    return SimpleNamespace(sample_states=lambda n: states, rng=np.random.default_rng(0), n_segments=lambda: 0)
+    x = np.linspace(0.0, 100 * speed, 101, dtype=np.float32)[:, None] * float32(1.0, 0.0)
+    recent = [{"achieved_goal": x[:-1], "next_achieved_goal": x[1:], "episode": np.zeros(100, np.int64)}]
+    rng = np.random.default_rng(0)
+    return SimpleNamespace(
+        sample_states=lambda n: states, rng=rng, n_segments=lambda: 0, recent=lambda n_steps, fields: recent
+    )
 
 
 def learnt(config: LandmarkConfig, goals: np.ndarray, reach: WalledReach) -> LandmarkPlanner:
@@ -138,17 +139,20 @@ def learnt(config: LandmarkConfig, goals: np.ndarray, reach: WalledReach) -> Lan
     return config.bind(first.update(visited(goals), reach, np.ones(2)))
 
 
+def start_and_goal(start, goal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.zeros((1, 3), np.float32), float32(start), float32(goal)
+
+
 def waypoint(planner: LandmarkPlanner, start, goal, missed=None, reach: WalledReach | None = None) -> list[float]:
     missed = None if missed is None else np.array(missed, dtype=np.float32)[None]
-    reach = reach or WalledReach()
-    return planner.waypoints(reach, np.zeros((1, 3), np.float32), float32(start), float32(goal), missed)[0].tolist()
+    return planner.waypoints(reach or WalledReach(), *start_and_goal(start, goal), missed).waypoints[0].tolist()
 
 
 @pytest.fixture
 def planner() -> LandmarkPlanner:
     """Landmarks on a grid, on both sides of the wall."""
     goals = float32(*[(x, y) for x in (-1.5, -0.5, 0.5, 1.5) for y in (-0.5, 0.5, 1.5)])
-    return learnt(LandmarkConfig(n_landmarks=12, n_visited=12, cutoff=12.0, n_members=1), goals, WalledReach())
+    return learnt(LandmarkConfig(n_landmarks=12, n_visited=12, n_members=1), goals, WalledReach())
 
 
 def test_the_first_waypoint_of_the_way_around_a_wall(planner):
@@ -196,10 +200,44 @@ def test_a_goal_that_was_missed_is_approached_otherwise(planner):
     assert waypoint(planner, start, goal, missed_ways((start, goal))) != pytest.approx(goal)
 
 
-def test_waypoints_are_within_the_radius(planner):
+def test_edges_are_within_the_horizon(planner):
     reach = WalledReach()
-    reach.radius = 0.9
+    assert np.isfinite(waypoint(planner, (-0.5, -0.5), (0.5, -0.5), reach=reach)).all()
+    reach.horizon = 9.0  # landmarks are 10 steps from each other
     assert np.isnan(waypoint(planner, (-0.5, -0.5), (0.5, -0.5), reach=reach)).all()
+
+
+def test_no_value_is_asked_of_what_is_too_far_at_the_highest_speed():
+    """A low level whose value takes everything for near: within a horizon of 12 steps it gets 1.2 far at most."""
+    reach = WalledReach()
+    reach.steps = lambda observations, achieved, subgoals: np.ones(len(subgoals), np.float32)
+    goals = float32((0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (3.0, 0.0))
+    planner = learnt(LandmarkConfig(n_landmarks=4, n_visited=4, n_members=1), goals, reach)
+    apart = np.linalg.norm(planner.landmarks[:, None] - planner.landmarks, axis=2)
+    assert (np.isfinite(planner.steps) == (apart <= 1.2)).all()
+    assert planner.waypoints(reach, *start_and_goal((0.1, 0.0), (3.0, 0.1)), None).steps.tolist() == [3.0]
+
+
+def test_the_length_of_the_whole_way(planner):
+    # Around the wall: 10 steps for each of the five edges
+    ways = planner.waypoints(WalledReach(), *start_and_goal((-0.5, -0.5), (0.5, -0.5)), None)
+    assert ways.steps.tolist() == pytest.approx([50.0])
+    ways = planner.waypoints(WalledReach(), *start_and_goal((-0.5, -0.5), (8.0, 8.0)), None)
+    assert np.isinf(ways.steps).all()
+
+
+@pytest.mark.parametrize("horizon", [8.0, 16.0, 30.0])
+def test_the_number_of_landmarks_follows_their_spacing(monkeypatch, horizon):
+    """Points at each 0.1 of 40, in random order; at 0.1 per step the agent gets 0.05 times the horizon far in half of it."""
+    monkeypatch.setattr("sb3_hrl.hddpg.planners.landmarks.LEAST_LANDMARKS", 5)
+    reach, x = WalledReach(), np.random.default_rng(0).permutation(401).astype(np.float32) / 10
+    reach.horizon, points = horizon, x[:, None] * float32(1.0, 0.0)
+    landmarks = np.sort(learnt(LandmarkConfig(n_landmarks=401, n_visited=401, n_members=1), points, reach).landmarks[:, 0])
+    assert np.diff(landmarks).min() >= 0.05 * horizon - 1e-3, "no closer to each other"
+    assert np.abs(x[:, None] - landmarks).min(axis=1).max() <= 0.05 * horizon + 1e-3, "no place without one"
+    for n in (3, 7):
+        config = LandmarkConfig(n_landmarks=n, n_visited=401, n_members=1)
+        assert learnt(config, points, reach).n_landmarks == n, "at most, and at least some"
 
 
 def test_no_way_is_known(planner):
@@ -208,13 +246,14 @@ def test_no_way_is_known(planner):
 
 def test_landmarks_of_a_low_level_without_steps_in_its_values():
     reach, corners = WalledReach(), float32((0, 0), (0, 1), (1, 1), (2, 1))
-    reach.radius = 1.0
+    reach.radius, reach.horizon = 1.01, 20.0
     reach.steps = None  # nobody asks
     planner = learnt(LandmarkConfig(n_landmarks=4, n_visited=4, n_members=2, distance="euclidean"), corners, reach)
     order = [planner.landmarks.tolist().index(corner) for corner in corners.tolist()]
-    one = 20.0 / math.sqrt(2.0)  # at the pace that covers the radius in 20 steps
+    # At the pace that covers the radius in a horizon of 20 steps
+    one, diagonal = 20.0 / (1.01 * math.sqrt(2.0)), 20.0 / 1.01
     far = math.inf
-    expected = [[0, one, 20, far], [one, 0, one, far], [20, one, 0, one], [far, far, one, 0]]
+    expected = [[0, one, diagonal, far], [one, 0, one, far], [diagonal, one, 0, one], [far, far, one, 0]]
     np.testing.assert_allclose(planner.steps[np.ix_(order, order)], expected, rtol=1e-5)
     planner.steps[order[0], order[2]] = far  # tried in vain
     assert waypoint(planner, (0, 0), (2.0, 1.2), reach=reach) == [1.0, 1.0], "as it has not been tried from here"
@@ -225,13 +264,14 @@ def test_landmarks_of_a_low_level_without_steps_in_its_values():
 def test_ways_that_are_missed_cost_more(small, monkeypatch):
     """Segments of 4 steps of 0.1 from 0 towards 1.2: the first one misses (0.8 is left), the last one arrives."""
     config = LandmarkConfig(n_landmarks=3, n_visited=12, n_members=1, distance="euclidean")
-    model = with_bounds(make_model(small), 0.05, radius=2.0)
+    model = with_bounds(make_model(small, subgoal_steps=20), 0.05, radius=2.0)
     fill(model, subgoal=(1.2, 0.0))
     monkeypatch.setattr("sb3_hrl.hddpg.planners.landmarks.SIGNIFICANCE", 0.0)  # no edge fails for good
     planners = []
     for miss_cost in (0.0, 100.0):
         model.replay_buffer.rng = np.random.default_rng(0)
-        planner = replace(config, miss_cost=miss_cost).bind({})
+        planner = replace(config, miss_cost=miss_cost)
+        planner = planner.bind({name: np.zeros(shape, np.float32) for name, shape in planner.layout(3, 2).items()})
         planners.append(planner.config.bind(planner.update(model.replay_buffer, model.policy.numpy_policy(), np.ones(2))))
     np.testing.assert_array_equal(planners[0].landmarks, planners[1].landmarks)
     more, goals = planners[1].steps - planners[0].steps, planners[0].landmarks[:, 0]
@@ -241,9 +281,9 @@ def test_ways_that_are_missed_cost_more(small, monkeypatch):
 
 
 def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
-    config = dict(n_landmarks=10, n_visited=50, update_interval=50, cutoff=100.0, distance="euclidean")
+    config = dict(n_landmarks=10, n_visited=50, update_interval=50, distance="euclidean")
     kwargs = dict(planner="landmarks", planner_kwargs=config, policy_kwargs=dict(net_arch=[16], n_critics=2))
-    kwargs |= dict(subgoal_kwargs=dict(radius=0.5))
+    kwargs |= dict(subgoal_kwargs=dict(radius=0.5), subgoal_steps=10) | WITHOUT_STEPS
     model = make_model(small, **kwargs).learn(200)
     planner = model.policy.numpy_policy().planner
     assert planner.n_landmarks == 10
@@ -269,7 +309,7 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
     situation = Situation(*model.policy.flatten_obs(obs), np.stack([missed_ways()] * 16))
     decisions = [choose_subgoals(policy, situation) for policy in (worker, model.policy.numpy_policy())]
     np.testing.assert_array_equal(decisions[0].subgoals, decisions[1].subgoals)
-    assert decisions[0].count(planned_waypoint) == decisions[1].count(planned_waypoint) > 0
+    assert made_by(decisions[0], planned_waypoint) == made_by(decisions[1], planned_waypoint) > 0
 
 
 # --------------------------------------------------------------- a planner of one's own
@@ -282,13 +322,14 @@ class CentrePlanner:
         self.centre = arrays["centre"]
 
     def update(self, buffer, reach, goal_std) -> dict[str, np.ndarray]:
-        assert reach.max_steps == 5
+        assert reach.horizon == 5
         assert goal_std.shape == (2,)
         return {"centre": buffer.sample_states(100)["achieved_goal"].mean(axis=0)}
 
-    def waypoints(self, reach, observation, achieved_goal, goal, missed) -> np.ndarray:
+    def waypoints(self, reach, observation, achieved_goal, goal, missed) -> Ways:
         is_known = (goal[:, :1] > 0.0) & self.centre.any()
-        return np.where(is_known, self.centre, np.float32(np.nan))
+        steps = np.where(is_known[:, 0], np.float32(100.0), np.float32(np.inf))
+        return Ways(np.where(is_known, self.centre, np.float32(np.nan)), steps)
 
 
 @dataclass(frozen=True)
@@ -307,7 +348,7 @@ class CentreConfig:
 def centre(monkeypatch) -> dict[str, object]:
     """Arguments that choose the planner of the tests."""
     monkeypatch.setitem(PLANNERS, "centre", CentreConfig)
-    return dict(planner="centre", planner_kwargs=dict(update_interval=25), exploration_kwargs=dict(random_action_prob=0.0))
+    return WITHOUT_STEPS | dict(planner="centre", planner_kwargs=dict(update_interval=25))
 
 
 EAST_AND_WEST = float32([0.5, 0.5], [-0.5, 0.5])
@@ -322,7 +363,7 @@ def test_another_planner_is_one_class(small, centre, asynchronous, tmp_path):
         assert planner.centre.any()
         decision = choose(model, np.zeros((2, 2), np.float32), EAST_AND_WEST)
         np.testing.assert_array_equal(decision.subgoals[0], planner.centre)
-        assert decision.count(planned_waypoint) == 1
+        assert made_by(decision, planned_waypoint) == 1
         # In training: one subgoal for all goals to the east, which is another one after each update
         for steps in model.replay_buffer.recent(100, ("subgoal", "desired_goal")):
             is_east = steps["desired_goal"][:, 0] > 0.0
@@ -343,17 +384,21 @@ def test_random_subgoals_are_not_replaced_by_waypoints(small, centre):
     model = make_model(small, **centre).learn(100)
     noise = HighNoise(np.zeros((2, 2), np.float32), np.array([True, False]), np.ones((2, 2), np.float32))
     decision = choose(model, np.zeros((2, 2), np.float32), np.abs(EAST_AND_WEST), noise=noise)
-    assert decision.count(random_subgoal) == decision.count(planned_waypoint) == 1
+    assert made_by(decision, random_subgoal) == made_by(decision, planned_waypoint) == 1
 
 
-def test_where_no_way_is_known_the_actor_decides(small, centre):
+def test_where_no_way_is_known_and_no_steps_the_actor_decides(small, centre):
     model = make_model(small, **centre, subgoal_kwargs=dict(avoid_reached=False))
-    assert choose(model, np.zeros((2, 2), np.float32), EAST_AND_WEST).count(actor_proposal) == 2, "there was no update yet"
+    decision = choose(model, np.zeros((2, 2), np.float32), EAST_AND_WEST)
+    assert made_by(decision, actor_proposal) == 2, "there was no update yet"
+
+
+NO_WAYS = Ways(np.full((2, 2), np.nan, np.float32), np.full(2, np.inf, np.float32))
 
 
 def test_a_planner_is_told_what_to_avoid(small, centre, monkeypatch):
     seen = []
-    monkeypatch.setattr(CentrePlanner, "waypoints", lambda *args: seen.append(args[-1]))
+    monkeypatch.setattr(CentrePlanner, "waypoints", lambda *args: seen.append(args[-1]) or NO_WAYS)
     for avoid_missed in (True, False):
         model = make_model(small, **centre, subgoal_kwargs=dict(avoid_missed=avoid_missed))
         choose(model, np.zeros((2, 2), np.float32), EAST_AND_WEST)
