@@ -178,7 +178,7 @@ class LevelConfig:
 
     learning_rate: float | str | Schedule = 1e-3
     batch_size: int = 256
-    tau: float = 0.005
+    tau: float = 0.02
     gamma: float = 0.99
     n_sampled_goal: int = 4
     max_grad_value: float | None = 1.0
