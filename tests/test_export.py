@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+from agents import made_by
 from conftest import PointEnv, point_vec_env
 from gymnasium import spaces
 
@@ -40,15 +41,19 @@ def assert_equal(module, model, obs):
     return state
 
 
+def far_from_goals(model, quantile=0.5):
+    """The horizon becomes what the low level predicts for this share of random observations, or none of them with 0."""
+    config = model.policy.config
+    model.policy.config = dataclasses.replace(config, subgoals=dataclasses.replace(config.subgoals, steps=None))
+    observation, achieved, goal = (observations(model)[key] for key in KEYS)
+    steps = model.policy.numpy_policy().steps(observation[:, None], achieved[:, None], goal)
+    model.policy.horizon.fill_(-1.0 if quantile == 0.0 else np.quantile(steps, quantile))
+    return model
+
+
 def mixed(small):
     """:return: an agent for whose random observations the goal itself, the high level's actor and the guard all decide"""
-    model = trained(small, subgoal_kwargs=dict(threshold=0.3, radius=0.4, direct_goal=1.0))
-    observation, achieved, goal = (observations(model)[key] for key in KEYS)
-    steps = np.median(model.policy.numpy_policy().steps(observation[:, None], achieved[:, None], goal))
-    config = model.policy.config
-    subgoals = dataclasses.replace(config.subgoals, direct_goal=float(steps) / config.subgoals.steps)
-    model.policy.config = dataclasses.replace(config, subgoals=subgoals)
-    return model
+    return far_from_goals(trained(small, subgoal_kwargs=dict(threshold=0.3, radius=0.4)))
 
 
 @pytest.mark.parametrize(
@@ -56,19 +61,21 @@ def mixed(small):
     [
         dict(),
         dict(avoid_reached=False),
-        dict(avoid_missed=True, radius=0.4),
+        dict(avoid_missed=False, radius=0.4),
         # Nearly all proposals, and often all candidates, are reached
         dict(threshold=0.5, radius=0.3),
         dict(threshold=0.3, radius=0.3),
-        dict(direct_goal=1.0),
         dict(source="goal"),
         dict(source="random"),
         dict(source=[0.3, -0.2]),
     ],
 )
-def test_the_decision_is_that_of_predict(subgoal_kwargs, small):
-    model = trained(small, subgoal_kwargs=subgoal_kwargs, policy_kwargs=dict(net_arch=[16], n_critics=2))
+@pytest.mark.parametrize("kwargs", [dict(), dict(subgoal_steps=None), dict(low_kwargs=dict(reward="dense"))])
+def test_the_decision_is_that_of_predict(subgoal_kwargs, kwargs, small):
+    model = trained(small, subgoal_kwargs=subgoal_kwargs, **kwargs)
     assert_equal(DecisionModule(model.policy), model, observations(model))
+    if model.policy.config.asks_values:
+        assert_equal(DecisionModule(far_from_goals(model, 0.0).policy), model, observations(model))
 
 
 def test_all_rules_of_the_decision_are_met(small):
@@ -77,7 +84,7 @@ def test_all_rules_of_the_decision_are_met(small):
     situation = choosers.Situation(observation, achieved, goal, missed=None)
     decision = choosers.choose_subgoals(model.policy.numpy_policy(), situation)
     rules = (choosers.near_goal, choosers.actor_proposal, choosers.best_candidate)
-    assert min(decision.count(rule) for rule in rules) > 10
+    assert min(made_by(decision, rule) for rule in rules) > 10
     assert_equal(DecisionModule(model.policy), model, observations(model))
 
 
@@ -248,7 +255,7 @@ def test_the_command_refuses_by_a_sentence(folder, small, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         export_command.main(["--env", "PointEnv-v0", "-o", "agent.pt"])
     assert "-o must end in one of .onnx" in capsys.readouterr().err
-    planning = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), planner="landmarks", **small)
+    planning = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **(small | dict(planner="landmarks")))
     planning.save(folder / "logs/hddpg/PointEnv-v0_2/PointEnv-v0")
     with pytest.raises(SystemExit, match=r"export: .*`planner`.*`--low-level`"):
         export_command.main(["--env", "PointEnv-v0"])
@@ -270,7 +277,7 @@ def test_the_policy_itself_is_not_traced(small):
 
 
 def test_what_is_no_network_is_refused(small, monkeypatch):
-    planning = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), planner="landmarks", **small).policy
+    planning = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **(small | dict(planner="landmarks"))).policy
     with pytest.raises(ValueError, match=r"`planner`.*LowLevelModule"):
         DecisionModule(planning)
     assert LowLevelModule(planning)(th.zeros(2, 3), th.zeros(2, 2), th.zeros(2, 2)).shape == (2, 2)

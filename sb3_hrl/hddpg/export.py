@@ -20,8 +20,9 @@ from sb3_hrl.hddpg.policies import HierarchicalPolicy
 _KNOWN_CHOOSERS = (
     choosers.given_subgoal,
     choosers.random_subgoal,
-    choosers.planned_waypoint,
     choosers.near_goal,
+    choosers.planned_waypoint,
+    choosers.far_goal,
     choosers.actor_proposal,
     choosers.best_candidate,
     choosers.any_proposal,
@@ -106,6 +107,8 @@ class DecisionModule(nn.Module):
             )
         self.low_level = LowLevelModule(policy)
         self._subgoals, self._low_gamma = policy.config.subgoals, policy.config.low.gamma
+        # Steps up to which the goal is near; where values are no steps it never is
+        self._horizon = policy.numpy_policy().horizon if policy.config.asks_values else None
         self._rounds_goals, self._threshold = policy.rounds_goals, policy.subgoal_threshold.item()
         self._goal_shape = policy.observation_space["desired_goal"].shape  # type: ignore[index]
         actor, critics = policy.high.acting_networks
@@ -147,8 +150,8 @@ class DecisionModule(nn.Module):
             is_futile = self._is_reached(achieved, subgoal) & ~self._is_reached(achieved, goal)
             candidate, is_one = self._best_candidate(inputs, achieved)
             subgoal = th.where((is_futile & is_one)[:, None], candidate, subgoal)
-        if options.direct_goal > 0.0:
-            is_near = self._steps(observation, achieved, goal) <= options.direct_goal * options.steps
+        if self._horizon is not None:
+            is_near = self._steps(observation, achieved, goal) <= self._horizon
             subgoal = th.where(is_near[:, None], goal, subgoal)
         return subgoal
 
