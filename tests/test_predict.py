@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch as th
+from agents import WITHOUT_STEPS, make_model
 from conftest import point_vec_env
 
-from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.hddpg.config import SubgoalConfig
 
 
 @pytest.fixture
 def model(small):
-    return HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **small).learn(100)
+    return make_model(small, **WITHOUT_STEPS).learn(100)
 
 
 def far_apart(model, obs):

@@ -116,8 +116,8 @@ class StepStorage(ReplayBuffer):
             (n_envs,)
         :param tested: whether the segment is a subgoal test, shape (n_envs,)
         :param planned: whether the subgoal is a planner's waypoint, shape (n_envs,)
-        :param predicted_steps: environment steps that the subgoal was predicted to take when it was issued, infinite or NaN where
-            there was no prediction, shape (n_envs,)
+        :param predicted_steps: environment steps that the subgoal was predicted to take when it was issued, infinite or NaN
+            where there was no prediction, shape (n_envs,)
         """
         timeouts = [info.get("TimeLimit.truncated", False) for info in infos] if self.handle_timeout_termination else False
         # A row per environment. The desired goal is stored once: it stays the same throughout an episode

@@ -12,7 +12,6 @@ from sb3_hrl.common.subgoals import N_MISSED_RECENTLY
 from sb3_hrl.hddpg.config import HierarchyConfig
 from sb3_hrl.hddpg.inference import NumpyPolicy
 
-
 # The way over waypoints and the straight one agree up to this factor
 AGREEMENT = 1.5
 
@@ -119,8 +118,8 @@ def random_subgoal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | No
 
 def planned_waypoint(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
     """
-    ``planner``: the first waypoint of a known way to the goal. Without exploration the goal itself, where the low level's value
-    says of the whole way nearly what its parts add up to: then there is nothing to go round, and a waypoint only costs time.
+    ``planner``: the first waypoint of a known way to the goal. Without exploration the goal itself, where the low level's
+    value says of the whole way nearly what its parts add up to: then there is nothing to go round, and a waypoint only costs time.
     """
     if policy.planner is None:
         return None

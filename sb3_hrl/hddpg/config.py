@@ -4,7 +4,6 @@ carried whole to whoever acts on it: the policy, the batches, a worker.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -47,8 +46,8 @@ class SubgoalConfig:
     """
     What subgoals are, and where they come from (``subgoal_kwargs``).
 
-    :param steps: maximum number of environment steps per segment (the argument ``subgoal_steps``); ``None``: 1.5 times the steps
-        that the low level's value predicts, plus 5, see :mod:`sb3_hrl.hddpg.horizon`
+    :param steps: maximum number of environment steps per segment (the argument ``subgoal_steps``); ``None``: 1.5 times the
+        steps that the low level's value predicts, plus 5, see :mod:`sb3_hrl.hddpg.horizon`
     :param radius: reach of subgoals around the achieved goal, in the units of the goal, a float or one per dimension;
         ``None``: what the low level covers within its horizon, found from the data
     :param bounds: lower and upper bounds of subgoals, each a float or one per dimension; ``None``: those of the goals seen so
@@ -100,8 +99,8 @@ class ExplorationConfig:
     How training environments are explored (``exploration_kwargs``).
 
     :param noise_std: Gaussian noise on the actions of both levels, in units of actions scaled to [-1, 1]
-    :param random_action_prob: probability of a uniformly random action of the low level, as in HER; for random subgoals, as in HAC,
-        set it in ``high_kwargs``
+    :param random_action_prob: probability of a uniformly random action of the low level, as in HER; for random subgoals, as in
+        HAC, set it in ``high_kwargs``
     :param noise_hold_steps: environment steps for which the low level's noise stays the same
     :param subgoal_test_prob: share of segments that run without low-level noise; a subgoal that such a test misses gets the
         value of never reaching the goal, -1 / (1 - gamma) (HAC, section 4.3, https://arxiv.org/abs/1712.00948)

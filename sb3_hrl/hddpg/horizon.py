@@ -1,6 +1,6 @@
 """
-How far the low level's value is believed. Its estimate of the steps to a target is right where such targets are reached; beyond
-that it is a guess, as a rule too short: values that lie far from any reward hardly tell ways through walls from others.
+How far the low level's value is believed. Its estimate of the steps to a target is right where such targets are reached;
+beyond that it is a guess, as a rule too short: values that lie far from any reward hardly tell ways through walls from others.
 """
 
 import numpy as np
@@ -29,7 +29,8 @@ def calibrated_horizon(outcomes: SegmentOutcomes, horizon: float) -> float:
     """
     :param outcomes: the newest segments
     :param horizon: as it was
-    :return: the largest number of steps up to which predictions came true, and one of :data:`HORIZONS` more, so that it can grow
+    :return: the largest number of steps up to which predictions came true, and one of :data:`HORIZONS` more, so that it
+        can grow
     """
     reached = outcomes.ends == SegmentEnd.REACHED
     # Of a segment that ended before the predicted steps were over nothing is known

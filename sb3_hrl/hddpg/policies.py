@@ -63,7 +63,7 @@ class HierarchicalPolicy(BasePolicy):
 
     Both levels (see :class:`~sb3_hrl.hddpg.level.Level`) work on a flat input:
 
-    - low: ``[n(observation), n(achieved), n(subgoal), (subgoal - achieved) / radius]``
+    - low: ``[n(observation), n(achieved), n(subgoal), (subgoal - achieved) / std]``
     - high: ``[n(observation), n(achieved), n(goal), (goal - achieved) / std]``
 
     where ``n`` normalises by running mean and standard deviation. These, the subgoals' bounds, radius and threshold, and what

@@ -18,8 +18,8 @@ _NONE, _REACHED, _OUT_OF_STEPS, _EPISODE_OVER = (int(end) for end in SegmentEnd)
 
 class Segments:
     """
-    The segments of environments side by side. A segment ends when its subgoal is reached, after as many environment steps as it
-    was given, or with the episode.
+    The segments of environments side by side. A segment ends when its subgoal is reached, after as many environment steps as
+    it was given, or with the episode.
 
     :param n_envs: number of environments; none of them has a subgoal yet
     :param goal_dim: length of a goal
@@ -121,8 +121,8 @@ class SegmentStatistics:
         """
         :param is_at_goal: segments that begin at the goal, booleans of shape (n,)
         :param kinds: ``reached_at_issue``, subgoals that are reached before the first step; ``goals``, those that are the goal
-            itself; ``waypoints``, those that are the planner's; ``replaced``, those in place of a proposal of the actor that was
-            reached or missed: booleans of shape (n,)
+            itself; ``waypoints``, those that are the planner's; ``replaced``, those in place of a proposal of the actor that
+            was reached or missed: booleans of shape (n,)
         """
         self._add("issued", (~is_at_goal).sum())
         for name, is_kind in kinds.items():

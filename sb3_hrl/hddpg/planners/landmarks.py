@@ -30,8 +30,8 @@ class LandmarkConfig:
     """
     Settings of ``planner="landmarks"`` (``planner_kwargs``).
 
-    :param n_landmarks: how many visited states are joined to a graph at most. There are fewer where these lie closer to each other
-        than the agent gets in half of its horizon
+    :param n_landmarks: how many visited states are joined to a graph at most. There are fewer where these lie closer to each
+        other than the agent gets in half of its horizon
     :param n_members: visited states around each landmark whose values are averaged: with a single one, whose velocity may
         point the right way by chance, the shortest path is that of the luckiest errors
     :param n_visited: drawn from the buffer, for the landmarks to be chosen from
@@ -151,7 +151,7 @@ class LandmarkPlanner:
         return {"count": count, "speed": speed, "observations": observations, "achieved": achieved, "steps": steps}
 
     def _scale_of(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> tuple[np.ndarray, float]:
-        """:return: the highest distance per environment step, in the units of the goal, and how far apart landmarks should be"""
+        """:return: the highest distance per step, in the units of the goal, and how far apart landmarks should be (over its std)"""
         shards = buffer.recent(_N_RECENT, ("achieved_goal", "next_achieved_goal"))
         moves = [shard["next_achieved_goal"] - shard["achieved_goal"] for shard in shards]
         speed = np.linalg.norm(np.concatenate(moves), axis=1).max()
@@ -258,7 +258,7 @@ class LandmarkPlanner:
         :param observations: of the landmarks' members, shape (n_landmarks, n_members, obs_dim)
         :param achieved: goals achieved in these, shape (n_landmarks, n_members, goal_dim); the first is the landmark itself
         :param subgoals: shape (n_subgoals, goal_dim)
-        :return: steps, infinite where there are more than the cutoff, or out of reach, shape (n_landmarks, n_subgoals)
+        :return: steps, infinite where there are more than the horizon, shape (n_landmarks, n_subgoals)
         """
         steps = np.full((len(achieved), len(subgoals)), np.inf, dtype=np.float32)
         for i, subgoal in enumerate(subgoals):
