@@ -374,8 +374,16 @@ def test_the_maze_as_it_is_made(capsys):
 # ------------------------------------------------------------------- logs
 
 CONFIG = dict(
-    n_timesteps=20_000, learning_starts=500, train_freq=1, subgoal_steps=10, gamma=0.95, subgoal_kwargs=dict(radius=0.2)
+    n_timesteps=20_000,
+    learning_starts=500,
+    train_freq=1,
+    subgoal_steps=10,
+    gamma=0.95,
+    subgoal_kwargs=dict(radius=0.2),
+    planner=None,
 )
+# Without the options of an agent whose actor chooses subgoals
+DEFAULT = dict(n_timesteps=20_000, learning_starts=500, gamma=0.96)
 STEPS = np.arange(500, 20_001, 500, dtype=float)
 
 
@@ -455,9 +463,28 @@ def test_planted_fault_of_a_log(name, config, changed):
     assert {finding.check for finding in findings if finding.severity == "error"} <= {name}
 
 
-def test_silent_on_a_log_of_learning():
-    assert diagnose_log(learning_log(), CONFIG) == []
-    assert diagnose_log({}, CONFIG) == []
+@pytest.mark.parametrize("config", [CONFIG, DEFAULT])
+def test_silent_on_a_log_of_learning(config):
+    assert diagnose_log(learning_log(), config) == []
+    assert diagnose_log({}, config) == []
+
+
+@pytest.mark.parametrize("length", [None, 30.0])
+def test_runs_without_a_fixed_number_of_steps_are_judged(length):
+    """What was checked by ``subgoal_steps`` is checked by how long segments are; where waypoints are far, none is at bounds."""
+    missed = dict(rollout__subgoal_success_rate=0.02, eval__subgoal_at_bounds=0.95, rollout__segment_length=length)
+    (finding,) = diagnose_log(learning_log(**FAILS, **missed), DEFAULT)
+    assert finding.check == "subgoals_never_reached"
+    assert finding.cure == "Give the low level more updates (a smaller `train_freq`)."
+    stuck = dict(train__low_q_mean=-24.9, rollout__segment_length=length)
+    (finding,) = diagnose_log(learning_log(**FAILS, **stuck), DEFAULT)
+    assert finding.check == "values_at_bound"
+    assert ("shorter than a segment" in finding.cure) == (length is not None)
+    assert diagnose_env(PointEnv()) == []
+
+
+def test_none_is_a_value():
+    assert diagnose_log(learning_log(**FAILS, rollout__subgoal_planned=0.0), DEFAULT | dict(planner=None)) == []
 
 
 def test_nothing_is_said_of_an_agent_before_it_has_learnt():

@@ -141,7 +141,7 @@ def diagnose_env(
     n_episodes: int = 5,
     n_resets: int = 30,
     max_steps: int = 2_000,
-    subgoal_steps: int = 10,
+    subgoal_steps: int | None = None,
     subgoal_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> list[Finding]:
@@ -152,7 +152,7 @@ def diagnose_env(
     :param n_episodes: episodes to play
     :param n_resets: first observations to look at
     :param max_steps: environment steps of an episode after which it is given up
-    :param subgoal_steps: as of :class:`~sb3_hrl.HierarchicalDDPG`, environment steps per segment
+    :param subgoal_steps: as of :class:`~sb3_hrl.HierarchicalDDPG`, environment steps per segment, if that is given
     :param subgoal_kwargs: as of the algorithm: ``radius`` and ``threshold``, in the units of the goal
     :param seed: of the environment and of the actions
     :return: what is wrong, the severe first; empty if nothing is

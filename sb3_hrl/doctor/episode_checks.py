@@ -174,7 +174,7 @@ def long_segments(survey: Survey) -> Finding | None:
     """A segment is longer than an episode."""
     longest = max(len(episode.rewards) for episode in survey.episodes)
     length = survey.time_limit or longest
-    if survey.subgoals.steps <= length:
+    if survey.subgoals.steps is None or survey.subgoals.steps <= length:
         return None
     return warning(
         "long_segments",

@@ -15,7 +15,7 @@ def _easy_share(run: RunSurvey) -> float:
     """
     success = run.success or 0.0
     ends_at_success = (run.config.get("env_kwargs") or {}).get("continuing_task") is False
-    staying = 0.0 if ends_at_success else success * run.option("subgoal_steps")
+    staying = 0.0 if ends_at_success else success * run.segment_steps
     return staying / (staying + 1.0 - success) if success < 1.0 else 1.0
 
 
@@ -50,12 +50,15 @@ def subgoals_never_reached(run: RunSurvey) -> Finding | None:
     share = run.late("rollout/subgoal_success_rate")
     if not run.has_own_subgoals or share is None or share >= 0.15 or not run.fails(0.8):
         return None
+    steps = run.options.subgoals.steps
+    cures = [_radius(run, 0.5)] if run.options.planner is None else []
+    cures += [f"`subgoal_steps: {2 * steps}`"] if steps is not None else []
+    updates = "ive the low level more updates (a smaller `train_freq`)."
     return (error if share < 0.05 else warning)(
         "subgoals_never_reached",
         "The low level hardly ever reaches its subgoals, so that the high level learns from nothing.",
         f"rollout/subgoal_success_rate = {share:.2f}",
-        f"Set {_radius(run, 0.5)}, or `subgoal_steps: {2 * run.option('subgoal_steps')}`, and give the low level more updates "
-        "(a smaller `train_freq`).",
+        f"Set {', or '.join(cures)}, and g{updates}" if cures else f"G{updates}",
     )
 
 
@@ -78,7 +81,8 @@ def subgoals_replaced(run: RunSurvey) -> Finding | None:
 def subgoals_at_bounds(run: RunSurvey) -> Finding | None:
     """Subgoals lie at the border of what the high level may ask for."""
     share = run.late("eval/subgoal_at_bounds")
-    if not run.has_own_subgoals or share is None or share < 0.9 or not run.fails(0.8):
+    # Waypoints of a planner, and goals that it does not know a way to, may be farther away than the actor can ask for
+    if not run.has_own_subgoals or run.options.planner is not None or share is None or share < 0.9 or not run.fails(0.8):
         return None
     return warning(
         "subgoals_at_bounds",
@@ -109,7 +113,7 @@ def values_at_bound(run: RunSurvey) -> Finding | None:
         gamma, bound = config.gamma, config.min_value
         if run.is_young or value is None or not 1.1 * bound <= value <= 0.9 * bound or not run.fails(0.5):
             continue
-        kwargs, steps = f"`{level}_kwargs`", run.option("subgoal_steps")
+        kwargs, steps = f"`{level}_kwargs`", run.segment_steps
         if level == "low" and -bound < steps:
             cure = f"Set `gamma: {1.0 - 0.5 / steps:.3f}` in {kwargs}: its horizon is shorter than a segment."
         elif config.n_sampled_goal < 4:
@@ -144,10 +148,10 @@ def values_out_of_range(run: RunSurvey) -> Finding | None:
 def idle_planner(run: RunSurvey) -> Finding | None:
     """The planner knows no way."""
     share = run.late("rollout/subgoal_planned")
-    if run.is_young or run.option("planner") is None or share is None or share >= 0.1 or not run.fails(0.8):
+    planner = run.options.planner
+    if run.is_young or planner is None or share is None or share >= 0.1 or not run.fails(0.8):
         return None
-    assert run.options.planner is not None
-    cause, cure = run.options.planner.when_idle(run.option("subgoal_steps"))
+    cause, cure = planner.when_idle(round(run.segment_steps))
     symptom = f"The planner hardly ever knows a way: {cause}."
     return warning("idle_planner", symptom, f"rollout/subgoal_planned = {share:.2f}", cure)
 

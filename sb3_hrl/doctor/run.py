@@ -9,6 +9,7 @@ import numpy as np
 
 from sb3_hrl.hddpg.config import ARGUMENTS, HierarchyConfig, LevelConfig
 from sb3_hrl.hddpg.hddpg import HierarchicalDDPG
+from sb3_hrl.hddpg.horizon import LEAST_HORIZON
 
 # Environment steps and values, each of shape (n,)
 Curve = tuple[np.ndarray, np.ndarray]
@@ -44,8 +45,8 @@ class RunSurvey:
         :param name: argument of HierarchicalDDPG
         :return: its value in this run
         """
-        value = self.config.get(name)
-        return _PARAMETERS[name].default if value is None else value
+        # None is a value: `planner: null` is no planner
+        return self.config[name] if name in self.config else _PARAMETERS[name].default
 
     @cached_property
     def options(self) -> HierarchyConfig:
@@ -53,6 +54,15 @@ class RunSurvey:
         arguments = {name: self.option(name) for name in ARGUMENTS}
         # The zoo's files have it as a string, and nothing in it is asked for here
         return HierarchyConfig.from_arguments(**arguments | {"policy_kwargs": {}})
+
+    @cached_property
+    def segment_steps(self) -> float:
+        """Environment steps of a segment at most, or else what the log says of their lengths."""
+        given = self.options.subgoals.steps
+        if given is not None:
+            return float(given)
+        logged = self.late("rollout/segment_length")
+        return 2.0 * LEAST_HORIZON if logged is None else logged
 
     def level(self, name: str) -> LevelConfig:
         """

@@ -119,7 +119,8 @@ def random_subgoal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | No
 def planned_waypoint(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
     """
     ``planner``: the first waypoint of a known way to the goal. Without exploration the goal itself, where the low level's
-    value says of the whole way nearly what its parts add up to: then there is nothing to go round, and a waypoint only costs time.
+    value says of the whole way nearly what its parts add up to: then there is nothing to go round, and a waypoint only costs
+    time.
     """
     if policy.planner is None:
         return None

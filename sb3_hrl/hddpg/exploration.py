@@ -198,6 +198,6 @@ class WorkerAgent:
                 noise.reset()
         return self._explorer.step(self._policy, next_achieved_goal, dones)
 
-    def statistics(self) -> list[int]:
+    def statistics(self) -> list[float]:
         """See :meth:`Agent.statistics`."""
         return self._explorer.statistics.take()

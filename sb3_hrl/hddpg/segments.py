@@ -114,8 +114,10 @@ class SegmentStatistics:
         self._sums = np.zeros(len(self._NAMES), dtype=np.float64)
 
     # Of segments that begin at the goal, where an agent stays, only the number is kept: they say nothing about subgoals
-    _NAMES = ("issued", "reached_at_issue", "goals", "waypoints", "replaced", "ended", "reached", "steps")
-    _NAMES += ("predicted", "predicted_steps", "needed_steps")
+    _NAMES = (
+        *("issued", "reached_at_issue", "goals", "waypoints", "replaced"),
+        *("ended", "reached", "steps", "predicted", "predicted_steps", "needed_steps"),
+    )
 
     def count_started(self, is_at_goal: np.ndarray, **kinds: np.ndarray) -> None:
         """

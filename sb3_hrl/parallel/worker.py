@@ -54,7 +54,7 @@ class Agent(Protocol):
         :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
 
-    def statistics(self) -> list[int]:
+    def statistics(self) -> list[float]:
         """:return: sums over the segments since the last call, for the learner's log"""
 
 
@@ -129,7 +129,7 @@ class Report(NamedTuple):
     n_steps: int  # over its environments
     version: int  # of the weights that it acted with
     episodes: list[tuple[int, dict[str, Any]]]  # environment and info of each episode that ended
-    statistics: list[int]  # sums over segments, see Agent.statistics
+    statistics: list[float]  # sums over segments, see Agent.statistics
     attributes: Attributes | None = None  # of the first of all environments, from the worker that has it
 
 

@@ -151,7 +151,7 @@ class LandmarkPlanner:
         return {"count": count, "speed": speed, "observations": observations, "achieved": achieved, "steps": steps}
 
     def _scale_of(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> tuple[np.ndarray, float]:
-        """:return: the highest distance per step, in the units of the goal, and how far apart landmarks should be (over its std)"""
+        """:return: the highest distance per step, in the units of goals; how far apart landmarks should be, over their std"""
         shards = buffer.recent(_N_RECENT, ("achieved_goal", "next_achieved_goal"))
         moves = [shard["next_achieved_goal"] - shard["achieved_goal"] for shard in shards]
         speed = np.linalg.norm(np.concatenate(moves), axis=1).max()
@@ -160,7 +160,7 @@ class LandmarkPlanner:
             displacements(shard["achieved_goal"], shard["next_achieved_goal"], shard["episode"], n_steps) for shard in shards
         ]
         lengths = np.linalg.norm(np.concatenate(moves) / goal_std, axis=1)
-        return np.float32(speed), float(np.quantile(lengths, SPACING_QUANTILE)) if len(lengths) > 0 else 0.0
+        return np.asarray(speed), float(np.quantile(lengths, SPACING_QUANTILE)) if len(lengths) > 0 else 0.0
 
     def _some_segments(self, buffer: SharedMemoryReplayBuffer, reach: Reach) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """:return: where segments began, what they were to reach, and whether they missed it, as far as that is known"""
