@@ -336,7 +336,7 @@ def test_without_waypoints_nothing_is_imitated(small):
         for _ in range(20):
             level.update(TDBatch(inputs, actions, -th.ones(64, 1), -th.rand(64, 1, generator=th.manual_seed(1)), imitated), 0)
         trained.append(level.actor.mu(inputs).detach())
-    assert th.allclose(*trained, atol=1e-2)
+    np.testing.assert_allclose(*trained, atol=1e-2)
 
 
 # ----------------------------------------------------------- agents of the default
@@ -355,8 +355,8 @@ def test_a_worker_acts_as_the_learner_does(small):
     vector = np.zeros(snapshot.n_weights, dtype=np.float32)
     worker, learner = snapshot.bind(vector), model.policy.numpy_policy()
     rng = np.random.default_rng(0)
-    arrays = (rng.random((16, n), dtype=np.float32) for n in (3, 2, 2))
-    situation = Situation(*arrays, np.stack([missed_ways()] * 16))
+    observation, achieved, goal = (rng.random((16, n), dtype=np.float32) for n in (3, 2, 2))
+    situation = Situation(observation, achieved, goal, np.stack([missed_ways()] * 16))
     for is_hopeless in (False, True):
         if is_hopeless:
             # A value below that of never: no target is reached, segments have twice the horizon
