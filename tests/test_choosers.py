@@ -169,7 +169,7 @@ def test_random_subgoals_are_left_as_they_are(small):
     """In exploration a random subgoal was replaced by the critic's choice where it was at hand or had been missed."""
     model = make_model(small, **WITHOUT_STEPS, subgoal_kwargs=dict(radius=1.0)).learn(30)
     actions = float32([0.01, 0.0], [0.5, 0.5], [0.0, 0.0])
-    noise = HighNoise(np.zeros((3, 2), np.float32), np.array([True, True, False]), actions)
+    noise = HighNoise(np.zeros((3, 2), np.float32), np.array([True, True, False]), actions, np.zeros(3))
     missed = [missed_ways(((0.0, 0.0), (0.5, 0.5)))] * 3
     decision = choose(model, np.zeros((3, 2), np.float32), np.ones((3, 2), np.float32), missed, noise)
     assert made_by(decision, random_subgoal) == 2
@@ -180,7 +180,7 @@ def test_random_subgoals_are_left_as_they_are(small):
 def test_noise_is_added_to_proposals(small):
     model = with_bounds(make_model(small, **WITHOUT_STEPS, subgoal_kwargs=dict(avoid_reached=False)), radius=2.0)
     let_the_actor_propose_to_stay(model)
-    noise = HighNoise(float32([0.25, -9.0]), np.zeros(1, dtype=bool), ORIGIN)
+    noise = HighNoise(float32([0.25, -9.0]), np.zeros(1, dtype=bool), ORIGIN, np.zeros(1))
     np.testing.assert_allclose(choose(model, ORIGIN, ORIGIN, noise=noise).subgoals, [[0.5, -2.0]])
 
 

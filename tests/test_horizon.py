@@ -197,7 +197,7 @@ def test_segments_that_were_overwritten_are_gone():
 # ------------------------------------------------------- which subgoals are issued
 
 ORIGIN, ZEROS = np.zeros((1, 2), np.float32), np.zeros((3, 2), np.float32)
-QUIET = HighNoise(ZEROS, np.zeros(3, dtype=bool), ZEROS)  # exploration without noise
+QUIET = HighNoise(ZEROS, np.zeros(3, dtype=bool), ZEROS, np.zeros(3))  # exploration without noise
 PLANS = dict(planner="landmarks", subgoal_steps=None)
 
 

@@ -382,7 +382,7 @@ def test_another_planner_is_one_class(small, centre, asynchronous, tmp_path):
 
 def test_random_subgoals_are_not_replaced_by_waypoints(small, centre):
     model = make_model(small, **centre).learn(100)
-    noise = HighNoise(np.zeros((2, 2), np.float32), np.array([True, False]), np.ones((2, 2), np.float32))
+    noise = HighNoise(np.zeros((2, 2), np.float32), np.array([True, False]), np.ones((2, 2), np.float32), np.zeros(2))
     decision = choose(model, np.zeros((2, 2), np.float32), np.abs(EAST_AND_WEST), noise=noise)
     assert made_by(decision, random_subgoal) == made_by(decision, planned_waypoint) == 1
 

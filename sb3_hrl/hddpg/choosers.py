@@ -22,6 +22,7 @@ class HighNoise(NamedTuple):
     noise: np.ndarray  # (n, goal_dim), added to proposals of the actor
     is_random: np.ndarray  # (n,) whether a random action is taken instead
     actions: np.ndarray  # (n, goal_dim), these random actions, in [-1, 1]
+    places: np.ndarray  # (n,), which of the places that a planner knows is visited where an agent is lost, in [0, 1)
 
 
 class Situation(NamedTuple):
@@ -92,7 +93,7 @@ def draw_high_noise(
         is_random = rng.random(n) < random_prob
         if is_random.any():
             actions[is_random] = 2.0 * rng.random((int(is_random.sum()), goal_dim)) - 1.0
-    return HighNoise(noise, is_random, actions)
+    return HighNoise(noise, is_random, actions, rng.random(n))
 
 
 # -------------------------------------------------------------------------------------------------------- choosers
@@ -141,6 +142,15 @@ def near_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
     return _where(is_near & ~_is_futile(policy, situation, situation.goal), situation.goal)
 
 
+def random_place(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
+    """Exploration with a ``planner``: a random landmark, where no way is known and the goal was missed a moment ago."""
+    noise = situation.noise
+    if noise is None or policy.planner is None or not policy.planner.is_ready or not policy.has_values:
+        return None
+    places = policy.planner.places[(noise.places * len(policy.planner.places)).astype(np.int64)]
+    return _where(_is_futile(policy, situation, situation.goal), places)
+
+
 def far_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
     """``planner``: the goal itself, where no way is known."""
     if policy.planner is None or not policy.has_values:
@@ -182,6 +192,7 @@ CHOOSERS: tuple[Chooser, ...] = (
     random_subgoal,
     near_goal,
     planned_waypoint,
+    random_place,
     far_goal,
     actor_proposal,
     best_candidate,

@@ -22,6 +22,7 @@ _KNOWN_CHOOSERS = (
     choosers.random_subgoal,
     choosers.near_goal,
     choosers.planned_waypoint,
+    choosers.random_place,
     choosers.far_goal,
     choosers.actor_proposal,
     choosers.best_candidate,

@@ -46,18 +46,9 @@ def calibrated_horizon(outcomes: SegmentOutcomes, horizon: float) -> float:
             if n_reached[i] < BELIEVED_SHARE * n_issued[i]:
                 break
             best = i
-    # One at a time, as few segments tell of each
-    now = nearest_number(horizon)
-    least, most = max(now - 1, HORIZONS.index(LEAST_HORIZON)), min(now + 1, len(HORIZONS) - 1)
-    return float(HORIZONS[min(max(best + 1, least), most)])
-
-
-def nearest_number(horizon: float) -> int:
-    """
-    :param horizon: in environment steps
-    :return: which of :data:`HORIZONS` is nearest to it; one that was given (``subgoal_steps``) may be none of them
-    """
-    return int(np.abs(np.subtract(HORIZONS, horizon)).argmin())
+    # Down one at a time, as few segments tell of each
+    least = max(HORIZONS.index(LEAST_HORIZON), int(np.searchsorted(HORIZONS, horizon)) - 1)
+    return float(HORIZONS[int(np.clip(best + 1, least, len(HORIZONS) - 1))])
 
 
 def steps_allowed(predicted_steps: np.ndarray, horizon: float) -> np.ndarray:

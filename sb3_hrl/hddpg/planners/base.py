@@ -50,6 +50,10 @@ class Planner(Protocol):
     def is_ready(self) -> bool:
         """Whether it has been updated, so that it may know ways."""
 
+    @property
+    def places(self) -> np.ndarray:
+        """Visited goals that lie far apart, shape (n_places, goal_dim)."""
+
     def update(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> dict[str, np.ndarray]:
         """
         :param buffer: what was visited

@@ -24,6 +24,9 @@ _N_RECENT = 20_000
 SPACING_QUANTILE = 0.9
 LEAST_LANDMARKS = 100
 
+# As long as the horizon is shorter, edges may go beyond it: with shorter ones hardly any two landmarks are joined
+LEAST_EDGE = 20.0
+
 
 @dataclass(frozen=True)
 class LandmarkConfig:
@@ -115,6 +118,11 @@ class LandmarkPlanner:
     def is_ready(self) -> bool:
         """See :attr:`~sb3_hrl.hddpg.planners.Planner.is_ready`."""
         return self.n_landmarks > 0
+
+    @property
+    def places(self) -> np.ndarray:
+        """See :attr:`~sb3_hrl.hddpg.planners.Planner.places`: the landmarks."""
+        return self.landmarks
 
     @property
     def landmarks(self) -> np.ndarray:
@@ -269,11 +277,18 @@ class LandmarkPlanner:
 
     def _cut(self, reach: Reach, steps: np.ndarray) -> np.ndarray:
         """:return: steps, infinite where the low level's estimate is not believed"""
-        return np.where(steps <= reach.horizon, steps, np.float32(np.inf))
+        return np.where(steps <= self._longest_edge(reach), steps, np.float32(np.inf))
+
+    @staticmethod
+    def _longest_edge(reach: Reach) -> float:
+        """:return: environment steps of an edge at most"""
+        return max(reach.horizon, LEAST_EDGE)
 
     def _may_be_near(self, reach: Reach, achieved_goal: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """:return: whether targets can be within the horizon, at the highest speed; of others no value is asked"""
-        return np.asarray(np.linalg.norm(targets - achieved_goal, axis=-1) <= self._arrays["speed"] * reach.horizon)
+        return np.asarray(
+            np.linalg.norm(targets - achieved_goal, axis=-1) <= self._arrays["speed"] * self._longest_edge(reach)
+        )
 
 
 def farthest_points(points: np.ndarray, n: int, spacing: float = 0.0, at_least: int = 2, first: int = 0) -> np.ndarray:
