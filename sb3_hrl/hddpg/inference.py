@@ -166,14 +166,6 @@ class NumpyPolicy:
         """Whether subgoals are reached, see :func:`~sb3_hrl.common.subgoals.is_reached`."""
         return is_reached(achieved_goal, subgoal, self.threshold)
 
-    def is_within_radius(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
-        """
-        :param achieved_goal: shape (..., goal_dim)
-        :param subgoal: shape (..., goal_dim)
-        :return: whether the high level could issue the subgoal, so that the low level knows of it, shape (...,)
-        """
-        return np.asarray((np.abs(subgoal - achieved_goal) <= self.bounds.radius).all(axis=-1))
-
     def subgoal_to_action(self, subgoal: np.ndarray, achieved_goal: np.ndarray) -> np.ndarray:
         """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.subgoal_to_action`."""
         return subgoal_to_action(subgoal, achieved_goal, self.bounds)
