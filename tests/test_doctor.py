@@ -471,7 +471,7 @@ def test_silent_on_a_log_of_learning(config):
 
 @pytest.mark.parametrize("length", [None, 30.0])
 def test_runs_without_a_fixed_number_of_steps_are_judged(length):
-    """What was checked by ``subgoal_steps`` is checked by how long segments are; where waypoints are far, none is at bounds."""
+    """What was checked by ``subgoal_steps`` is checked by how long segments are; waypoints may be far away."""
     missed = dict(rollout__subgoal_success_rate=0.02, eval__subgoal_at_bounds=0.95, rollout__segment_length=length)
     (finding,) = diagnose_log(learning_log(**FAILS, **missed), DEFAULT)
     assert finding.check == "subgoals_never_reached"

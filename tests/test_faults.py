@@ -235,7 +235,8 @@ def test_prefetched_batches_are_as_good_as_serial_ones(source, learner):
     rewards, batches = {0.0, -1.0}, []
     for _ in range(10):
         batch, expected = source.low(), serial.low()
-        for array, twin in zip(batch, expected, strict=True):
+        assert batch.imitated is expected.imitated is None, "the low level imitates nothing"
+        for array, twin in zip(batch[:-1], expected[:-1], strict=True):
             assert array.shape == twin.shape
             assert array.dtype == twin.dtype
             assert array.isfinite().all()

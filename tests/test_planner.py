@@ -101,9 +101,9 @@ def test_members_of_landmarks_lie_around_them():
 
 
 class WalledReach:
-    """A low level that takes 10 steps per unit; a wall at x = 0 has a gap above y = 1."""
+    """A low level that takes 25 steps per unit; a wall at x = 0 has a gap above y = 1."""
 
-    horizon, threshold, radius = 12.0, 0.1, 1.2
+    horizon, threshold, radius = 30.0, 0.1, 1.2
 
     @property
     def pace(self) -> float:
@@ -113,14 +113,14 @@ class WalledReach:
         start = achieved[:, 0]
         crosses = (start[:, 0] < 0) != (subgoals[:, 0] < 0)
         is_open = np.minimum(start[:, 1], subgoals[:, 1]) > 0.9
-        distance = 10 * np.linalg.norm(subgoals - start, axis=1)
+        distance = 25 * np.linalg.norm(subgoals - start, axis=1)
         return np.where(crosses & ~is_open, np.inf, distance).astype(np.float32)
 
     def is_reached(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         return is_reached(achieved_goal, subgoal, self.threshold)
 
 
-def visited(goals: np.ndarray, speed: float = 0.1) -> SimpleNamespace:
+def visited(goals: np.ndarray, speed: float) -> SimpleNamespace:
     """:return: a buffer of states that were visited once, at this speed along the first axis, and no segments"""
     states = {"observation": np.zeros((len(goals), 3), np.float32), "achieved_goal": goals}
     x = np.linspace(0.0, 100 * speed, 101, dtype=np.float32)[:, None] * float32(1.0, 0.0)
@@ -131,12 +131,12 @@ def visited(goals: np.ndarray, speed: float = 0.1) -> SimpleNamespace:
     )
 
 
-def learnt(config: LandmarkConfig, goals: np.ndarray, reach: WalledReach) -> LandmarkPlanner:
+def learnt(config: LandmarkConfig, goals: np.ndarray, reach: WalledReach, speed: float = 0.04) -> LandmarkPlanner:
     """:return: a planner that has these landmarks"""
     first = config.bind({name: np.zeros(shape, np.float32) for name, shape in config.layout(3, 2).items()})
     assert first.n_landmarks == 0
     assert np.isnan(waypoint(first, (0.5, 0.5), (0.6, 0.5))).all(), "no landmarks, no way"
-    return config.bind(first.update(visited(goals), reach, np.ones(2)))
+    return config.bind(first.update(visited(goals, speed), reach, np.ones(2)))
 
 
 def start_and_goal(start, goal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -203,12 +203,21 @@ def test_a_goal_that_was_missed_is_approached_otherwise(planner):
 def test_edges_are_within_the_horizon(planner):
     reach = WalledReach()
     assert np.isfinite(waypoint(planner, (-0.5, -0.5), (0.5, -0.5), reach=reach)).all()
-    reach.horizon = 9.0  # landmarks are 10 steps from each other
+    reach.horizon = 24.0  # landmarks are 25 steps from each other
     assert np.isnan(waypoint(planner, (-0.5, -0.5), (0.5, -0.5), reach=reach)).all()
 
 
+def test_edges_of_some_steps_are_believed_before_the_horizon_is_as_long():
+    reach, goals = WalledReach(), float32(*[(x, y) for x in (0.5, 1.1, 1.7) for y in (0.0, 0.6)])
+    reach.horizon = 10.0
+    planner = learnt(LandmarkConfig(n_landmarks=6, n_visited=6, n_members=1), goals, reach)
+    assert waypoint(planner, (0.5, 0.1), (1.7, 0.1), reach=reach) == pytest.approx([1.1, 0.0]), "15 steps"
+    assert planner.waypoints(reach, *start_and_goal((0.5, 0.1), (1.7, 0.1)), None).steps[0] == pytest.approx(30, rel=0.05)
+    assert np.isinf(planner.steps[planner.steps > 20.0]).all()
+
+
 def test_no_value_is_asked_of_what_is_too_far_at_the_highest_speed():
-    """A low level whose value takes everything for near: within a horizon of 12 steps it gets 1.2 far at most."""
+    """A low level whose value takes everything for near: within a horizon of 30 steps it gets 1.2 far at most."""
     reach = WalledReach()
     reach.steps = lambda observations, achieved, subgoals: np.ones(len(subgoals), np.float32)
     goals = float32((0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (3.0, 0.0))
@@ -219,9 +228,9 @@ def test_no_value_is_asked_of_what_is_too_far_at_the_highest_speed():
 
 
 def test_the_length_of_the_whole_way(planner):
-    # Around the wall: 10 steps for each of the five edges
+    # Around the wall: 25 steps for each of the five edges
     ways = planner.waypoints(WalledReach(), *start_and_goal((-0.5, -0.5), (0.5, -0.5)), None)
-    assert ways.steps.tolist() == pytest.approx([50.0])
+    assert ways.steps.tolist() == pytest.approx([125.0])
     ways = planner.waypoints(WalledReach(), *start_and_goal((-0.5, -0.5), (8.0, 8.0)), None)
     assert np.isinf(ways.steps).all()
 
@@ -232,12 +241,13 @@ def test_the_number_of_landmarks_follows_their_spacing(monkeypatch, horizon):
     monkeypatch.setattr("sb3_hrl.hddpg.planners.landmarks.LEAST_LANDMARKS", 5)
     reach, x = WalledReach(), np.random.default_rng(0).permutation(401).astype(np.float32) / 10
     reach.horizon, points = horizon, x[:, None] * float32(1.0, 0.0)
-    landmarks = np.sort(learnt(LandmarkConfig(n_landmarks=401, n_visited=401, n_members=1), points, reach).landmarks[:, 0])
+    config = LandmarkConfig(n_landmarks=401, n_visited=401, n_members=1)
+    landmarks = np.sort(learnt(config, points, reach, 0.1).landmarks[:, 0])
     assert np.diff(landmarks).min() >= 0.05 * horizon - 1e-3, "no closer to each other"
     assert np.abs(x[:, None] - landmarks).min(axis=1).max() <= 0.05 * horizon + 1e-3, "no place without one"
     for n in (3, 7):
         config = LandmarkConfig(n_landmarks=n, n_visited=401, n_members=1)
-        assert learnt(config, points, reach).n_landmarks == n, "at most, and at least some"
+        assert learnt(config, points, reach, 0.1).n_landmarks == n, "at most, and at least some"
 
 
 def test_no_way_is_known(planner):
@@ -248,7 +258,7 @@ def test_landmarks_of_a_low_level_without_steps_in_its_values():
     reach, corners = WalledReach(), float32((0, 0), (0, 1), (1, 1), (2, 1))
     reach.radius, reach.horizon = 1.01, 20.0
     reach.steps = None  # nobody asks
-    planner = learnt(LandmarkConfig(n_landmarks=4, n_visited=4, n_members=2, distance="euclidean"), corners, reach)
+    planner = learnt(LandmarkConfig(n_landmarks=4, n_visited=4, n_members=2, distance="euclidean"), corners, reach, 0.1)
     order = [planner.landmarks.tolist().index(corner) for corner in corners.tolist()]
     # At the pace that covers the radius in a horizon of 20 steps
     one, diagonal = 20.0 / (1.01 * math.sqrt(2.0)), 20.0 / 1.01
@@ -321,13 +331,21 @@ class CentrePlanner:
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self.centre = arrays["centre"]
 
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.centre.any())
+
+    @property
+    def places(self) -> np.ndarray:
+        return self.centre[None]
+
     def update(self, buffer, reach, goal_std) -> dict[str, np.ndarray]:
         assert reach.horizon == 5
         assert goal_std.shape == (2,)
         return {"centre": buffer.sample_states(100)["achieved_goal"].mean(axis=0)}
 
     def waypoints(self, reach, observation, achieved_goal, goal, missed) -> Ways:
-        is_known = (goal[:, :1] > 0.0) & self.centre.any()
+        is_known = (goal[:, :1] > 0.0) & self.is_ready
         steps = np.where(is_known[:, 0], np.float32(100.0), np.float32(np.inf))
         return Ways(np.where(is_known, self.centre, np.float32(np.nan)), steps)
 
