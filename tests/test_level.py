@@ -100,7 +100,7 @@ class TwoInputs(IdentityEnvBox):
 def test_a_level_is_td3_by_its_settings(small):
     """The same numbers as SB3's own TD3, its train() included, for two delays."""
     tricks = dict(n_critics=2, policy_delay=2, target_policy_noise=0.2)
-    options = dict(max_grad_value=None, policy_kwargs=dict(net_arch=[16, 16], optimizer_kwargs={}))
+    options = dict(tau=0.005, max_grad_value=None, policy_kwargs=dict(net_arch=[16, 16], optimizer_kwargs={}))
     level = make_model(small, low_kwargs=tricks, **options).policy.low
     sb3 = TD3("MlpPolicy", TwoInputs(9), learning_rate=1e-3, tau=0.005, policy_kwargs=dict(net_arch=[16, 16]), device="cpu")
     sb3.set_logger(Logger(folder=None, output_formats=[]))
