@@ -303,7 +303,7 @@ def task() -> GoalTask:
 @pytest.mark.parametrize("planned", [False, True])
 def test_planned_segments_keep_their_commanded_action(small, task, planned):
     kwargs = dict(high_kwargs=dict(n_sampled_goal=0), hindsight_kwargs=dict(action_prob=1.0))
-    model = with_bounds(make_model(small, **kwargs))
+    model = with_bounds(make_model(small, planner="landmarks", **kwargs))
     # Segments of 0.4 towards a subgoal that lies at 9, out of reach, so that it is commanded by 1
     fill(model, subgoal=(9.0, 0.0), planned=np.array([planned]))
     batch = high_batch(model.policy, model.replay_buffer, task)
@@ -313,7 +313,8 @@ def test_planned_segments_keep_their_commanded_action(small, task, planned):
 
 
 def test_goals_in_hindsight_are_not_imitated(small, task):
-    model = with_bounds(make_model(small, high_kwargs=dict(n_sampled_goal=3), hindsight_kwargs=dict(action_prob=1.0)))
+    kwargs = dict(high_kwargs=dict(n_sampled_goal=3), hindsight_kwargs=dict(action_prob=1.0))
+    model = with_bounds(make_model(small, planner="landmarks", **kwargs))
     fill(model, subgoal=(9.0, 0.0), planned=np.array([True]))
     batch = high_batch(model.policy, model.replay_buffer, task)
     assert batch.imitated[:, 0].tolist() == [0.0] * 12 + [1.0] * 4
@@ -322,7 +323,8 @@ def test_goals_in_hindsight_are_not_imitated(small, task):
 
 def test_trivial_segments_are_replaced_with_what_is_imitated_of_others(small, task):
     hindsight = dict(action_prob=0.0, trivial_segment_prob=0.0)
-    model = with_bounds(make_model(small, high_kwargs=dict(n_sampled_goal=0), hindsight_kwargs=hindsight))
+    kwargs = dict(high_kwargs=dict(n_sampled_goal=0), hindsight_kwargs=hindsight)
+    model = with_bounds(make_model(small, planner="landmarks", **kwargs))
     fill(model, subgoal=(9.0, 0.0), step=0.001, planned=np.array([True]))
     fill(model, subgoal=(0.0, 9.0), planned=np.array([False]))
     batch = high_batch(model.policy, model.replay_buffer, task)
@@ -344,17 +346,14 @@ def test_the_actor_moves_to_the_waypoint(small, imitation):
     assert errors[1::2].mean() > 0.5, "the others go where the value is highest"
 
 
-def test_without_waypoints_nothing_is_imitated(small):
-    """A batch of zeros trains as DDPG does, up to the unit of the loss, which Adam does not see; None trains just so."""
-    th.manual_seed(0)
-    inputs, actions = th.randn(64, 9), th.rand(64, 2)
-    trained = []
-    for imitated in (None, th.zeros(64, 1)):
-        level = make_model(small, max_grad_value=None).policy.high
-        for _ in range(20):
-            level.update(TDBatch(inputs, actions, -th.ones(64, 1), -th.rand(64, 1, generator=th.manual_seed(1)), imitated), 0)
-        trained.append(level.actor.mu(inputs).detach())
-    np.testing.assert_allclose(*trained, atol=1e-2)
+@pytest.mark.parametrize("hindsight", [{}, dict(trivial_segment_prob=0.0)])
+def test_without_a_planner_nothing_is_imitated(small, task, hindsight):
+    """The actor's loss is that of DDPG then, whatever lies in the buffer."""
+    model = with_bounds(make_model(small, hindsight_kwargs=hindsight))
+    fill(model, planned=np.array([True]))
+    batch = high_batch(model.policy, model.replay_buffer, task)
+    assert batch.imitated is None
+    assert model.policy.high.td_targets(batch).imitated is None
 
 
 # ----------------------------------------------------------- agents of the default

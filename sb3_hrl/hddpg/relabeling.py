@@ -102,13 +102,14 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
         next_inputs=policy.high_inputs(segments.next_observations, segments.next_achieved_goals, segments.goals),
         rewards=rewards[:, None],
         discounts=discounts[:, None],
-        imitated=segments.planned.float()[:, None],
+        # Without a planner the actor's loss is that of DDPG
+        imitated=None if policy.config.planner is None else segments.planned.float()[:, None],
     )
     if hindsight.trivial_segment_prob < 1.0:
         moved = (segments.next_achieved_goals - segments.achieved_goals).norm(dim=1)
         is_trivial = (moved < 0.5 * policy.subgoal_threshold) & (dones == 0.0)
         rows = without_trivial(is_trivial, hindsight.trivial_segment_prob)
-        batch = Transitions(*(tensor[rows] for tensor in batch))  # type: ignore[index]
+        batch = Transitions(*(None if tensor is None else tensor[rows] for tensor in batch))  # type: ignore[arg-type]
     return batch
 
 
