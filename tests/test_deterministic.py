@@ -9,12 +9,15 @@ from sb3_hrl import HierarchicalDDPG
 
 
 def run(small, seed, n_envs, **kwargs):
-    options = {**small, "seed": seed}
-    return HierarchicalDDPG("MultiInputPolicy", point_vec_env(n_envs), high_update_interval=2, **options, **kwargs).learn(150)
+    options = small | dict(seed=seed, high_update_interval=2) | kwargs
+    return HierarchicalDDPG("MultiInputPolicy", point_vec_env(n_envs), **options).learn(150)
+
+
+PLANS = dict(planner="landmarks", subgoal_steps=None, planner_kwargs=dict(n_landmarks=20, n_visited=50, update_interval=40))
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("options", [dict(), dict(exploration_kwargs=dict(subgoal_test_prob=0.5))])
+@pytest.mark.parametrize("options", [dict(), dict(exploration_kwargs=dict(subgoal_test_prob=0.5)), PLANS])
 def test_same_seed_same_run(small, n_envs, options):
     first, second = (run(small, 3, n_envs, **options) for _ in range(2))
     assert len(first.policy.state_dict()) > 20
