@@ -12,9 +12,6 @@ from sb3_hrl.common.subgoals import N_MISSED_RECENTLY
 from sb3_hrl.hddpg.config import HierarchyConfig
 from sb3_hrl.hddpg.inference import NumpyPolicy
 
-# The way over waypoints and the straight one agree up to this factor
-AGREEMENT = 1.5
-
 
 class HighNoise(NamedTuple):
     """Exploration of the high level, one row per environment, in units of its action."""
@@ -118,19 +115,10 @@ def random_subgoal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | No
 
 
 def planned_waypoint(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """
-    ``planner``: the first waypoint of a known way to the goal. Without exploration the goal itself, where the low level's
-    value says of the whole way nearly what its parts add up to: then there is nothing to go round, and a waypoint only costs
-    time.
-    """
+    """``planner``: the first waypoint of a known way to the goal."""
     if policy.planner is None:
         return None
-    goal, missed = situation.goal, situation.missed
-    waypoints, steps = policy.planner.waypoints(policy, situation.observation, situation.achieved_goal, goal, missed)
-    if situation.noise is None and situation.goal_steps is not None:
-        agrees = (situation.goal_steps <= steps) & (steps <= AGREEMENT * situation.goal_steps) & np.isfinite(steps)
-        waypoints = np.where((agrees & ~_is_futile(policy, situation, goal))[:, None], goal, waypoints)
-    return waypoints
+    return policy.planner.waypoints(policy, situation.observation, situation.achieved_goal, situation.goal, situation.missed)
 
 
 def near_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """What a planner is. It knows arrays and the reach of the low level, but no network, normaliser or copy of weights."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -36,13 +36,6 @@ class Reach(Protocol):
         """
 
 
-class Ways(NamedTuple):
-    """Ways to goals, one row per environment."""
-
-    waypoints: np.ndarray  # (n, goal_dim), where to go first; NaN where no way is known
-    steps: np.ndarray  # (n,), environment steps of the whole way, infinite where none is known
-
-
 class Planner(Protocol):
     """A planner, bound to the arrays that it has made: those of the learner's policy, or a worker's copy."""
 
@@ -64,7 +57,7 @@ class Planner(Protocol):
 
     def waypoints(
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
-    ) -> Ways:
+    ) -> np.ndarray:
         """
         :param reach: of the low level
         :param observation: shape (n, obs_dim)
@@ -72,7 +65,7 @@ class Planner(Protocol):
         :param goal: desired goals, shape (n, goal_dim)
         :param missed: starts and subgoals of recent segments that missed, shape (n, n_missed, 2, goal_dim), infinite for the
             others; ``None``: not to be avoided
-        :return: ways to the goals
+        :return: where to go first, shape (n, goal_dim); NaN where no way is known
         """
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.checks import is_integer, is_number, require
 from sb3_hrl.common.subgoals import N_MISSED_RECENTLY, SegmentEnd, displacements, is_missed
-from sb3_hrl.hddpg.planners.base import Reach, Ways
+from sb3_hrl.hddpg.planners.base import Reach
 
 DISTANCES = ("value", "euclidean")
 
@@ -185,22 +185,19 @@ class LandmarkPlanner:
 
     def waypoints(
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
-    ) -> Ways:
+    ) -> np.ndarray:
         """See :meth:`~sb3_hrl.hddpg.planners.Planner.waypoints`."""
-        ways = Ways(np.full_like(goal, np.nan), np.full(len(goal), np.inf, dtype=np.float32))
+        waypoints = np.full_like(goal, np.nan)
         if self.is_ready:
             for env in range(len(goal)):
                 avoid = None if missed is None else missed[env]
-                ways.waypoints[env], ways.steps[env] = self._way(reach, observation[env], achieved_goal[env], goal[env], avoid)
-        return ways
+                waypoints[env] = self._waypoint(reach, observation[env], achieved_goal[env], goal[env], avoid)
+        return waypoints
 
-    def _way(
+    def _waypoint(
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
-    ) -> tuple[np.ndarray | float, float]:
-        """
-        :return: where to go first on the shortest way to the goal, shape (goal_dim,), and its length in environment steps; NaN
-            and infinite if no way is known
-        """
+    ) -> np.ndarray | float:
+        """:return: where to go first on the shortest way to the goal, shape (goal_dim,); NaN if no way is known"""
         n, landmarks, edges = self.n_landmarks, self.landmarks, self.steps
         # Lengths of the first edges: from here to each landmark and, the last one, to the goal itself
         targets = np.concatenate([landmarks, goal[None]])
@@ -218,7 +215,7 @@ class LandmarkPlanner:
         total = np.append(from_here[:n] + costs_to_go(edges, to_goal), from_here[n])
         # The goal itself where it is within reach, unless it was missed from here
         best = n if np.isfinite(self._cut(reach, from_here[n])) else int(total.argmin())
-        return (targets[best], float(total[best])) if np.isfinite(total[best]) else (np.nan, np.inf)
+        return targets[best] if np.isfinite(total[best]) else np.nan
 
     def _penalise(
         self,
