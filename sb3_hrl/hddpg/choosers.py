@@ -114,13 +114,6 @@ def random_subgoal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | No
     return _where(noise.is_random, policy.action_to_subgoal(noise.actions, situation.achieved_goal))
 
 
-def planned_waypoint(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """``planner``: the first waypoint of a known way to the goal."""
-    if policy.planner is None:
-        return None
-    return policy.planner.waypoints(policy, situation.observation, situation.achieved_goal, situation.goal, situation.missed)
-
-
 def near_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
     """The goal itself, where the low level's value says that it is within the horizon, unless it was missed recently."""
     if not policy.has_values:
@@ -128,6 +121,13 @@ def near_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
     assert situation.goal_steps is not None
     is_near = situation.goal_steps <= policy.horizon
     return _where(is_near & ~_is_futile(policy, situation, situation.goal), situation.goal)
+
+
+def planned_waypoint(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
+    """``planner``: the first waypoint of a known way to the goal."""
+    if policy.planner is None:
+        return None
+    return policy.planner.waypoints(policy, situation.observation, situation.achieved_goal, situation.goal, situation.missed)
 
 
 def random_place(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
