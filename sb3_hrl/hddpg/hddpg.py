@@ -20,6 +20,7 @@ from sb3_hrl.hddpg.async_rollouts import AsyncRollouts, Untaken, collect_task, c
 from sb3_hrl.hddpg.batch_source import BatchSource, make_batch_source
 from sb3_hrl.hddpg.config import GROUPS, HierarchyConfig, read_arguments
 from sb3_hrl.hddpg.exploration import Explorer
+from sb3_hrl.hddpg.hints import Hints
 from sb3_hrl.hddpg.inference import PolicySnapshot
 from sb3_hrl.hddpg.level import UpdateInfo, log_updates
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
@@ -164,7 +165,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         self.prefetch_depth = prefetch_depth
 
         self._goal_task: EnvGoalTask | None = None
-        self._statistics = Statistics()
+        self._statistics, self._hints = Statistics(), Hints()
         self._batches: BatchSource | None = None  # while the agent learns
         if _init_setup_model:
             self._setup_model()
@@ -346,6 +347,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         :param gradient_steps: number of low-level gradient steps
         :param batch_size: not used, see the argument of the class: ``model.batch_size``
         """
+        for hint in self._hints.check(self) if self.verbose >= 1 else ():
+            print(hint)
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._refresh_config()
