@@ -59,7 +59,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
     :param optimize_memory_usage: not supported, must be False
     :param n_steps: not supported, must be 1
-    :param subgoal_steps: environment steps per segment at most
+    :param subgoal_steps: environment steps per segment at most; ``None``: 1.5 times the predicted ones, and 5 more
     :param subgoal_kwargs: what subgoals are, and where they come from: radius, threshold, source, ..., see
         :class:`~sb3_hrl.hddpg.config.SubgoalConfig`
     :param planner: ``"landmarks"``: subgoals are the first waypoints of shortest paths over visited states, where one is
@@ -69,8 +69,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     :param hindsight_kwargs: how experience is relabelled, see :class:`~sb3_hrl.hddpg.config.HindsightConfig`
     :param high_kwargs: settings of the high level that differ, see :class:`~sb3_hrl.hddpg.config.LevelConfig`
     :param low_kwargs: settings of the low level that differ
-    :param high_update_interval: low-level gradient steps per high-level gradient step; ``None``: ``subgoal_steps``, so that
-        both levels learn once per step of their own
+    :param high_update_interval: low-level gradient steps per high-level gradient step
     :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value] per network; ``None`` for no clipping
     :param async_collection: whether the environments, a :class:`~sb3_hrl.ParallelCollector`, step by themselves while the
         agent learns; the ratio of updates to steps stays what ``train_freq`` and ``gradient_steps`` ask for
