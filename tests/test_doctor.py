@@ -435,8 +435,8 @@ LOG_FAULTS = [
     ("worker_restarts", {}, dict(rollout__worker_restarts=2.0)),
     (
         "subgoals_reached_at_issue",
-        dict(env_kwargs=dict(continuing_task=False)),
-        dict(eval__success_rate=0.5, rollout__success_rate=0.5),
+        {},
+        dict(eval__success_rate=0.5, rollout__success_rate=0.5, eval__subgoal_reached_at_issue=0.4),
     ),
     (
         "subgoals_reached_at_issue",
