@@ -380,9 +380,15 @@ def costs_to_go(steps: np.ndarray, to_goal: np.ndarray) -> np.ndarray:
     :param to_goal: length of the edge from each node to the goal, infinite where there is none, shape (n,)
     :return: lengths of the shortest paths, infinite where there is none, shape (n,)
     """
-    costs = to_goal
+    # By edges, not by pairs: a landmark has a few dozen of hundreds, and a plan is made for every segment
+    starts, ends = np.nonzero(np.isfinite(steps))
+    if len(starts) == 0:
+        return to_goal
+    lengths, first = steps[starts, ends], np.flatnonzero(np.diff(starts, prepend=-1))
+    nodes, costs = starts[first], to_goal
     for _ in range(len(costs)):
-        new = np.minimum(costs, (steps + costs).min(axis=1))
+        new = costs.copy()
+        new[nodes] = np.minimum(costs[nodes], np.minimum.reduceat(lengths + costs[ends], first))
         if np.array_equal(new, costs):
             break
         costs = new
