@@ -35,11 +35,13 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     """
     Two-level goal-conditioned Deep Deterministic Policy Gradient.
 
-    The high level picks subgoals in the space of achieved goals, the low level reaches them: a *segment* lasts until its
-    subgoal is reached, ``subgoal_steps`` environment steps are over, or the episode ends. Both levels are DDPG with hindsight
-    and a reward of -1 until the (sub)goal is reached, learnt from one replay buffer of environment steps. Hindsight actions
-    and subgoal tests are those of HAC (https://arxiv.org/abs/1712.00948), relative subgoals those of HIRO
-    (https://arxiv.org/abs/1805.08296), hindsight goals those of HER (https://arxiv.org/abs/1707.01495).
+    The low level reaches subgoals in the space of achieved goals, the high level chooses them. The subgoal is the goal itself
+    where the low level's value says that it is within its horizon, which is calibrated by experience. Else it is the first
+    waypoint of a planner or, without a planner, what the high level's actor proposes. A *segment* lasts until its subgoal is
+    reached, its steps are over, or the episode ends. Both levels are DDPG with hindsight, two critics and a reward of -1 until
+    the (sub)goal is reached, learnt from one replay buffer of environment steps. Hindsight actions and subgoal tests are those
+    of HAC (https://arxiv.org/abs/1712.00948), relative subgoals those of HIRO (https://arxiv.org/abs/1805.08296), hindsight
+    goals those of HER (https://arxiv.org/abs/1707.01495).
 
     The environment's reward is used for what it says about success only, see :class:`~sb3_hrl.common.goals.GoalTask`.
     Arguments that are those of SB3's DDPG set both levels; ``high_kwargs`` and ``low_kwargs`` override them on one level.
@@ -48,7 +50,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     :param env: goal-conditioned environment (if registered in Gym, can be str)
     :param learning_rate: learning rate for Adam, of all networks; a float, a schedule, or ``"lin_1e-3"``
     :param buffer_size: environment steps in the replay buffer
-    :param learning_starts: how many steps to collect with random actions and random subgoals before learning starts
+    :param learning_starts: how many steps to collect with random actions before learning starts; with ``planner=None`` with
+        random subgoals as well
     :param batch_size: minibatch size for each gradient update
     :param tau: the soft update coefficient ("Polyak update", between 0 and 1)
     :param gamma: the discount factor, per environment step on the low level and per segment on the high level
@@ -59,18 +62,21 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
     :param optimize_memory_usage: not supported, must be False
     :param n_steps: not supported, must be 1
-    :param subgoal_steps: environment steps per segment at most
+    :param subgoal_steps: environment steps per segment at most, and the horizon of the low level, both fixed; ``None``: 1.5
+        times the steps that the low level predicts, plus 5, with a horizon that is calibrated, see
+        :mod:`sb3_hrl.hddpg.horizon`
     :param subgoal_kwargs: what subgoals are, and where they come from: radius, threshold, source, ..., see
         :class:`~sb3_hrl.hddpg.config.SubgoalConfig`
-    :param planner: ``"landmarks"``: subgoals are the first waypoints of shortest paths over visited states, where one is
-        known, see :mod:`sb3_hrl.hddpg.planners.landmarks`; ``None``: the high level's actor chooses them
+    :param planner: what chooses subgoals where the goal is beyond the horizon: ``"landmarks"``, the first waypoint of the
+        shortest path over visited states, or the goal itself where no path is known, see
+        :mod:`sb3_hrl.hddpg.planners.landmarks`; ``None``, the high level's actor. It has no effect with another ``source``
+        than ``policy``, or with an ``oracle``
     :param planner_kwargs: settings of the planner, see :class:`~sb3_hrl.hddpg.planners.LandmarkConfig`
     :param exploration_kwargs: noise, random actions, subgoal tests, see :class:`~sb3_hrl.hddpg.config.ExplorationConfig`
     :param hindsight_kwargs: how experience is relabelled, see :class:`~sb3_hrl.hddpg.config.HindsightConfig`
     :param high_kwargs: settings of the high level that differ, see :class:`~sb3_hrl.hddpg.config.LevelConfig`
     :param low_kwargs: settings of the low level that differ
-    :param high_update_interval: low-level gradient steps per high-level gradient step; ``None``: ``subgoal_steps``, so that
-        both levels learn once per step of their own
+    :param high_update_interval: low-level gradient steps per high-level gradient step
     :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value] per network; ``None`` for no clipping
     :param async_collection: whether the environments, a :class:`~sb3_hrl.ParallelCollector`, step by themselves while the
         agent learns; the ratio of updates to steps stays what ``train_freq`` and ``gradient_steps`` ask for
@@ -78,7 +84,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     :param stats_window_size: window size for the rollout logging, in episodes
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see
-        :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy`; with ``n_critics=2`` targets are the critics' minimum, as in TD3
+        :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy`; ``n_critics`` is 2: targets are the critics' minimum, as in TD3
     :param verbose: verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: seed for the pseudo random generators
     :param device: device (cpu, cuda, ...) on which the code should be run
