@@ -78,14 +78,7 @@ if __name__ == "__main__":
     model = HierarchicalDDPG(
         "MultiInputPolicy",
         env,
-        learning_starts=500,
-        gamma=0.95,
-        tau=0.01,
-        train_freq=2,
-        subgoal_kwargs=dict(avoid_missed=True),  # or it may run against the wall again and again
-        subgoal_steps=10,
-        high_update_interval=1,
-        policy_kwargs=dict(net_arch=[64, 64]),
+        policy_kwargs=dict(net_arch=[64, 64]),  # small networks are enough here, and faster
         verbose=1,
         seed=args.seed,
     )
