@@ -398,7 +398,7 @@ def learning_log(**changed: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "rollout/subgoal_replaced": 0.2 * progress,
         "eval/success_rate": np.minimum(1.5 * progress, 1.0),
         "eval/mean_ep_length": np.full_like(STEPS, 50.0),
-        "eval/subgoal_reached_at_issue": 0.9 * progress,
+        "eval/subgoal_reached_at_issue": 0.1 * progress,
         "eval/subgoal_at_bounds": np.full_like(STEPS, 0.1),
         "train/low_action_saturation": 0.3 * progress,
         "train/low_critic_loss": 0.3 - 0.2 * progress,
@@ -435,8 +435,8 @@ LOG_FAULTS = [
     ("worker_restarts", {}, dict(rollout__worker_restarts=2.0)),
     (
         "subgoals_reached_at_issue",
-        dict(env_kwargs=dict(continuing_task=False)),
-        dict(eval__success_rate=0.5, rollout__success_rate=0.5),
+        {},
+        dict(eval__success_rate=0.5, rollout__success_rate=0.5, eval__subgoal_reached_at_issue=0.4),
     ),
     (
         "subgoals_reached_at_issue",

@@ -12,7 +12,6 @@ from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.type_aliases import SegmentOutcomes, TDBatch
 from sb3_hrl.hddpg.choosers import (
-    AGREEMENT,
     HighNoise,
     Situation,
     actor_proposal,
@@ -24,7 +23,6 @@ from sb3_hrl.hddpg.choosers import (
 )
 from sb3_hrl.hddpg.horizon import HORIZONS, LEAST_HORIZON, MOST_STEPS, N_SEGMENTS, calibrated_horizon, steps_allowed
 from sb3_hrl.hddpg.inference import PolicySnapshot
-from sb3_hrl.hddpg.planners import Ways
 from sb3_hrl.hddpg.planners.landmarks import LandmarkPlanner
 from sb3_hrl.hddpg.relabeling import high_batch
 
@@ -202,13 +200,12 @@ QUIET = HighNoise(ZEROS, np.zeros(3, dtype=bool), ZEROS, np.zeros(3))  # explora
 PLANS = dict(planner="landmarks", subgoal_steps=None)
 
 
-def know_ways(monkeypatch: pytest.MonkeyPatch, *steps: float) -> None:
-    """Ways of these lengths over a waypoint at (0.3, 0.3), infinite: none."""
+def know_ways(monkeypatch: pytest.MonkeyPatch, *is_known: bool) -> None:
+    """For which of the goals a way over a waypoint at (0.3, 0.3) is known."""
 
-    def waypoints(self, reach, observation, achieved_goal, goal, missed) -> Ways:
-        lengths = np.array(steps[: len(goal)], dtype=np.float32)
-        known = np.where(np.isfinite(lengths)[:, None], np.float32(0.3), np.float32(np.nan))
-        return Ways(np.broadcast_to(known, goal.shape).copy(), lengths)
+    def waypoints(self, reach, observation, achieved_goal, goal, missed) -> np.ndarray:
+        known = np.array(is_known[: len(goal)])[:, None]
+        return np.where(known, np.float32(0.3), np.float32(np.nan)) * np.ones_like(goal)
 
     monkeypatch.setattr(LandmarkPlanner, "waypoints", waypoints)
 
@@ -231,36 +228,27 @@ def test_a_goal_is_near_within_the_horizon(small, monkeypatch):
     assert choose(make_model(small), ORIGIN, goals[:1]).max_steps.tolist() == [5], "a fixed number is fixed"
 
 
-def test_where_both_ways_agree_evaluation_goes_straight_and_training_by_waypoints(small, monkeypatch):
+@pytest.mark.parametrize("noise", [None, QUIET])
+def test_where_a_way_is_known_its_waypoint_is_the_subgoal_but_for_near_goals(small, monkeypatch, noise):
     model = with_bounds(make_model(small, **PLANS))
     predict_steps(monkeypatch, 10.0)
-    know_ways(monkeypatch, 20.0 * AGREEMENT, 20.0 * AGREEMENT + 1.0, 19.0)
-    straight = choose(model, ZEROS, FAR)
-    assert (straight.subgoals == FAR).all(axis=1).tolist() == [True, False, False]
-    assert straight.made_by(planned_waypoint).all()
-    np.testing.assert_allclose(straight.predicted_steps[0], 20.0)
-    np.testing.assert_allclose(straight.subgoals[1:], 0.3)
-    training = choose(model, ZEROS, FAR, noise=QUIET)
-    np.testing.assert_allclose(training.subgoals, 0.3)
-    assert training.made_by(planned_waypoint).all()
+    know_ways(monkeypatch, True, True)
+    goals = float32([2.0, 0.0], [0.9, 0.0], [0.8, 0.0])
+    decision = choose(model, ZEROS, goals, [missed_ways(), missed_ways(), missed_ways((ORIGIN[0], goals[2]))], noise)
+    assert decision.made_by(near_goal).tolist() == [False, True, False], "not one that was missed"
+    assert decision.made_by(planned_waypoint).tolist() == [True, False, True]
+    np.testing.assert_allclose(decision.subgoals[[0, 2]], 0.3)
     # Steps to the waypoint that is issued, not to the goal
-    np.testing.assert_allclose(training.predicted_steps, 10.0 * np.hypot(0.3, 0.3), rtol=1e-5)
-
-
-def test_a_goal_that_was_missed_is_not_gone_straight_to(small, monkeypatch):
-    model = with_bounds(make_model(small, **PLANS))
-    predict_steps(monkeypatch, 10.0)
-    know_ways(monkeypatch, 20.0)
-    assert (choose(model, ORIGIN, FAR[:1]).subgoals == FAR[:1]).all()
-    missed = [missed_ways((ORIGIN[0], FAR[0]))]
-    np.testing.assert_allclose(choose(model, ORIGIN, FAR[:1], missed).subgoals, 0.3)
+    np.testing.assert_allclose(
+        decision.predicted_steps, [10.0 * np.hypot(0.3, 0.3), 9.0, 10.0 * np.hypot(0.3, 0.3)], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("noise", [None, QUIET])
 def test_where_the_planner_knows_no_way_the_goal_is_the_subgoal(small, monkeypatch, noise):
     model = with_bounds(make_model(small, **PLANS))
     predict_steps(monkeypatch, 10.0)
-    know_ways(monkeypatch, INF, 90.0, INF)
+    know_ways(monkeypatch, False, True, False)
     decision = choose(model, ZEROS, FAR, noise=noise)
     assert decision.made_by(far_goal).tolist() == [True, False, True]
     np.testing.assert_array_equal(decision.subgoals[[0, 2]], FAR[[0, 2]])
@@ -273,7 +261,7 @@ def test_a_lost_agent_visits_a_random_place_in_training(small, monkeypatch):
     """No way is known, and the goal was missed a moment ago: from one landmark on there may be a way."""
     model = with_bounds(make_model(small, **PLANS))
     predict_steps(monkeypatch, 10.0)
-    know_ways(monkeypatch, INF, INF, INF)
+    know_ways(monkeypatch, False, False, False)
     places = float32([7.0, 0.0], [7.0, 1.0], [7.0, 2.0])
     missed = [missed_ways((ORIGIN[0], FAR[0])), missed_ways((ORIGIN[0], FAR[1])), missed_ways()]
     noise = QUIET._replace(places=np.array([0.0, 0.999, 0.5]))

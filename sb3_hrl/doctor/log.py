@@ -1,13 +1,18 @@
 """Checks of a run's log. What depends on how the agent does is said only after a thousand updates."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import TrainFreq
 
 from sb3_hrl.doctor.findings import Finding, by_severity, error, warning
 from sb3_hrl.doctor.level_checks import LEVEL_CHECKS
-from sb3_hrl.doctor.run import MIN_UPDATES, Curve, RunSurvey
+from sb3_hrl.doctor.run import MIN_UPDATES, PARAMETERS, Curve, RunSurvey
+from sb3_hrl.plots.logs import read_run
 
 # Fewer updates per environment step than this are few
 FEW_UPDATES_PER_STEP = 1 / 16
@@ -241,3 +246,38 @@ def diagnose_log(log: Mapping[str, Curve], config: Mapping[str, Any], n_timestep
     run = RunSurvey({key: series for key, series in log.items() if len(series[0]) > 0}, config, n_timesteps)
     checks = (*RUN_CHECKS, *LEVEL_CHECKS)
     return by_severity(finding for check in checks if (finding := check(run)) is not None)
+
+
+def diagnose_run(folder: str | Path, model: BaseAlgorithm | None = None) -> list[Finding]:
+    """
+    Say what a run that was trained in Python shows to be wrong.
+
+    :param folder: what its log was written to: TensorBoard's event files (``tensorboard_log``), or SB3's ``progress.csv``; it may
+        have an ``EvalCallback``'s ``evaluations.npz``
+    :param model: the agent, for its options; ``None``: the newest ``.zip`` in the folder, as ``save`` wrote it
+    :return: what is wrong, the severe first; empty if nothing is
+    :raises ValueError: if there is no log, or no agent
+    """
+    folder = Path(folder)
+    event_files = sorted(folder.rglob("events.out.tfevents.*")) if folder.is_dir() else []
+    run = read_run(folder, event_files[-1].parent if event_files else None)
+    if not any(key.startswith("train/") for key in run.series):
+        raise ValueError(
+            f"{folder} has no log of the training: pass `tensorboard_log=...` to the agent, or `model.set_logger("
+            "stable_baselines3.common.logger.configure(folder, ['csv']))` before `learn`."
+        )
+    if model is None:
+        agents = sorted(folder.glob("*.zip"), key=lambda path: path.stat().st_mtime)
+        if not agents:
+            raise ValueError(f"{folder} has no agent: pass `model`, or `model.save` it there.")
+        options, _, _ = load_from_zip_file(agents[-1], device="cpu")
+        assert options is not None
+    else:
+        options = vars(model)
+    config = {name: options[name] for name in PARAMETERS if name in options and name != "policy"}
+    # Pairs such as (5, "episode") are objects of SB3's here
+    frequency = config.get("train_freq")
+    if isinstance(frequency, TrainFreq):
+        config["train_freq"] = (frequency.frequency, frequency.unit.value)
+    log = {key: (series.steps, series.values) for key, series in run.series.items()}
+    return diagnose_log(log, config | {"n_envs": options["n_envs"]}, options.get("_total_timesteps"))

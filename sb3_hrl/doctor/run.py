@@ -14,7 +14,7 @@ from sb3_hrl.hddpg.horizon import LEAST_HORIZON
 # Environment steps and values, each of shape (n,)
 Curve = tuple[np.ndarray, np.ndarray]
 
-_PARAMETERS = inspect.signature(HierarchicalDDPG.__init__).parameters
+PARAMETERS = inspect.signature(HierarchicalDDPG.__init__).parameters
 # The part of a run, from its end backwards, that is judged
 LATE = 1.0 / 3.0
 # Updates before which nothing is said about how an agent does
@@ -46,7 +46,7 @@ class RunSurvey:
         :return: its value in this run
         """
         # None is a value: `planner: null` is no planner
-        return self.config[name] if name in self.config else _PARAMETERS[name].default
+        return self.config[name] if name in self.config else PARAMETERS[name].default
 
     @cached_property
     def options(self) -> HierarchyConfig:

@@ -35,16 +35,18 @@ class HierarchicalEvalCallback(EvalCallback):
     def _count(self, policy: HierarchicalPolicy, state: SubgoalState, locals_: dict[str, Any]) -> None:
         """Take in one step of one environment."""
         sums, acting = self._sums, policy.numpy_policy()
-        if state.steps[0] == 0:
+        i = locals_["i"]
+        if locals_["done"]:
+            after, goal = (locals_["info"]["terminal_observation"][key] for key in ("achieved_goal", "desired_goal"))
+        else:
+            after, goal = (locals_["new_observations"][key][i] for key in ("achieved_goal", "desired_goal"))
+        # A segment that begins at the goal, where an agent stays, says nothing about subgoals
+        if state.steps[0] == 0 and not acting.is_reached(state.starts, flatten(goal, 1))[0]:
             distance = float(np.linalg.norm(state.subgoals - state.starts))
             sums["issued"] += 1
             sums["at_hand"] += distance <= acting.threshold
             sums["distance"] += distance / float(np.linalg.norm(acting.bounds.radius))
             sums["at_bounds"] += bool((np.abs(acting.subgoal_to_action(state.subgoals, state.starts)) >= AT_BOUND).any())
-        if locals_["done"]:
-            after = locals_["info"]["terminal_observation"]["achieved_goal"]
-        else:
-            after = locals_["new_observations"]["achieved_goal"][locals_["i"]]
         segments = Segments.from_state(state)
         achieved = flatten(after, 1)
         (end,) = segments.advance(achieved, [locals_["done"]], acting.threshold)

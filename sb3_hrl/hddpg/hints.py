@@ -16,8 +16,8 @@ NO_TIME_LIMIT = (
     "`max_episode_steps` to `gym.make`, or wrap it in `gymnasium.wrappers.TimeLimit`."
 )
 NO_SUCCESS = (
-    "{n} episodes have ended, and none has said whether it was a success: `rollout/success_rate` is missing. Put `is_success` into "
-    "the environment's `info`, or wrap it in `sb3_hrl.common.wrappers.add_success_info` if it has `success`."
+    "{n} episodes have ended, and none has said whether it was a success: `rollout/success_rate` is missing. Put `is_success` "
+    "into the environment's `info`, or wrap it in `sb3_hrl.common.wrappers.add_success_info` if it has `success`."
 )
 ALL_MISSED = (
     "The low level has reached none of its last {n} subgoals. `python -m sb3_hrl doctor` checks the environment and the log; "
