@@ -291,7 +291,8 @@ class HierarchyConfig:
     :param subgoals: what subgoals are, and where they come from
     :param exploration: how training environments are explored
     :param hindsight: how experience is relabelled
-    :param planner: settings of the planner; ``None``: the high level's actor chooses subgoals
+    :param planner: settings of the planner; ``None``: the high level's actor chooses subgoals, or there is nothing to choose,
+        with another ``source`` than ``policy`` or an ``oracle``
     """
 
     high: LevelConfig = LevelConfig()
