@@ -252,8 +252,8 @@ def diagnose_run(folder: str | Path, model: BaseAlgorithm | None = None) -> list
     """
     Say what a run that was trained in Python shows to be wrong.
 
-    :param folder: what its log was written to: TensorBoard's event files (``tensorboard_log``), or SB3's ``progress.csv``; it may
-        have an ``EvalCallback``'s ``evaluations.npz``
+    :param folder: has its log: TensorBoard's event files (``tensorboard_log``) or SB3's ``progress.csv``, and the
+        ``evaluations.npz`` of an ``EvalCallback``
     :param model: the agent, for its options; ``None``: the newest ``.zip`` in the folder, as ``save`` wrote it
     :return: what is wrong, the severe first; empty if nothing is
     :raises ValueError: if there is no log, or no agent
