@@ -447,3 +447,11 @@ def test_nothing_is_calibrated_where_subgoals_do_not_depend_on_values(small, mon
         model = make_model(small, subgoal_steps=None, **kwargs).learn(600)
         assert model.policy.numpy_policy().horizon == LEAST_HORIZON
         assert np.isnan(model.replay_buffer.recent_segments(100).predicted_steps).all()
+
+
+def test_edges_are_as_long_as_segments_where_these_are_fixed(small):
+    assert make_model(small, subgoal_steps=5, planner="landmarks").policy.numpy_policy().longest_edge == 5.0
+    policy = make_model(small, subgoal_steps=None, planner="landmarks").policy
+    assert policy.numpy_policy().longest_edge == 20.0
+    policy.horizon.fill_(30.0)
+    assert policy.numpy_policy().longest_edge == 30.0

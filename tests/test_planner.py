@@ -106,6 +106,10 @@ class WalledReach:
     horizon, threshold, radius = 30.0, 0.1, 1.2
 
     @property
+    def longest_edge(self) -> float:
+        return max(self.horizon, 20.0)
+
+    @property
     def pace(self) -> float:
         return self.radius * math.sqrt(2.0) / self.horizon
 

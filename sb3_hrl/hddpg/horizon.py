@@ -8,12 +8,15 @@ import numpy as np
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.type_aliases import SegmentOutcomes
 
-# Environment steps that the horizon can be, and so many of the newest segments tell which
+# Environment steps that the horizon can be
 HORIZONS = (5, 10, 15, 20, 25, 30, 40, 50, 65, 80, 100, 130, 170, 230, 300)
 LEAST_HORIZON = 10
-N_SEGMENTS = 200
 
-# They are among so many, most of which are trivial where an agent stays at its goal
+# As long as the horizon is shorter, edges of a planner go beyond it: with shorter ones hardly any two landmarks are joined
+LEAST_EDGE = 20.0
+
+# So many segments tell the horizon, among so many of the newest, most of which are trivial where an agent stays at its goal
+N_SEGMENTS = 200
 N_RECENT = 5_000
 
 # Predictions are believed where at least this share of the segments reached their subgoals, of so many at least

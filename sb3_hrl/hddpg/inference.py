@@ -15,7 +15,7 @@ from sb3_hrl.common.networks import NetworkCopy, NumpyNetwork, live_network, wei
 from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.subgoals import SubgoalBounds, action_to_subgoal, is_reached, subgoal_to_action
 from sb3_hrl.hddpg.config import HierarchyConfig
-from sb3_hrl.hddpg.horizon import steps_allowed
+from sb3_hrl.hddpg.horizon import LEAST_EDGE, steps_allowed
 
 # Normalised inputs are clipped to [-INPUT_CLIP, INPUT_CLIP], as in HER (appendix A, https://arxiv.org/abs/1707.01495)
 INPUT_CLIP = 5.0
@@ -182,6 +182,11 @@ class NumpyPolicy:
         """Environment steps up to which predictions of the low level are believed; ``subgoal_steps`` if that is given."""
         steps = self.config.subgoals.steps
         return self._horizon.item() if steps is None else float(steps)
+
+    @property
+    def longest_edge(self) -> float:
+        """Environment steps from one of a planner's waypoints to the next at most."""
+        return self.horizon if self.config.subgoals.steps is not None else max(self.horizon, LEAST_EDGE)
 
     @property
     def has_values(self) -> bool:

@@ -16,6 +16,10 @@ class Reach(Protocol):
         """Environment steps up to which the low level's value is believed."""
 
     @property
+    def longest_edge(self) -> float:
+        """Environment steps from one waypoint to the next at most."""
+
+    @property
     def pace(self) -> float:
         """Distance per environment step, in the units of the goal, that covers the subgoals' radius within the horizon."""
 

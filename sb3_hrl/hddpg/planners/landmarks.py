@@ -25,9 +25,6 @@ _N_RECENT = 20_000
 SPACING_QUANTILE = 0.9
 LEAST_LANDMARKS = 100
 
-# As long as the horizon is shorter, edges may go beyond it: with shorter ones hardly any two landmarks are joined
-LEAST_EDGE = 20.0
-
 
 @dataclass(frozen=True)
 class LandmarkConfig:
@@ -148,12 +145,11 @@ class LandmarkPlanner:
         # Far apart in units in which every dimension of the goal counts alike
         points = visited["achieved_goal"] / goal_std
         speed, spacing = self._scale_of(buffer, reach, goal_std)
-        self._arrays["speed"][...] = speed
         members = members_of(
             points, farthest_points(points, config.n_landmarks, spacing, LEAST_LANDMARKS), config.n_members, buffer.rng
         )
         observations, achieved = visited["observation"][members], visited["achieved_goal"][members]
-        steps = self._steps_to(reach, observations, achieved, achieved[:, 0])
+        steps = self._steps_to(reach, speed, observations, achieved, achieved[:, 0])
         if buffer.n_segments() > 0:
             starts, subgoals, missed = self._some_segments(buffer, reach)
             experience = (starts / goal_std, subgoals / goal_std, missed, achieved[:, 0] / goal_std)
@@ -162,9 +158,9 @@ class LandmarkPlanner:
                 # A rate of 0 is that of no segment that ever arrived
                 steps -= config.miss_cost * np.log(np.maximum(hit_rates(*experience), 1e-6), dtype=np.float32)
         count = np.array(len(achieved), dtype=np.float32)
-        return {"count": count, "speed": speed, "observations": observations, "achieved": achieved, "steps": steps}
+        return {"count": count, "speed": np.array(speed), "observations": observations, "achieved": achieved, "steps": steps}
 
-    def _scale_of(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> tuple[np.ndarray, float]:
+    def _scale_of(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> tuple[float, float]:
         """:return: the highest distance per step, in the units of goals; how far apart landmarks should be, over their std"""
         shards = buffer.recent(_N_RECENT, ("achieved_goal", "next_achieved_goal"))
         moves = [shard["next_achieved_goal"] - shard["achieved_goal"] for shard in shards]
@@ -174,7 +170,7 @@ class LandmarkPlanner:
             displacements(shard["achieved_goal"], shard["next_achieved_goal"], shard["episode"], n_steps) for shard in shards
         ]
         lengths = np.linalg.norm(np.concatenate(moves) / goal_std, axis=1)
-        return np.asarray(speed), float(np.quantile(lengths, SPACING_QUANTILE)) if len(lengths) > 0 else 0.0
+        return float(speed), float(np.quantile(lengths, SPACING_QUANTILE)) if len(lengths) > 0 else 0.0
 
     def _some_segments(self, buffer: SharedMemoryReplayBuffer, reach: Reach) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """:return: where segments began, what they were to reach, and whether they missed it, as far as that is known"""
@@ -207,7 +203,8 @@ class LandmarkPlanner:
         n, landmarks, edges = self.n_landmarks, self.landmarks, self.steps
         # Lengths of the first edges: from here to each landmark and, the last one, to the goal itself
         targets = np.concatenate([landmarks, goal[None]])
-        near = self._may_be_near(reach, achieved_goal, targets)
+        speed = self._arrays["speed"].item()
+        near = _may_be_near(reach, speed, achieved_goal, targets)
         # A landmark that is reached already leads nowhere
         near[:n] &= ~reach.is_reached(achieved_goal, landmarks)
         observations, achieved = (np.broadcast_to(array, (near.sum(), len(array))) for array in (observation, achieved_goal))
@@ -215,7 +212,7 @@ class LandmarkPlanner:
         from_here[near] = self._cut(reach, self._steps_from(reach, observations[:, None], achieved[:, None], targets[near]))
         # Lengths of the last edges: from each landmark to the goal
         observations, achieved = (self._arrays[name][:n] for name in ("observations", "achieved"))
-        to_goal = self._steps_to(reach, observations, achieved, goal[None])[:, 0]
+        to_goal = self._steps_to(reach, speed, observations, achieved, goal[None])[:, 0]
         if missed is not None and np.isfinite(missed).any():
             edges, to_goal, from_here = self._penalise(reach, missed, achieved_goal, targets, edges, to_goal, from_here)
         total = np.append(from_here[:n] + costs_to_go(edges, to_goal), from_here[n])
@@ -264,34 +261,32 @@ class LandmarkPlanner:
             return np.asarray(np.linalg.norm(subgoals - achieved[:, 0], axis=-1) / reach.pace)
         return reach.steps(observations, achieved, subgoals)
 
-    def _steps_to(self, reach: Reach, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
+    def _steps_to(
+        self, reach: Reach, speed: float, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray
+    ) -> np.ndarray:
         """
+        :param reach: of the low level
+        :param speed: highest distance per environment step, in the units of the goal
         :param observations: of the landmarks' members, shape (n_landmarks, n_members, obs_dim)
         :param achieved: goals achieved in these, shape (n_landmarks, n_members, goal_dim); the first is the landmark itself
         :param subgoals: shape (n_subgoals, goal_dim)
-        :return: steps, infinite where there are more than the horizon, shape (n_landmarks, n_subgoals)
+        :return: steps, infinite where they are too many for an edge, shape (n_landmarks, n_subgoals)
         """
         steps = np.full((len(achieved), len(subgoals)), np.inf, dtype=np.float32)
         for i, subgoal in enumerate(subgoals):
-            near = np.flatnonzero(self._may_be_near(reach, achieved[:, 0], subgoal))
+            near = np.flatnonzero(_may_be_near(reach, speed, achieved[:, 0], subgoal))
             targets = np.broadcast_to(subgoal, (len(near), len(subgoal)))
             steps[near, i] = self._steps_from(reach, observations[near], achieved[near], targets)
         return self._cut(reach, steps)
 
     def _cut(self, reach: Reach, steps: np.ndarray) -> np.ndarray:
-        """:return: steps, infinite where the low level's estimate is not believed"""
-        return np.where(steps <= self._longest_edge(reach), steps, np.float32(np.inf))
+        """:return: steps, infinite where they are too many for an edge"""
+        return np.where(steps <= reach.longest_edge, steps, np.float32(np.inf))
 
-    @staticmethod
-    def _longest_edge(reach: Reach) -> float:
-        """:return: environment steps of an edge at most"""
-        return max(reach.horizon, LEAST_EDGE)
 
-    def _may_be_near(self, reach: Reach, achieved_goal: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """:return: whether targets can be within the horizon, at the highest speed; of others no value is asked"""
-        return np.asarray(
-            np.linalg.norm(targets - achieved_goal, axis=-1) <= self._arrays["speed"] * self._longest_edge(reach)
-        )
+def _may_be_near(reach: Reach, speed: float, achieved_goal: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """:return: whether targets can be within an edge's length at the highest speed; of others no value is asked"""
+    return np.asarray(np.linalg.norm(targets - achieved_goal, axis=-1) <= speed * reach.longest_edge)
 
 
 def farthest_points(points: np.ndarray, n: int, spacing: float = 0.0, at_least: int = 2, first: int = 0) -> np.ndarray:
