@@ -31,11 +31,6 @@ if __name__ == "__main__":
         env,
         async_collection=True,
         gradient_steps=2,  # one update per environment step: a step of both environments counts as one
-        learning_starts=500,
-        gamma=0.95,
-        tau=0.05,
-        high_update_interval=1,
-        policy_kwargs=dict(net_arch=[128, 128]),
         verbose=1,
         seed=0,
     )

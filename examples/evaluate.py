@@ -19,18 +19,9 @@ parser.add_argument("--video", action="store_true", help="record an episode; wit
 args = parser.parse_args()
 
 gym.register_envs(gymnasium_robotics)
-model = HierarchicalDDPG(
-    "MultiInputPolicy",
-    "FetchReach-v4",
-    learning_starts=500,
-    gamma=0.95,
-    tau=0.05,
-    high_update_interval=1,
-    policy_kwargs=dict(net_arch=[128, 128]),
-    verbose=1,
-)
+model = HierarchicalDDPG("MultiInputPolicy", "FetchReach-v4", verbose=1)
 
-# SB3's EvalCallback, which also logs what became of the subgoals: eval/subgoal_success_rate and others (docs/hddpg.md).
+# SB3's EvalCallback, which also logs what became of the subgoals: eval/subgoal_success_rate and others (docs/metrics.md).
 # Several environments are evaluated at once: the subgoals in force travel in predict's state
 eval_env = make_vec_env("FetchReach-v4", n_envs=4, seed=1)
 eval_freq = args.timesteps // 2

@@ -15,17 +15,7 @@ args = parser.parse_args()
 gym.register_envs(gymnasium_robotics)
 env = gym.make("FetchReach-v4")
 
-model = HierarchicalDDPG(
-    "MultiInputPolicy",
-    env,
-    learning_starts=500,
-    gamma=0.95,
-    tau=0.05,
-    subgoal_steps=10,  # environment steps per segment at most
-    high_update_interval=1,  # both levels learn equally often
-    policy_kwargs=dict(net_arch=[128, 128]),
-    verbose=1,
-)
+model = HierarchicalDDPG("MultiInputPolicy", env, verbose=1)
 model.learn(args.timesteps, progress_bar=True)
 mean_reward, std_reward = evaluate_policy(model, env, n_eval_episodes=20)
 print(f"mean reward {mean_reward:.1f} +/- {std_reward:.1f} (0 is the best, -50 the worst)")
@@ -40,4 +30,4 @@ for _ in range(50):
     action, state = model.predict(obs, state=state, episode_start=episode_start, deterministic=True)
     obs, reward, terminated, truncated, info = env.step(action)
     episode_start = [terminated or truncated]
-print("success" if info["is_success"] else "no success", "- last subgoal:", state[0][0])
+print("success" if info["is_success"] else "no success", "- last subgoal:", state.subgoals[0])

@@ -13,16 +13,7 @@ args = parser.parse_args()
 
 gym.register_envs(gymnasium_robotics)
 env = gym.make("FetchReach-v4")
-model = HierarchicalDDPG(
-    "MultiInputPolicy",
-    env,
-    learning_starts=500,
-    gamma=0.95,
-    tau=0.05,
-    high_update_interval=1,
-    policy_kwargs=dict(net_arch=[128, 128]),
-    verbose=1,
-)
+model = HierarchicalDDPG("MultiInputPolicy", env, verbose=1)
 model.learn(args.timesteps // 2)
 
 # The model has the networks, the optimizers and the statistics of its inputs; the experience is a file of its own

@@ -9,7 +9,7 @@ python -m rl_zoo3.train --algo hddpg --env FetchReach-v2 --eval-freq 1000 --save
 python -m rl_zoo3.train --algo hddpg --env FetchReach-v2 --vec-env subproc -params n_envs:2 gradient_steps:2
 
 # Other settings than those of hyperparams/hddpg.yml
-python -m rl_zoo3.train --algo hddpg --env FetchReach-v2 -params subgoal_steps:15 high_kwargs:"dict(gamma=0.9)"
+python -m rl_zoo3.train --algo hddpg --env FetchReach-v2 -params gamma:0.98 low_kwargs:"dict(policy_delay=2)"
 
 # How good is it? And what does it look like? (on a machine with a screen; without one see record_video below)
 python -m rl_zoo3.enjoy --algo hddpg --env FetchReach-v2 -f logs --exp-id 1 --no-render -n 1000

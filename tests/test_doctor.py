@@ -475,7 +475,10 @@ def test_runs_without_a_fixed_number_of_steps_are_judged(length):
     missed = dict(rollout__subgoal_success_rate=0.02, eval__subgoal_at_bounds=0.95, rollout__segment_length=length)
     (finding,) = diagnose_log(learning_log(**FAILS, **missed), DEFAULT)
     assert finding.check == "subgoals_never_reached"
-    assert finding.cure == "Give the low level more updates (a smaller `train_freq`)."
+    assert finding.cure.startswith("Train for longer, or with more updates per step (a larger `gradient_steps`).")
+    assert "`planner: null`" in finding.cure
+    (finding,) = diagnose_log(learning_log(**FAILS, **missed), DEFAULT | dict(train_freq=4))
+    assert "(a smaller `train_freq`)" in finding.cure
     stuck = dict(train__low_q_mean=-24.9, rollout__segment_length=length)
     (finding,) = diagnose_log(learning_log(**FAILS, **stuck), DEFAULT)
     assert finding.check == "values_at_bound"
@@ -514,6 +517,9 @@ def test_cures_have_values():
     assert "learning_starts: 100" in cure(dict(learning_starts=1_000), 1_000)
     few_goals = dict(hindsight_kwargs=dict(n_sampled_goal=2))
     assert "n_sampled_goal: 4" in cure(few_goals, **FAILS, train__low_q_mean=-19.9)
+    stalls = dict(eval__success_rate=0.2, eval__subgoal_reached_at_issue=0.0)
+    assert "--stochastic" in cure(**stalls)
+    assert "`subgoal_kwargs: {avoid_missed: True}`" in cure(dict(subgoal_kwargs=dict(avoid_missed=False)), **stalls)
     assert "gamma: 0.950" in cure(dict(gamma=0.8, high_kwargs=dict(gamma=0.95)), **FAILS, train__low_q_mean=-4.9)
 
 

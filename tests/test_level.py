@@ -141,7 +141,8 @@ def test_critic_steps_before_the_actors_gradient():
 def test_targets_are_clipped(bias, expected):
     level = make_level()
     with th.no_grad():
-        level.critic_target.q_networks[0][-1].bias.fill_(bias)
+        for critic in level.critic_target.q_networks:
+            critic[-1].bias.fill_(bias)
     endless = make_batch()._replace(discounts=0.9 * th.ones(64, 1), rewards=-th.ones(64, 1))
     assert level.td_targets(endless).target_q_values.unique().tolist() == pytest.approx([expected])
 

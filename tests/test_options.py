@@ -58,10 +58,10 @@ LEVEL: dict[str, list[Any]] = {
     "net_arch": ["16", 16, [0], [16.0], [True], dict(pi=[16])],
     "policy_delay": [*NOT_FROM_1, None],
     "action_l2": NEGATIVE,
-    "imitation": NEGATIVE,
     "reward": ["progress", None, 0, ["sparse"]],
     "hindsight_window": NOT_FROM_1,
 }
+HIGH_ONLY: dict[str, list[Any]] = {"imitation": NEGATIVE}
 LOW_ONLY: dict[str, list[Any]] = {
     "random_target_prob": [*NO_SHARE, 0.21],  # the share that is not in hindsight is 1 / 5
     "trivial_target_prob": NO_SHARE,
@@ -79,7 +79,7 @@ GROUPS: dict[str, dict[str, list[Any]]] = {
     "subgoal_kwargs": SUBGOALS,
     "exploration_kwargs": EXPLORATION,
     "hindsight_kwargs": HINDSIGHT,
-    "high_kwargs": LEVEL,
+    "high_kwargs": LEVEL | HIGH_ONLY,
     "low_kwargs": LEVEL | LOW_ONLY,
     "planner_kwargs": LANDMARKS,
 }
@@ -121,8 +121,9 @@ ENV = point_vec_env()
 def test_there_is_a_bad_value_of_each_option():
     """An option that is added is to be refused, too, when it is out of range."""
     config_of = dict(subgoal_kwargs=SubgoalConfig, exploration_kwargs=ExplorationConfig, hindsight_kwargs=HindsightConfig)
-    for group, config in (config_of | dict(low_kwargs=LevelConfig, planner_kwargs=LandmarkConfig)).items():
+    for group, config in (config_of | dict(planner_kwargs=LandmarkConfig)).items():
         assert set(GROUPS[group]) == {field.name for field in fields(config)} - {"steps"}
+    assert set(LEVEL | HIGH_ONLY | LOW_ONLY) == {field.name for field in fields(LevelConfig)}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -140,10 +141,15 @@ def test_groups_are_mappings(group, value):
         HierarchicalDDPG("MultiInputPolicy", ENV, buffer_size=10, **group_of(group) | {group: value})
 
 
-@pytest.mark.parametrize("name", LOW_ONLY)
-def test_options_of_the_low_level_are_refused_on_the_high_one(name):
-    with pytest.raises(ValueError, match=f"`high_kwargs` has unknown keys: `{name}`"):
-        HierarchicalDDPG("MultiInputPolicy", ENV, buffer_size=10, high_kwargs={name: getattr(LevelConfig(), name)})
+@pytest.mark.parametrize(("group", "name"), [("high_kwargs", name) for name in LOW_ONLY] + [("low_kwargs", "imitation")])
+def test_options_of_one_level_are_refused_on_the_other(group, name):
+    with pytest.raises(ValueError, match=f"`{group}` has unknown keys: `{name}`"):
+        HierarchicalDDPG("MultiInputPolicy", ENV, buffer_size=10, **{group: {name: getattr(LevelConfig(), name)}})
+
+
+def test_an_option_of_the_high_level_alone_is_named_with_its_group():
+    with pytest.raises(TypeError, match=r"pass `high_kwargs=dict\(imitation=\.\.\.\)`"):
+        HierarchicalDDPG("MultiInputPolicy", ENV, buffer_size=10, **dict(imitation=1.0))
 
 
 VALUES = dict(planner="landmarks")

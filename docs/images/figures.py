@@ -61,7 +61,7 @@ def levels() -> Figure:
     y = 13
     axes.annotate("", (84, y), (4, y), arrowprops={"arrowstyle": "-|>", "color": "#444444"})
     axes.text(84, y - 2.6, "environment steps", ha="right", fontsize=8.5)
-    segments = [(6, 26, "subgoal reached"), (26, 56, "subgoal_steps are over"), (56, 74, "the episode is over")]
+    segments = [(6, 26, "subgoal reached"), (26, 56, "its steps are over"), (56, 74, "the episode is over")]
     for i, (start, end, reason) in enumerate(segments):
         axes.axvspan(start, end, ymin=y / 54, ymax=(y + 4) / 54, facecolor=HIGH, edgecolor="#444444")
         axes.text((start + end) / 2, y + 2, f"segment {i + 1}", ha="center", va="center", fontsize=9)

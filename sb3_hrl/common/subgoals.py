@@ -26,7 +26,7 @@ class SegmentEnd(IntEnum):
 
     NONE = 0  # it goes on
     REACHED = 1  # at its subgoal
-    OUT_OF_STEPS = 2  # after `subgoal_steps` environment steps, its subgoal not reached
+    OUT_OF_STEPS = 2  # after the environment steps that it was given, its subgoal not reached
     EPISODE_OVER = 3  # with the episode, before either: it says nothing about the subgoal
 
 

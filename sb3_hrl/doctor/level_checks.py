@@ -42,15 +42,19 @@ def subgoals_never_reached(run: RunSurvey) -> Finding | None:
     share = run.late("rollout/subgoal_success_rate")
     if not run.has_own_subgoals or share is None or share >= 0.15 or not run.fails(0.8):
         return None
-    steps = run.options.subgoals.steps
-    cures = [_radius(run, 0.5)] if run.options.planner is None else []
+    steps, planner = run.options.subgoals.steps, run.options.planner
+    cures = [_radius(run, 0.5)] if planner is None else []
     cures += [f"`subgoal_steps: {2 * steps}`"] if steps is not None else []
-    updates = "ive the low level more updates (a smaller `train_freq`)."
+    # With an update per step `train_freq` cannot be smaller
+    more = "a smaller `train_freq`" if run.updates_per_step < 1.0 else "a larger `gradient_steps`"
+    cure = f"Set {', or '.join(cures)}, and train" if cures else "Train"
+    others = "`planner: null` shows whether waypoints are the cause, " if planner is not None else ""
     return (error if share < 0.05 else warning)(
         "subgoals_never_reached",
         "The low level hardly ever reaches its subgoals, so that the high level learns from nothing.",
         f"rollout/subgoal_success_rate = {share:.2f}",
-        f"Set {', or '.join(cures)}, and g{updates}" if cures else f"G{updates}",
+        f"{cure} for longer, or with more updates per step ({more}). {others}`subgoal_kwargs: {{source: goal}}` shows whether "
+        "a flat agent does better.",
     )
 
 
@@ -132,7 +136,7 @@ def values_out_of_range(run: RunSurvey) -> Finding | None:
             "values_out_of_range",
             f"The {level} level's values are outside of [-1 / (1 - gamma), 0], where its targets are: the critic is wrong.",
             f"train/{level}_q_mean = {value:.1f}, its range is [{bound:.1f}, 0]",
-            f"Set `n_critics=2` in `policy_kwargs`, `tau: {min(run.option('tau'), 0.005)}` and a smaller `learning_rate`.",
+            f"Set `tau: {min(run.option('tau'), 0.005)}` and a smaller `learning_rate`, and leave `n_critics` at 2.",
         )
     return None
 

@@ -123,8 +123,8 @@ def critic_loss_grows(run: RunSurvey) -> Finding | None:
                 "critic_loss_grows",
                 f"The {level} level's critic gets worse and worse.",
                 f"train/{level}_critic_loss from {early:.2g} to {late:.2g}",
-                f"Set `learning_rate: {_third_of(run.option('learning_rate'))}`, `tau: {min(run.option('tau'), 0.005)}` and "
-                "`n_critics=2` in `policy_kwargs`.",
+                f"Set `learning_rate: {_third_of(run.option('learning_rate'))}` and `tau: {min(run.option('tau'), 0.005)}`, "
+                "and leave `n_critics` at 2.",
             )
     return None
 
@@ -143,7 +143,7 @@ def success_falls(run: RunSurvey) -> Finding | None:
                 "success_falls",
                 "The agent was better before than it is now.",
                 f"{key} was {smooth.max():.2f}, is {smooth[-1]:.2f} (means of {SMOOTHING})",
-                f"Set `learning_rate: {setting}; with a planner `n_members: 12` in `planner_kwargs`. The best agent of "
+                f"Set `learning_rate: {setting}; with a planner `n_members: 16` in `planner_kwargs`. The best agent of "
                 "the evaluations is best_model.zip (`enjoy --load-best`).",
             )
         return None
@@ -155,11 +155,14 @@ def stalls_without_noise(run: RunSurvey) -> Finding | None:
     rollout, evaluated = run.late("rollout/success_rate"), run.late("eval/success_rate")
     if run.is_young or rollout is None or evaluated is None or evaluated > rollout - 0.3:
         return None
+    subgoals = run.options.subgoals
+    off = [f"{name}: True" for name in ("avoid_reached", "avoid_missed") if not getattr(subgoals, name)]
+    cure = f"Set `subgoal_kwargs: {{{', '.join(off)}}}`; give" if off else "Act with noise (`enjoy --stochastic`); give"
     return error(
         "stalls_without_noise",
         "The agent is much worse without exploration noise: it repeats a decision that leads nowhere.",
         f"rollout/success_rate = {rollout:.2f}, eval/success_rate = {evaluated:.2f}",
-        "Set `subgoal_kwargs: {avoid_reached: True, avoid_missed: True}`; give evaluation the `env_kwargs` of training.",
+        f"{cure} evaluation the `env_kwargs` of training.",
     )
 
 

@@ -19,6 +19,9 @@ from sb3_hrl.hddpg.planners import PLANNERS, PlannerConfig
 
 SUBGOAL_SOURCES = ("policy", "goal", "random")
 REWARDS = ("sparse", "dense")
+# Options of one level alone
+HIGH_ONLY = ("imitation",)
+LOW_ONLY = ("random_target_prob", "trivial_target_prob", "oracle")
 NET_ARCH_RULE = "a list of layer sizes, or dict(pi=[...], qf=[...]) for actor and critic, or None"
 
 # A low level that is not learnt: observations, achieved goals and subgoals, each of shape (n, dim), to actions in [-1, 1]
@@ -146,7 +149,8 @@ class LevelConfig:
     """
     Settings of one level. ``HierarchicalDDPG``'s arguments set both levels, ``high_kwargs`` and ``low_kwargs`` override them.
 
-    DDPG is TD3 without its tricks: ``n_critics=2, policy_delay=2, target_policy_noise=0.2`` make a level TD3.
+    DDPG is TD3 without its tricks, but with two critics here: ``policy_delay=2, target_policy_noise=0.2`` make a level TD3,
+    ``n_critics=1`` makes it plain DDPG.
 
     :param learning_rate: learning rate of actor and critic, a float, a schedule, or ``"lin_<float>"``
     :param batch_size: entries per gradient step
@@ -171,8 +175,9 @@ class LevelConfig:
         it; below 1 others take its place in the batch. For objects that hardly ever move, of which hindsight says little else
     :param oracle: (low level) a function that acts in place of the low level, which does not learn then: from observations,
         achieved goals and subgoals, each of shape (n, dim), to actions scaled to [-1, 1], shape (n, action_dim)
-    :param imitation: (high level) weight of the actor's squared distance to the planner's waypoints in its loss, beside the
-        value in units of its mean (TD3+BC, https://arxiv.org/abs/2106.06860); 0: it does not imitate them
+    :param imitation: (high level) weight, at least 0, of the actor's squared distance to the planner's waypoints in its loss,
+        beside the value in units of its mean (TD3+BC, https://arxiv.org/abs/2106.06860); 0: it does not imitate them. It has
+        no effect without a planner
     """
 
     learning_rate: float | str | Schedule = 1e-3
@@ -183,7 +188,7 @@ class LevelConfig:
     max_grad_value: float | None = 1.0
     noise_std: float = 0.1
     random_action_prob: float = 0.2
-    n_critics: int = 1
+    n_critics: int = 2
     target_policy_noise: float = 0.0
     target_noise_clip: float = 0.5
     net_arch: list[int] | dict[str, list[int]] | None = None
@@ -204,8 +209,8 @@ class LevelConfig:
         """
         group, rule = f"{name}_kwargs", "a mapping such as dict(gamma=0.98) (in the zoo's files {gamma: 0.98}), or None"
         require(kwargs is None or isinstance(kwargs, Mapping), group, rule, kwargs)
-        low_only = ("random_target_prob", "trivial_target_prob", "oracle")
-        check_keys(group, kwargs or (), [field.name for field in fields(self) if name == "low" or field.name not in low_only])
+        of_the_other = HIGH_ONLY if name == "low" else LOW_ONLY
+        check_keys(group, kwargs or (), [field.name for field in fields(self) if field.name not in of_the_other])
         config = replace(self, **(kwargs or {}))
         config._check(name)
         return config
@@ -286,7 +291,8 @@ class HierarchyConfig:
     :param subgoals: what subgoals are, and where they come from
     :param exploration: how training environments are explored
     :param hindsight: how experience is relabelled
-    :param planner: settings of the planner; ``None``: the high level's actor chooses subgoals
+    :param planner: settings of the planner; ``None``: the high level's actor chooses subgoals, or there is nothing to choose,
+        with another ``source`` than ``policy`` or an ``oracle``
     """
 
     high: LevelConfig = LevelConfig()
@@ -339,7 +345,7 @@ class HierarchyConfig:
             max_grad_value=max_grad_value,
             noise_std=exploration.noise_std,
             random_action_prob=exploration.random_action_prob,
-            n_critics=policy_kwargs.get("n_critics", 2),
+            n_critics=policy_kwargs.get("n_critics", LevelConfig.n_critics),
         )
         is_known = planner is None or (isinstance(planner, str) and planner in PLANNERS)
         require(is_known, "planner", f"one of {list(PLANNERS)}, or None", planner)
@@ -364,7 +370,7 @@ class HierarchyConfig:
 
 
 # Groups of options by argument, for hints where one of them is passed as an argument of its own
-GROUPS: dict[str, tuple[str, ...]] = {
+GROUPS: dict[str, tuple[str, ...]] = {"high_kwargs": HIGH_ONLY} | {
     name: tuple(field.name for field in fields(group))
     for name, group in (
         ("subgoal_kwargs", SubgoalConfig),

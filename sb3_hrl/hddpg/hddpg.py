@@ -35,10 +35,11 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     """
     Two-level goal-conditioned Deep Deterministic Policy Gradient.
 
-    The high level picks subgoals in the space of achieved goals, the low level reaches them: a *segment* lasts until its
-    subgoal is reached, ``subgoal_steps`` environment steps are over, or the episode ends. Both levels are DDPG with hindsight
-    and a reward of -1 until the (sub)goal is reached, learnt from one replay buffer of environment steps. Hindsight actions
-    and subgoal tests are those of HAC (https://arxiv.org/abs/1712.00948), relative subgoals those of HIRO
+    The low level reaches subgoals in the space of achieved goals. The subgoal is the goal itself where the low level's value
+    says that it is within its horizon, else the first waypoint of a planner or, without one, what the high level's actor
+    proposes. A *segment* lasts until its subgoal is reached, its steps are over, or the episode ends. Both levels are DDPG,
+    with two critics, hindsight and a reward of -1 until the (sub)goal is reached, learnt from one replay buffer. Hindsight
+    actions and subgoal tests are those of HAC (https://arxiv.org/abs/1712.00948), relative subgoals those of HIRO
     (https://arxiv.org/abs/1805.08296), hindsight goals those of HER (https://arxiv.org/abs/1707.01495).
 
     The environment's reward is used for what it says about success only, see :class:`~sb3_hrl.common.goals.GoalTask`.
@@ -48,7 +49,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     :param env: goal-conditioned environment (if registered in Gym, can be str)
     :param learning_rate: learning rate for Adam, of all networks; a float, a schedule, or ``"lin_1e-3"``
     :param buffer_size: environment steps in the replay buffer
-    :param learning_starts: how many steps to collect with random actions and random subgoals before learning starts
+    :param learning_starts: steps with random actions (with ``planner=None`` and random subgoals) before learning starts
     :param batch_size: minibatch size for each gradient update
     :param tau: the soft update coefficient ("Polyak update", between 0 and 1)
     :param gamma: the discount factor, per environment step on the low level and per segment on the high level
@@ -59,10 +60,10 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
     :param optimize_memory_usage: not supported, must be False
     :param n_steps: not supported, must be 1
-    :param subgoal_steps: environment steps per segment at most; ``None``: 1.5 times the predicted ones, and 5 more
-    :param subgoal_kwargs: what subgoals are, and where they come from: radius, threshold, source, ..., see
-        :class:`~sb3_hrl.hddpg.config.SubgoalConfig`
-    :param planner: ``"landmarks"``: subgoals are the first waypoints of shortest paths over visited states, where one is
+    :param subgoal_steps: environment steps per segment at most, and the horizon; ``None``: 1.5 times the predicted steps plus
+        5, with a horizon that is calibrated by experience, see :mod:`sb3_hrl.hddpg.horizon`
+    :param subgoal_kwargs: what subgoals are and where they come from, see :class:`~sb3_hrl.hddpg.config.SubgoalConfig`
+    :param planner: ``"landmarks"``: beyond the horizon subgoals are waypoints over visited states, or the goal where no way is
         known, see :mod:`sb3_hrl.hddpg.planners.landmarks`; ``None``: the high level's actor chooses them
     :param planner_kwargs: settings of the planner, see :class:`~sb3_hrl.hddpg.planners.LandmarkConfig`
     :param exploration_kwargs: noise, random actions, subgoal tests, see :class:`~sb3_hrl.hddpg.config.ExplorationConfig`
@@ -77,7 +78,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     :param stats_window_size: window size for the rollout logging, in episodes
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see
-        :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy`; with ``n_critics=2`` targets are the critics' minimum, as in TD3
+        :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy`; ``n_critics`` is 2: targets are the critics' minimum, as in TD3
     :param verbose: verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: seed for the pseudo random generators
     :param device: device (cpu, cuda, ...) on which the code should be run

@@ -1,7 +1,8 @@
 """
 Planning over landmarks: visited states that lie far apart, joined where the low level's value says that it gets from one to
-the other. The first waypoint of the shortest way to the goal is the subgoal (Huang et al. 2019,
-https://arxiv.org/abs/1908.05451; between two levels as in DHRL).
+the other within its horizon. The first waypoint of the shortest way to the goal is the subgoal (Huang et al. 2019,
+https://arxiv.org/abs/1908.05451; between two levels as in DHRL). Where no way is known, other rules decide, see
+:mod:`sb3_hrl.hddpg.choosers`.
 """
 
 from collections.abc import Mapping
@@ -30,15 +31,16 @@ class LandmarkConfig:
     """
     Settings of ``planner="landmarks"`` (``planner_kwargs``).
 
-    :param n_landmarks: how many visited states are joined to a graph at most. There are fewer where these lie closer to each
-        other than the agent gets in half of its horizon
+    :param n_landmarks: how many visited states are joined to a graph at most. The first 100 are always taken, more
+        while they lie farther apart than the agent gets in half of its horizon
     :param n_members: visited states around each landmark whose values are averaged: with a single one, whose velocity may
         point the right way by chance, the shortest path is that of the luckiest errors
     :param n_visited: drawn from the buffer, for the landmarks to be chosen from
     :param update_interval: environment steps between two choices of landmarks
     :param distance: what says how many steps it is from one place to another: ``value``, the low level's own; or
-        ``euclidean``, the straight way at the pace that covers the radius in ``subgoal_steps``, for low levels whose reward
-        is not sparse. Which ways do not exist is found by trying them, then
+        ``euclidean``, the straight way at the pace that covers the radius within the horizon, for low levels whose reward is
+        not sparse; give ``subgoal_steps`` with these, as no value tells their horizon. Which ways do not exist is found by
+        trying them then
     :param miss_cost: environment steps that a miss is worth: an edge costs ``-miss_cost log p`` more, where ``p`` is the share
         of similar segments that did not miss their subgoals. With a large one the path is that which most likely leads to the
         goal, for low levels that get stuck or fall at some places; 0: the shortest one
@@ -84,8 +86,12 @@ class LandmarkConfig:
 
     def when_idle(self, max_steps: int) -> tuple[str, str]:
         """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.when_idle`."""
-        cure = f"Set `planner_kwargs: {{n_landmarks: {2 * self.n_landmarks}}}`."
-        return "landmarks are too far from each other for edges between them", cure
+        n = 2 * self.n_landmarks
+        cure = (
+            "Train for longer, or explore more (`random_action_prob` in `exploration_kwargs`); in large spaces set "
+            f"`planner_kwargs: {{n_landmarks: {n}, n_visited: {max(self.n_visited, 2 * n)}}}`."
+        )
+        return "the agent has not been near the goals, or landmarks lie too far from each other for edges between them", cure
 
     def bind(self, arrays: Mapping[str, np.ndarray]) -> "LandmarkPlanner":
         """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.bind`."""
@@ -237,7 +243,7 @@ class LandmarkPlanner:
         to_targets = reach.is_reached(targets[:, None], missed[:, 1]).astype(np.float32)
         penalties = cost * from_landmarks @ to_targets.T
         from_here = from_here + cost * to_targets @ started_here
-        # Not at once again, even if there is no other way: then the actor decides
+        # Not at once again, even if there is no other way: then the rules after the planner's decide
         recently = slice(-N_MISSED_RECENTLY, None)
         from_here[to_targets[:, recently] @ started_here[recently] > 0.0] = np.inf
         return edges + penalties[:, :n], to_goal + penalties[:, n], from_here
