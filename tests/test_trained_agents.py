@@ -51,4 +51,4 @@ def test_each_is_listed():
     page = (FOLDER / "README.md").read_text()
     assert ENVS
     assert all(f"| {env_id} |" in page for env_id in ENVS)
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*.zip")) < 28_000_000, "small files"
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*.zip")) < 22_000_000, "small files"
