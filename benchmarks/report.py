@@ -27,12 +27,18 @@ BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of r
 Curves = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
-def read(path: Path) -> tuple[Curves, list[int]]:
-    """:return: curves by seed, and the seconds of each run where they were written down"""
+def rows_by_seed(path: Path) -> dict[int, list[dict[str, str]]]:
+    """:return: rows of a csv file, those of each seed in their order"""
     rows: dict[int, list[dict[str, str]]] = defaultdict(list)
     with path.open() as file:
         for row in csv.DictReader(file):
             rows[int(row["seed"])].append(row)
+    return rows
+
+
+def read(path: Path) -> tuple[Curves, list[int]]:
+    """:return: curves by seed, and the seconds of each run where they were written down"""
+    rows = rows_by_seed(path)
     curves = {
         seed: (np.array([int(row["timesteps"]) for row in own]), np.array([float(row["success_rate"]) for row in own]))
         for seed, own in rows.items()
@@ -115,6 +121,27 @@ def plot(env_id: str, methods: dict[str, Path], folder: Path) -> None:
     plt.close(figure)
 
 
+def fill(page: Path, tables: str, marks: tuple[str, str], check: bool) -> None:
+    """
+    Write tables between two marks of a page, or compare them with what is there: the script ends if they differ.
+
+    :param page: a Markdown file
+    :param tables: what belongs between the marks
+    :param marks: lines before and after it
+    :param check: whether to compare only
+    """
+    text = page.read_text()
+    before, begin, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        sys.exit(f"{page} has no place for the tables: it needs a line {marks[0]!r} and, after it, {marks[1]!r}.")
+    new = f"{before}{begin}\n\n{tables}\n\n{end}{after}"
+    if not check:
+        page.write_text(new)
+    elif new != text:
+        sys.exit(f"{page} is not what the csv files say: run `python benchmarks/{Path(sys.argv[0]).name}`.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", help="folder of the csv files")
@@ -123,15 +150,9 @@ def main() -> None:
     args = parser.parse_args()
 
     files = find(args.results)
-    text = args.page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    new = f"{before}{BEGIN}\n\n{table(files)}\n\n{END}{after}"
+    fill(args.page, table(files), (BEGIN, END), args.check)
     if args.check:
-        if new != text:
-            sys.exit(f"{args.page} is not what the csv files say: run `python benchmarks/report.py`.")
         return
-    args.page.write_text(new)
     for env_id, methods in files.items():
         plot(env_id, methods, args.page.parent / "images")
 

@@ -7,16 +7,13 @@ against flat learning with the same code at every evaluation, and what it costs 
 """
 
 import argparse
-import csv
-import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from report import ROOT, fill, rows_by_seed
 from strangers import ALGOS, TASKS
 
-ROOT = Path(__file__).parents[1]
 TITLES = {
     "hddpg": "hierarchical, class default",
     "flat": "flat, same code",
@@ -55,10 +52,7 @@ def read(path: Path) -> Curves:
     :return: its curves
     :raises ValueError: if the seeds were not evaluated at the same steps
     """
-    rows: dict[int, list[dict[str, str]]] = defaultdict(list)
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            rows[int(row["seed"])].append(row)
+    rows = rows_by_seed(path)
     steps = {tuple(int(row["timesteps"]) for row in own) for own in rows.values()}
     if len(steps) != 1:
         raise ValueError(f"The seeds of {path} were evaluated at different steps: run those again that differ.")
@@ -162,17 +156,9 @@ def main() -> None:
     args = parser.parse_args()
 
     results = find(args.results)
-    text = args.page.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{args.page} has no place for the tables: it needs a line {BEGIN!r} and, after it, {END!r}.")
-    new = f"{before}{BEGIN}\n\n{success_table(results)}\n\n{comparison_table(results)}\n\n{END}{after}"
+    fill(args.page, f"{success_table(results)}\n\n{comparison_table(results)}", (BEGIN, END), args.check)
     if args.check:
-        if new != text:
-            sys.exit(f"{args.page} is not what the csv files say: run `python benchmarks/strangers_report.py`.")
         return
-    args.page.write_text(new)
     (args.page.parent / "images").mkdir(exist_ok=True)
     plot(results, args.page.parent / "images/strangers.png")
 

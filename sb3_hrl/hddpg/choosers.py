@@ -133,7 +133,10 @@ def planned_waypoint(policy: NumpyPolicy, situation: Situation) -> np.ndarray | 
 def random_place(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
     """Exploration with a ``planner``: a random landmark, where no way is known and the goal was missed a moment ago."""
     noise = situation.noise
-    if noise is None or policy.planner is None or not policy.planner.is_ready or not policy.has_values:
+    if noise is None or not policy.pursues_far_goals:
+        return None
+    assert policy.planner is not None
+    if not policy.planner.is_ready:
         return None
     places = policy.planner.places[(noise.places * len(policy.planner.places)).astype(np.int64)]
     return _where(_is_futile(policy, situation, situation.goal), places)
@@ -141,9 +144,7 @@ def random_place(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None
 
 def far_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
     """``planner``: the goal itself, where no way is known."""
-    if policy.planner is None or not policy.has_values:
-        return None
-    return situation.goal
+    return situation.goal if policy.pursues_far_goals else None
 
 
 def actor_proposal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:

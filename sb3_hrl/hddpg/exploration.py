@@ -107,8 +107,7 @@ class Explorer:
         config, envs = policy.config, self.segments.needs_subgoal
         std = np.float32(config.high.noise_std) * self._noise_scale[envs]
         # Where the actor decides alone it begins with random subgoals, elsewhere with the goal
-        is_alone = policy.planner is None or not policy.has_values
-        random_prob = 1.0 if is_warm_up and is_alone else config.high.random_action_prob
+        random_prob = 1.0 if is_warm_up and not policy.pursues_far_goals else config.high.random_action_prob
         noise = draw_high_noise(config, std, self._goal_dim, self.rng, random_prob)
         achieved = achieved_goal[envs]
         situation = Situation(observation[envs], achieved, goal[envs], self.segments.missed[envs], noise)

@@ -193,6 +193,11 @@ class NumpyPolicy:
         """Whether the low level's value says how many steps it is to a subgoal."""
         return self.config.asks_values
 
+    @property
+    def pursues_far_goals(self) -> bool:
+        """Whether the goal itself is pursued where a planner knows no way; elsewhere the high level's actor decides."""
+        return self.planner is not None and self.has_values
+
     def segment_steps(self, predicted_steps: np.ndarray) -> np.ndarray:
         """
         :param predicted_steps: to the subgoals, shape (n,)
