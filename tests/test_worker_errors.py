@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -283,6 +284,18 @@ def test_closing_the_environments_ends_the_run_with_a_sentence(make_model, small
     with pytest.raises(RuntimeError):
         model.learn(100)
     env.close()
+
+
+def test_environments_closed_while_they_are_asked_are_not_taken_for_a_bad_reward(small):
+    env = ParallelCollector([point_env_fn()] * 2, start_method="fork")
+    model = HierarchicalDDPG("MultiInputPolicy", env, **small)
+    model.learn(20)
+    reset = env.reset
+    with (
+        mock.patch.object(env, "reset", side_effect=lambda: (reset(), env.close())[0]),
+        pytest.raises(RuntimeError, match="close them after `learn`"),
+    ):
+        model.learn(20)
 
 
 class SlowStart(FaultyEnv):

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_hrl.common.probes import around, between, inscribed, probe_distances, unit_blocks
-from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards, is_paid_otherwise
+from sb3_hrl.common.rewards import ComputeReward, check_rewards, empty_infos, goal_rewards, is_paid_otherwise
 from sb3_hrl.common.spaces import existing_goals, flat_limits, flatten, goal_space, in_goal_space, is_whole
 from sb3_hrl.common.success import Pairs, has_two_values, judge
 from sb3_hrl.common.twin import Attributes, Twin
@@ -271,8 +271,11 @@ class EnvGoalTask(GoalTask):
         # In steps of 1 % where the tolerance lies
         distances = np.append(distances, np.linspace(distances[max(outer - 1, 0)], distances[outer], 26))
         pairs = self._probes(goals, distances)
-        theirs = goal_rewards(lambda *args: self._twin.ask("compute_reward", *args), self.goal_space, *pairs)
-        if not np.allclose(self.rewards(*pairs), theirs, equal_nan=True):
+        ours = self.rewards(*pairs)
+        # The twin has answered: what is raised now is not about the method, but a closed environment, or a dead worker
+        arguments = [in_goal_space(goals, self.goal_space) for goals in pairs]
+        theirs = np.asarray(self._twin.ask("compute_reward", *arguments, empty_infos(len(ours))), dtype=np.float64)
+        if theirs.size != ours.size or not np.allclose(ours, theirs.reshape(-1), equal_nan=True):
             return False
         if not self._twin.env.has_wrapper_attr("compute_terminated"):
             return True
