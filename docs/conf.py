@@ -34,6 +34,23 @@ autodoc_typehints_description_target = "documented_params"
 html_theme = "sphinx_rtd_theme"
 html_title = f"sb3-hrl {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+# MathJax 3.2.2 comes with the site: pages load nothing from elsewhere
+mathjax_path = "mathjax/startup.js"
+mathjax3_config = {
+    "loader": {
+        "load": [
+            "core",
+            "input/tex-base",
+            "[tex]/ams",
+            "output/chtml",
+            "output/chtml/fonts/tex.js",
+            "a11y/assistive-mml",
+        ]
+    },
+    "tex": {"packages": ["base", "ams"]},
+}
 # The prompt is not part of a command
 copybutton_prompt_text = "$ "
 
@@ -58,7 +75,9 @@ def link_pages(app: Any, docname: str, source: list[str]) -> None:
     """
     above = "../" * docname.count("/")
     for target, page in PAGES_OF_FILES.items():
-        source[0] = re.sub(rf"\]\({re.escape(above + target)}(?=[)#])", f"]({above}{page}", source[0])
+        source[0] = re.sub(
+            rf"\]\({re.escape(above + target)}(?=[)#])", f"]({above}{page}", source[0]
+        )
 
 
 def setup(app: Any) -> None:
