@@ -205,3 +205,16 @@ def test_the_architecture_names_every_file():
     files = [path.relative_to(folder) for folder in folders for path in folder.rglob("*.py") if path.name != "__init__.py"]
     assert len(files) > 30
     assert [str(path) for path in files if f"`{path}`" not in page] == []
+
+
+def test_names_of_other_projects_lead_to_their_pages(site):
+    page = (site / "api/hddpg.html").read_text()
+    for link in (
+        "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
+        "https://gymnasium.farama.org/api/env/",
+    ):
+        assert f'href="{link}#' in page
+    # What a page loads comes with the site
+    loaded = re.findall(r'<(?:script|img)[^>]*\bsrc="([^"]*)"|<link[^>]*rel="stylesheet"[^>]*href="([^"]*)"', page)
+    assert len(loaded) > 5
+    assert [link for pair in loaded for link in pair if "//" in link] == []
