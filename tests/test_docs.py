@@ -194,7 +194,9 @@ def test_there_are_snippets():
 def test_the_drawings_are_drawn(tmp_path):
     run(["python", str(ROOT / "docs/images/figures.py"), "--out", str(tmp_path)], tmp_path)
     drawn = {path.name for path in tmp_path.glob("*.svg")}
-    assert drawn == {path.name for path in (ROOT / "docs/images").glob("*.svg")}
+    # The others are made of csv files, by the scripts of the benchmarks
+    plots = ("learning-", "strangers")
+    assert drawn == {path.name for path in (ROOT / "docs/images").glob("*.svg") if not path.name.startswith(plots)}
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.svg"))
 
 
