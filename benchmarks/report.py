@@ -1,6 +1,6 @@
 """
 Writes the table and the figures of docs/results.md from the csv files of learning.py: the success rate at the end with a 95 %
-interval over the seeds (rliable's stratified bootstrap), the steps to 90 % and the wall time; learning curves as PNG.
+interval over the seeds (rliable's stratified bootstrap), the steps to 90 % and the wall time; learning curves as SVG.
 
     python benchmarks/report.py            # writes the table and the figures
     python benchmarks/report.py --check    # fails if docs/results.md differs from the csv files
@@ -11,8 +11,12 @@ import csv
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 METHODS = {
@@ -100,10 +104,25 @@ def table(files: dict[str, dict[str, Path]]) -> str:
     return "\n".join(lines)
 
 
+def save(figure: "Figure", path: Path) -> None:
+    """
+    Save a figure as SVG without a date and random ids, so that the file is always the same.
+
+    :param figure: figure, which is closed afterwards
+    :param path: where to save the figure
+    """
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"svg.hashsalt": "sb3-hrl"}):
+        figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def plot(env_id: str, methods: dict[str, Path], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5, 3.2), dpi=110)
+    # Two figures in a row fill a page of the site
+    figure, axes = plt.subplots(figsize=(4.2, 2.8))
     for color, method in enumerate(METHODS):
         if method not in methods:
             continue
@@ -113,12 +132,12 @@ def plot(env_id: str, methods: dict[str, Path], folder: Path) -> None:
         axes.plot(steps, rates.mean(axis=0), color=f"C{color}", label=METHODS[method])
         axes.fill_between(steps, rates.min(axis=0), rates.max(axis=0), color=f"C{color}", alpha=0.2, linewidth=0)
     axes.set(xlabel="environment steps", ylabel="success rate", title=env_id, ylim=(-0.02, 1.02))
+    axes.set_xlim(left=0)
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(loc="lower right", fontsize=7)
+    axes.legend(loc="best", fontsize=7)
     figure.tight_layout()
-    figure.savefig(folder / f"learning-{env_id}.png")
-    plt.close(figure)
+    save(figure, folder / f"learning-{env_id}.svg")
 
 
 def fill(page: Path, tables: str, marks: tuple[str, str], check: bool) -> None:

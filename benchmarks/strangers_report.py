@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from report import ROOT, fill, rows_by_seed
+from report import ROOT, fill, rows_by_seed, save
 from strangers import ALGOS, TASKS
 
 TITLES = {
@@ -120,32 +120,40 @@ def comparison_table(results: Results) -> str:
 
 def plot(results: Results, path: Path) -> None:
     """
-    Plot one panel per environment, with the mean and the range of the seeds.
+    Plot one panel per environment with results: the mean and the range of the seeds.
 
     :param results: curves by algorithm and environment
     :param path: where to save the figure
     """
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(3, 4, figsize=(13, 8), dpi=100, sharey=True)
-    for axes, env_id in zip(panels.flat, TASKS, strict=True):
-        for color, algo in enumerate(ALGOS):
+    env_ids = [env_id for env_id in TASKS if any((algo, env_id) in results for algo in ALGOS)]
+    algos = [algo for algo in ALGOS if any((algo, env_id) in results for env_id in TASKS)]
+    n_columns = min(3, len(env_ids))
+    n_rows = -(-len(env_ids) // n_columns)
+    size = (3.2 * n_columns, 2.4 * n_rows + 0.8)
+    figure, panels = plt.subplots(n_rows, n_columns, figsize=size, sharey=True, squeeze=False)
+    for axes in panels.flat[len(env_ids) :]:
+        axes.axis("off")
+    for axes, env_id in zip(panels.flat, env_ids, strict=False):
+        for algo in algos:
+            color = f"C{ALGOS.index(algo)}"
             # Plot an empty line if there are no results, because the legend is that of the first panel
-            line = axes.plot([], [], color=f"C{color}", label=TITLES[algo])[0]
+            line = axes.plot([], [], color=color, label=TITLES[algo])[0]
             if (curves := results.get((algo, env_id))) is None:
                 continue
             line.set_data(curves.steps, curves.rates.mean(axis=0))
             low, high = curves.rates.min(axis=0), curves.rates.max(axis=0)
-            axes.fill_between(curves.steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
+            axes.fill_between(curves.steps, low, high, color=color, alpha=0.15, linewidth=0)
         axes.set(title=env_id, xlim=(0, TASKS[env_id].timesteps), ylim=(-0.02, 1.02))
         axes.locator_params(axis="x", nbins=4)
         axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.supxlabel("environment steps")
     figure.supylabel("success rate")
-    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(ALGOS), frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.96))
-    figure.savefig(path)
-    plt.close(figure)
+    legend = panels.flat[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="upper center", ncols=n_columns, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / size[1]))
+    save(figure, path)
 
 
 def main() -> None:
@@ -160,7 +168,8 @@ def main() -> None:
     if args.check:
         return
     (args.page.parent / "images").mkdir(exist_ok=True)
-    plot(results, args.page.parent / "images/strangers.png")
+    if results:
+        plot(results, args.page.parent / "images/strangers.svg")
 
 
 if __name__ == "__main__":
