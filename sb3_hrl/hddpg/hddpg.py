@@ -1,5 +1,6 @@
 import io
 import pathlib
+import warnings
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from sb3_hrl.hddpg.hints import Hints
 from sb3_hrl.hddpg.inference import PolicySnapshot
 from sb3_hrl.hddpg.level import UpdateInfo, log_updates
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
-from sb3_hrl.hddpg.saving import set_all_or_none
+from sb3_hrl.hddpg.saving import FRESH_OPTIMIZERS, set_all_or_none, with_fresh_optimizers
 from sb3_hrl.hddpg.statistics import Statistics
 from sb3_hrl.hddpg.validation import check_action_space, check_arguments, check_observation_space, check_vec_normalize
 
@@ -167,6 +168,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
 
         self._goal_task: EnvGoalTask | None = None
         self._statistics, self._hints = Statistics(), Hints()
+        self._has_fresh_optimizers = False  # of networks that have learned already
         self._batches: BatchSource | None = None  # while the agent learns
         if _init_setup_model:
             self._setup_model()
@@ -399,6 +401,9 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         if self.async_collection:
             assert self.env is not None, "You must set the environment before calling learn()"
             collector_of(self.env)
+        if self._has_fresh_optimizers:
+            self._has_fresh_optimizers = False
+            warnings.warn(FRESH_OPTIMIZERS, stacklevel=2)
         try:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         finally:
@@ -413,6 +418,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load a replay buffer from a pickle file. Its running episodes are closed: the environments start anew.
+
+        Warning: a pickle file can run any code when it is loaded. Load only files from people you trust.
 
         :param path: path to the pickled replay buffer
         :param truncate_last_traj: not used, as in SB3 with any buffer but its HerReplayBuffer
@@ -429,7 +436,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Load parameters from a zip-file or a dictionary, as SB3 does, but all of them or none.
+        Load parameters from a zip-file or a dictionary, as SB3 does, but all of them or none. A file without the states of
+        optimizers (see :func:`~sb3_hrl.hddpg.saving.drop_optimizers`) sets the networks, and optimizers start afresh.
 
         :param load_path_or_dict: path of the saved model, or what ``get_parameters`` returned
         :param exact_match: whether all parameters have to be there
@@ -439,7 +447,11 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         params = load_path_or_dict
         if not isinstance(params, dict):
             params = load_from_zip_file(params, device=device, load_data=False)[1]
+        is_without_optimizers = exact_match and not any(name.endswith("optimizer") for name in params)
+        if is_without_optimizers:
+            params = with_fresh_optimizers(self, params)
         set_all_or_none(lambda values: super(HierarchicalDDPG, self).set_parameters(values, exact_match, device), self, params)
+        self._has_fresh_optimizers = is_without_optimizers
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_goal_task", "_explorer", "_exploration_rng", "_rollouts", "_batches", "_arguments", "lr_schedule"]
