@@ -35,7 +35,7 @@ def drop_optimizers(source: str | pathlib.Path, target: str | pathlib.Path) -> N
             archive.writestr(info, content)
 
 
-def with_fresh_optimizers(model: BaseAlgorithm, params: TensorDict) -> TensorDict:
+def with_fresh_optimizers(model: BaseAlgorithm, params: TensorDict) -> dict[str, Any]:
     """
     :param model: whose optimizers they are
     :param params: parameters of networks
