@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, Ve
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sb3_hrl.common.checks import require
+from sb3_hrl.common.notices import WorkerPickle
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.shared_memory import SharedArrays
 from sb3_hrl.common.weight_sync import WeightPublisher
@@ -150,7 +151,7 @@ class ParallelCollector(CollectingVecEnv):
         pairs = [self._context.Pipe() for _ in envs]
         reader, sender = self._context.Pipe(duplex=False)
         ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        env_fns = [CloudpickleWrapper(self._env_fns[env]) for env in envs]
+        env_fns = [WorkerPickle(self._env_fns[env]) for env in envs]
         process = self._context.Process(  # type: ignore[attr-defined]
             target=main, args=(theirs, ours, sender, env_fns), daemon=True
         )

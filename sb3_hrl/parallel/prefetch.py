@@ -13,9 +13,9 @@ from typing import Protocol
 import numpy as np
 import threadpoolctl
 import torch as th
-from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
 from sb3_hrl.common.checks import require
+from sb3_hrl.common.notices import WorkerPickle
 from sb3_hrl.common.shared_memory import Layout, SharedArrays, memory_fence
 from sb3_hrl.common.weight_sync import WeightPublisher, WeightSubscriber
 from sb3_hrl.parallel.process import ParentWatch
@@ -110,7 +110,7 @@ class PrefetchSampler:
             self._connection.recv()
             # It is there, and reads what it is sent
             (maker, blocks), self._to_send = self._to_send, None
-            self._connection.send(CloudpickleWrapper(maker))
+            self._connection.send(WorkerPickle(maker))
             for block in (self._slots, *blocks, self._weights.block):
                 block.send(self._connection)
         except (EOFError, OSError):

@@ -16,9 +16,9 @@ import gymnasium as gym
 import threadpoolctl
 import torch as th
 from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
+from sb3_hrl.common.notices import WorkerPickle, drop_notice
 from sb3_hrl.common.shards import make_writers
 from sb3_hrl.common.shared_memory import SharedArrays
 from sb3_hrl.common.weight_sync import WeightSubscriber
@@ -233,7 +233,7 @@ def main(
     remotes: Sequence[Connection],
     parent_remotes: Sequence[Connection],
     messages: Connection,
-    env_fns: Sequence[CloudpickleWrapper],
+    env_fns: Sequence[WorkerPickle],
 ) -> None:
     """
     Target of a worker's process.
@@ -246,6 +246,8 @@ def main(
     # Ctrl-C goes to all processes of a terminal: it is the learner who says what is to be done
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A forked process has unpickled nothing
+    drop_notice()
     # There are as many workers as cores already
     th.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
+from sb3_hrl.common.notices import drop_notice
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.weight_sync import LocalWeights
 from sb3_hrl.parallel.collecting import RAISED, START_TIMEOUT, CollectingVecEnv, FailureCounts
@@ -58,6 +59,7 @@ class RayWorker:
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]):
+        drop_notice()
         self._server = EnvServer(env_fns)
         self._worker: Worker | None = None
 
