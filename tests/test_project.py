@@ -87,3 +87,11 @@ def test_the_citation_is_of_this_version():
     assert citation["version"] == (ROOT / "sb3_hrl/version.txt").read_text().strip()
     assert citation["authors"] == [{"name": "The sb3-hrl developers"}]
     assert citation["license"] == "MIT"
+
+
+def test_the_site_is_built_elsewhere_as_it_is_here():
+    settings = load(ROOT / ".readthedocs.yml")
+    assert (ROOT / settings["sphinx"]["configuration"]).exists()
+    assert settings["sphinx"]["fail_on_warning"]
+    extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert {"docs"} <= set(settings["python"]["install"][0]["extra_requirements"]) <= set(extras)

@@ -118,7 +118,7 @@ def test_the_report_compares_with_flat(tmp_path):
     # The first evaluation is in the first fifth
     assert "| FetchReach-v4 | -8.0 | **no** | -10.0 | 450 | 900 | 2.00 |" in text
     assert "| parking-v0 |  |  |  |  |  |  |" in text
-    assert (tmp_path / "images/strangers.png").exists()
+    assert (tmp_path / "images/strangers.svg").exists()
 
 
 def test_the_page_is_what_the_csv_files_say(tmp_path):
