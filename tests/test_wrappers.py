@@ -163,7 +163,7 @@ def test_bad_arguments_are_refused(options, match):
 @pytest.mark.parametrize(
     ("env", "match"),
     [
-        (PointEnv(), "goal-conditioned already"),
+        (PointEnv(), "already goal-conditioned"),
         (Monitor(LineEnv()), "add_goals"),
         (gym.make("FrozenLake-v1"), "FlattenObservation"),
         (gym.make("CartPole-v1"), r"`low` must be finite.*or the goals themselves"),
