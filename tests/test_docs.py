@@ -1,5 +1,6 @@
 """The documentation: it builds without a warning, links resolve, snippets run, every public name has its place."""
 
+import csv
 import importlib
 import inspect
 import pkgutil
@@ -220,3 +221,21 @@ def test_names_of_other_projects_lead_to_their_pages(site):
     loaded = re.findall(r'<(?:script|img)[^>]*\bsrc="([^"]*)"|<link[^>]*rel="stylesheet"[^>]*href="([^"]*)"', page)
     assert len(loaded) > 5
     assert [link for pair in loaded for link in pair if "//" in link] == []
+
+
+def test_the_table_of_the_algorithm_is_that_of_the_results():
+    page = (ROOT / "docs/hddpg.md").read_text()
+    rows = re.findall(r"^\| (\w+-v\d) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    assert len(rows) >= 3
+    means = {}
+    for env_id, steps, *columns in rows:
+        for method, written in zip(("hddpg", "flat"), columns, strict=True):
+            with (ROOT / f"benchmarks/results/{method}-{env_id}.csv").open() as file:
+                results = [row for row in csv.DictReader(file) if row["timesteps"] == steps.replace(",", "")]
+            rates = [float(row["success_rate"]) for row in results]
+            assert len(rates) == 3
+            means[method, env_id] = f"{sum(rates) / 3:.2f}"
+            assert written == means[method, env_id]
+    # What the first page says
+    ant = [means[method, "AntMaze_UMaze-v4"] for method in ("hddpg", "flat")]
+    assert "after 300,000 steps: {}, against {} for flat".format(*ant) in (ROOT / "docs/index.md").read_text()
