@@ -28,6 +28,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from sb3_hrl.hddpg.saving import drop_optimizers
+
 Row = tuple[int, int, float, float]
 
 
@@ -59,7 +61,11 @@ def run(env_id: str, seed: int, args: argparse.Namespace) -> list[Row]:
 def keep(trained: Path, env_id: str, folder: Path) -> None:
     """Keep what the zoo's `enjoy` needs of a run: the agent of the last step, hyperparameters and arguments."""
     (folder / env_id).mkdir(parents=True, exist_ok=True)
-    for name in (f"{env_id}.zip", f"{env_id}/config.yml", f"{env_id}/args.yml"):
+    if trained.parent.name == "hddpg":
+        drop_optimizers(trained / f"{env_id}.zip", folder / f"{env_id}.zip")
+    else:
+        shutil.copy(trained / f"{env_id}.zip", folder / f"{env_id}.zip")
+    for name in (f"{env_id}/config.yml", f"{env_id}/args.yml"):
         shutil.copy(trained / name, folder / name)
 
 

@@ -87,7 +87,7 @@ if __name__ == "__main__":
     successes: list[bool] = []
     evaluate_policy(
         model,
-        gym.make("Wall-v0"),
+        model.get_env(),
         n_eval_episodes=50,
         callback=lambda locals_, _: successes.append(locals_["info"]["is_success"]) if locals_["done"] else None,
     )

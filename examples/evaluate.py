@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
@@ -42,6 +43,6 @@ mean_reward, std_reward = evaluate_policy(model, eval_env, n_eval_episodes=50, c
 print(f"mean reward {mean_reward:.1f} +/- {std_reward:.1f}, success rate {np.mean(successes):.2f}")
 
 if args.video:
-    env = RecordVideo(gym.make("FetchReach-v4", render_mode="rgb_array"), "videos")
+    env = RecordVideo(Monitor(gym.make("FetchReach-v4", render_mode="rgb_array")), "videos")
     evaluate_policy(model, env, n_eval_episodes=1)
     env.close()

@@ -17,7 +17,7 @@ env = gym.make("FetchReach-v4")
 
 model = HierarchicalDDPG("MultiInputPolicy", env, verbose=1)
 model.learn(args.timesteps, progress_bar=True)
-mean_reward, std_reward = evaluate_policy(model, env, n_eval_episodes=20)
+mean_reward, std_reward = evaluate_policy(model, model.get_env(), n_eval_episodes=20)
 print(f"mean reward {mean_reward:.1f} +/- {std_reward:.1f} (0 is the best, -50 the worst)")
 
 model.save("hddpg_fetch_reach")

@@ -185,7 +185,7 @@ def test_snippets(snippet, tmp_path):
     script = tmp_path / "snippet.py"
     snippet = re.sub(r"\.learn\([\d_]+", ".learn(300", snippet)
     script.write_text(snippet.replace("n_episodes=1)", "n_episodes=1, max_steps=10)"))
-    run(["python", "-W", "ignore", str(script)], tmp_path)
+    assert "not wrapped with a ``Monitor``" not in run(["python", str(script)], tmp_path)
 
 
 def test_there_are_snippets():

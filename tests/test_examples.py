@@ -131,7 +131,8 @@ def test_examples(example, folder):
     records = example.name == "evaluate.py" and can_render()
     if records:
         arguments, env = ["--video"], {"MUJOCO_GL": "egl"}
-    run(["python", "-W", "ignore", str(example), "--timesteps", "700", *arguments], folder, env)
+    output = run(["python", str(example), "--timesteps", "700", *arguments], folder, env)
+    assert "not wrapped with a ``Monitor``" not in output
     assert not records or list((folder / "videos").glob("*.mp4"))
 
 

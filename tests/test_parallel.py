@@ -261,7 +261,7 @@ def test_stepping_from_a_callback_is_refused(make_model, what):
             return True
 
     model = make_model()
-    with pytest.raises(RuntimeError, match="environments of their own"):
+    with pytest.raises(RuntimeError, match="separate environments"):
         model.learn(100, callback=Step())
     # It is usable afterwards
     model.learn(100)

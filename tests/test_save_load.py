@@ -13,6 +13,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file, save_to_pkl
 
 from sb3_hrl import HierarchicalDDPG, SharedMemoryReplayBuffer
+from sb3_hrl.hddpg.saving import drop_optimizers
 
 OPTIMIZERS = [f"policy.{level}.{network}.optimizer" for level in ("high", "low") for network in ("actor", "critic")]
 
@@ -135,6 +136,37 @@ def test_the_zip_holds_networks_only(model):
     assert set(parameters) == {"policy", *OPTIMIZERS}
     assert not {"replay_buffer", "_goal_task", "_explorer", "env"} & set(data)
     assert zipfile.is_zipfile(file)
+
+
+def test_a_file_without_optimizers_is_smaller_and_acts_the_same(model, tmp_path, recwarn):
+    model.save(tmp_path / "model")
+    drop_optimizers(tmp_path / "model.zip", tmp_path / "small.zip")
+    assert (tmp_path / "small.zip").stat().st_size < 0.7 * (tmp_path / "model.zip").stat().st_size
+    assert set(load_from_zip_file(tmp_path / "small")[1]) == {"policy"}
+    loaded = HierarchicalDDPG.load(tmp_path / "small", env=point_vec_env(2))
+    obs = point_vec_env(3).reset()
+    np.testing.assert_array_equal(*(agent.predict(obs, deterministic=True)[0] for agent in (model, loaded)))
+    assert len(recwarn) == 0, "acting needs no optimizer"
+    with pytest.warns(UserWarning, match="fresh optimizers"):
+        loaded.learn(50, reset_num_timesteps=False)
+    loaded.learn(50, reset_num_timesteps=False)
+    assert len(recwarn) == 0, "said once"
+    loaded.save(tmp_path / "model")
+    HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(2)).learn(30, reset_num_timesteps=False)
+    # The file may be written over itself
+    drop_optimizers(tmp_path / "model.zip", tmp_path / "model.zip")
+    assert set(load_from_zip_file(tmp_path / "model")[1]) == {"policy"}
+
+
+def test_optimizers_start_afresh_with_the_networks_of_a_file_without_them(model, small, tmp_path):
+    model.save(tmp_path / "model")
+    drop_optimizers(tmp_path / "model.zip", tmp_path / "small.zip")
+    other = HierarchicalDDPG("MultiInputPolicy", point_vec_env(2), **{**small, "seed": 1}).learn(100)
+    other.set_parameters(tmp_path / "small")
+    assert all(other.get_parameters()[name]["state"] == {} for name in OPTIMIZERS)
+    assert all(th.equal(value, other.policy.state_dict()[key]) for key, value in model.policy.state_dict().items())
+    with pytest.warns(UserWarning, match="fresh optimizers"):
+        other.learn(20, reset_num_timesteps=False)
 
 
 def test_a_model_that_never_learned_can_be_saved(small, tmp_path):

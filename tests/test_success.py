@@ -186,7 +186,7 @@ class Penalised(PointEnv):
 def test_penalties_beside_the_goal_are_named_once(dense, small):
     options = dict(subgoal_kwargs=dict(threshold=0.1)) if dense else {}
     model = HierarchicalDDPG("MultiInputPolicy", Penalised(dense=dense), **options, **small)
-    with pytest.warns(UserWarning, match="another reward than `compute_reward`.*is not learnt from") as said:
+    with pytest.warns(UserWarning, match="another reward than `compute_reward`.*are not learnt from") as said:
         model.learn(60)
     assert len(said) == 1
     model.learn(1_100, reset_num_timesteps=False)

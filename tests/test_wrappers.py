@@ -145,14 +145,14 @@ def test_sb3_checks_it(env_id, options):
         (dict(low=[0.0, 0.0]), "a number or 1 of them"),
         (dict(high="far"), "`high` must be finite"),
         (dict(high=np.nan), "`high` must be finite"),
-        (dict(high=101.0), "`high` lies outside"),
+        (dict(high=101.0), "`high` is outside"),
         (dict(goals=[[1.0]], low=0.0), "leave one of them out"),
         (dict(goals=[1.0]), "list of points of 1 finite"),
         (dict(goals=[]), "list of points"),
         (dict(goals=[[1.0, 2.0]]), "list of points of 1 finite"),
         (dict(goals=[[1.0], [1.0, 2.0]]), "list of points of 1 finite"),
         (dict(goals=[[np.nan]]), "finite"),
-        (dict(goals=[[-101.0]]), "`goals` lies outside"),
+        (dict(goals=[[-101.0]]), "`goals` is outside"),
     ],
 )
 def test_bad_arguments_are_refused(options, match):
@@ -163,7 +163,7 @@ def test_bad_arguments_are_refused(options, match):
 @pytest.mark.parametrize(
     ("env", "match"),
     [
-        (PointEnv(), "goal-conditioned already"),
+        (PointEnv(), "already goal-conditioned"),
         (Monitor(LineEnv()), "add_goals"),
         (gym.make("FrozenLake-v1"), "FlattenObservation"),
         (gym.make("CartPole-v1"), r"`low` must be finite.*or the goals themselves"),

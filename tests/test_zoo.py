@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from sb3_hrl.zoo.registration import hyperparams_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+ROOT = Path(__file__).parents[1]
 TINY = ["--num-threads", "1", "--eval-freq", "-1", "-params", "learning_starts:100", "policy_kwargs:dict(net_arch=[16])"]
 
 
@@ -39,6 +42,41 @@ def trained(tmp_path_factory) -> Path:
     assert output.count("FetchReach-v4 (the same task) takes its place") == 1
     assert "300/300" in output
     return folder
+
+
+# Of the zoo, of SB3's logger and evaluation, and of ours
+LINES = r"""=+ FetchReach-v2 =+|Seed: \d+|Loading hyperparameters from: .*hddpg\.yml|Default hyperparameters for environment .*
+Using \d environments|Overwriting n_timesteps with n=\d+|Creating test environment|Using \w+ device|Log path: .*|Saving to .*
+Eval num_timesteps=.*|Episode length: .*|Success rate: .*|New best mean reward!|[- ]*|\|.*\||.* 200/200 .*
+sb3-hrl: FetchReach-v2 is no longer in gymnasium-robotics, FetchReach-v4 \(the same task\) takes its place"""
+
+
+def test_the_first_command_of_the_readme_prints_nothing_else(tmp_path):
+    """No notice of an environment that nobody asked for, and no warning."""
+    command = next(line for line in (ROOT / "README.md").read_text().splitlines() if "rl_zoo3.train" in line)
+    arguments = [*shlex.split(command)[1:], "-n", "200", "--eval-freq", "100", "--eval-episodes", "1"]
+    output = run(*arguments, cwd=tmp_path, cold=True)
+    assert "Success rate" in output
+    # The table of hyperparameters is one expression
+    output = re.sub(r"OrderedDict\(\[.*?\]\)$", "", output, flags=re.DOTALL | re.MULTILINE)
+    allowed = "|".join(LINES.splitlines())
+    assert [line for line in re.split(r"[\r\n]+", output) if line and not re.fullmatch(allowed, line)] == []
+
+
+def test_today_is_found_beside_the_older_ids(tmp_path):
+    code = "import sb3_hrl, gymnasium as gym; print(gym.make('FetchReach-v4').spec.max_episode_steps); "
+    output = run("-c", code + "print(gym.spec('FetchReach-v4').entry_point)", cwd=tmp_path)
+    assert output.split() == ["50", "gymnasium_robotics.envs.fetch.reach:MujocoFetchReachEnv"]
+    # The package registers its own without a warning, and says what it says to who imports it
+    code = "import sb3_hrl, gymnasium as gym, gymnasium_robotics; print(gym.spec('FetchReach-v4').entry_point)"
+    output = run("-c", code, cwd=tmp_path)
+    assert "gymnasium_robotics.envs.fetch.reach:MujocoFetchReachEnv" in output
+    assert "WARN" not in output
+    from farama_notifications import notifications
+
+    assert ("AdroitHand" in output) == (
+        importlib.metadata.version("gymnasium-robotics") in notifications["gymnasium_robotics"]
+    )
 
 
 def test_train(trained):
@@ -104,6 +142,7 @@ def test_subprocess_environments(tmp_path, asynchronous):
     arguments += ["--save-replay-buffer", *TINY, "n_envs:2"]
     output = run("-m", "rl_zoo3.train", *arguments, *([] if asynchronous else ["async_collection:False"]), cwd=tmp_path)
     assert ("policy_lag" in output) == asynchronous
+    assert "AdroitHand" not in output, "neither here nor in workers"
     folder = tmp_path / "logs/hddpg/FetchReach-v4_1"
     assert len(list(folder.glob("*.monitor.csv"))) == 2
     if asynchronous:

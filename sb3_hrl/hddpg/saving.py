@@ -1,12 +1,48 @@
-"""Parameters of an agent are set as a whole, or not at all."""
+"""What is saved of an agent, and how it is set: as a whole, or not at all."""
 
 import copy
+import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import TensorDict
+
+FRESH_OPTIMIZERS = (
+    "This agent comes from a file without optimizer states, like those in `trained_agents`: training continues with fresh "
+    "optimizers, and the agent may get worse at first."
+)
+
+
+def drop_optimizers(source: str | pathlib.Path, target: str | pathlib.Path) -> None:
+    """
+    Write a smaller file of a saved :class:`~sb3_hrl.HierarchicalDDPG`: without the states of its optimizers, which only
+    training needs, and compressed. ``load`` takes it as any other; training goes on with fresh optimizers then. Nothing of the
+    file is unpickled.
+
+    :param source: zip-file that ``save`` has written
+    :param target: zip-file to write; it may be the same
+    """
+    with zipfile.ZipFile(source) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist() if not name.endswith("optimizer.pth")}
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in entries.items():
+            # A date of its own would make another file of the same agent
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content)
+
+
+def with_fresh_optimizers(model: BaseAlgorithm, params: TensorDict) -> dict[str, Any]:
+    """
+    :param model: whose optimizers they are
+    :param params: parameters of networks
+    :return: the same, and optimizers that have not made a step yet
+    """
+    own = model.get_parameters()
+    return {**params, **{name: {**own[name], "state": {}} for name in own if name.endswith("optimizer")}}
 
 
 def set_all_or_none(set_parameters: Callable[[Any], None], model: BaseAlgorithm, params: TensorDict) -> None:

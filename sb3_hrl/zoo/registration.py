@@ -16,7 +16,7 @@ from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.hddpg import HierarchicalDDPG
 from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
 from sb3_hrl.parallel.collector import ParallelCollector
-from sb3_hrl.zoo.envs import register_robotics
+from sb3_hrl.zoo.envs import is_robotics_installed, register_robotics
 
 ALGO = "hddpg"
 
@@ -105,7 +105,7 @@ def patch_import_envs(module: ModuleType) -> None:
 
     :param module: ``rl_zoo3.import_envs``
     """
-    if any(ALGO in argument for argument in sys.argv):
+    if any(ALGO in argument for argument in sys.argv) and is_robotics_installed():
         register_robotics()
 
 
