@@ -356,7 +356,7 @@ REAL = ["FetchReach-v4", "FetchPush-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v4
 @pytest.mark.parametrize("env_id", REAL)
 def test_silent_on_real_environments(env_id, capsys):
     doctor.main(["--algo", "hddpg", "--env", env_id, "--exp-id", "-1"])
-    assert capsys.readouterr().out.strip() == f"doctor: nothing wrong found in {env_id}"
+    assert capsys.readouterr().out.strip() == f"doctor: no problems found in {env_id}"
 
 
 def test_the_maze_as_it_is_made(capsys):
@@ -590,7 +590,7 @@ def test_environments_are_found_as_the_zoo_finds_them(tmp_path):
         "print(watch.parse(['--env', 'MyRobot-v0', '--gym-packages', 'my_robots', '--map', 'map.png']).env)"
     )
     output = run(["python", "-W", "ignore", "-c", code], tmp_path, {"PYTHONPATH": path}, cold=True)
-    assert output.splitlines()[-2:] == ["doctor: nothing wrong found in PandaReach-v3", "MyRobot-v0"]
+    assert output.splitlines()[-2:] == ["doctor: no problems found in PandaReach-v3", "MyRobot-v0"]
 
 
 def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys):

@@ -62,7 +62,7 @@ def test_runs_are_found_in_their_order(tmp_path):
         "Point-v0_2",
         "Point-v0_10",
     ]
-    with pytest.raises(ValueError, match=r"No run of ddpg on Point-v0.*hddpg on Point-v0.*Give the folder that `-f`"):
+    with pytest.raises(ValueError, match=r"No run of ddpg on Point-v0.*hddpg on Point-v0.*Pass the values of `-f`"):
         find_runs(tmp_path / "logs", "ddpg", "Point-v0")
     with pytest.raises(ValueError, match="no run at all"):
         find_runs(tmp_path / "nowhere", "ddpg", "Point-v0")
@@ -162,7 +162,7 @@ def test_what_is_missing_is_said(tmp_path):
     run = read_run(folder)
     assert run.series == {}
     assert [word in "".join(run.advice) for word in ("-tb FOLDER", "--eval-freq N", 'info["is_success"]')] == [True] * 3
-    with pytest.raises(ValueError, match="left a curve"):
+    with pytest.raises(ValueError, match="logged a curve"):
         plot_curves({"hddpg": [run]}, "Point-v0")
     with pytest.raises(ValueError, match="is no folder"):
         read_run(tmp_path / "nowhere")

@@ -197,7 +197,7 @@ def test_environments_that_cannot_be_drawn_are_refused(maze_model, tmp_path, sma
         record_agent(maze_model, gym.make("CartPole-v1"), path)
     with pytest.raises(ValueError, match="must be one environment in this process, not DummyVecEnv of 2"):
         record_agent(maze_model, point_vec_env(2), path)
-    with pytest.raises(ValueError, match="normalises observations by VecNormalize"):
+    with pytest.raises(ValueError, match="normalises observations with VecNormalize"):
         plot_maze(maze_model, VecNormalize(point_vec_env()))
     assert not path.exists()
 
@@ -384,7 +384,7 @@ def test_callbacks_refuse(tmp_path, small):
         SubgoalPlotCallback(n_states=0)
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
     with pytest.warns(
-        UserWarning, match=r"no TensorBoard to log to and makes no pictures.*`tensorboard_log`, or the zoo `-tb"
+        UserWarning, match=r"no TensorBoard to log to, and makes no pictures.*`tensorboard_log`.*or `-tb FOLDER` to the zoo"
     ):
         model.learn(30, callback=SubgoalPlotCallback(render_freq=10))
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), tensorboard_log=str(tmp_path), **small)
@@ -485,17 +485,17 @@ def untrained(tmp_path, monkeypatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("--train 0", "--train takes a number of environment steps of at least 1, not 0"),
+        ("--train 0", "--train needs a number of environment steps of at least 1, not 0"),
         ("--train 9 --load-best", "leave out --exp-id and --load-..., or --train"),
         ("--train 9 --exp-id 3", "leave out --exp-id and --load-..., or --train"),
         ("--train 9 --seed -1", "--seed must be at least 0, not -1"),
         ("--train 9 -o agent.avi", "-o must end in one of .gif, .mp4, not agent.avi"),
-        ("--train 9 -o file/agent.gif", "-o: the folder of file/agent.gif cannot be made"),
+        ("--train 9 -o file/agent.gif", "-o: the folder of file/agent.gif cannot be created"),
         ("--train 9 --map map.gif", "--map must end in one of .png, .pdf, .svg, not map.gif"),
         ("--train 9 --map map.png --algo ddpg", "ddpg has none: leave it out, or use --algo hddpg"),
         ("--train 9 --env FetchReech-v4", "FetchReech-v4 is not registered (did you mean FetchReach-v4?)"),
         ("--train 9 --gym-packages nowhere", "--gym-packages: nowhere cannot be imported"),
-        ("--train 9 --map m.png --env-kwargs wind:1", "cannot be made with {'wind': 1}: "),
+        ("--train 9 --map m.png --env-kwargs wind:1", "cannot be created with {'wind': 1}: "),
         ("--train 9 --map m.png --env CartPole-v1", "`env` must be goal-conditioned"),
         ("--train 9 --map m.png --env-kwargs include_cfrc_ext_in_observation:True", "changes the observations"),
     ],
@@ -514,7 +514,7 @@ def test_watch_refuses_before_it_trains(untrained, capsys, arguments, sentence):
         ("--fps 0", "`fps` must be positive"),
         ("--frame-skip 0", "`frame_skip` must be at least 1"),
         ("--camera zoom:2", "`camera` has unknown keys: `zoom`"),
-        ("--env PointEnv-v0", "cannot be made with {'render_mode': 'rgb_array'}"),
+        ("--env PointEnv-v0", "cannot be created with {'render_mode': 'rgb_array'}"),
     ],
 )
 def test_watch_refuses_a_video_before_it_trains(untrained, arguments, sentence):

@@ -259,7 +259,7 @@ def installed(monkeypatch) -> dict[str, str]:
 def test_environments_that_the_installed_mujoco_breaks_say_so(installed, env_id):
     """MuJoCo 3.12 as other packages bring it: an AssertionError in the middle of an environment helps nobody."""
     register_robotics()
-    sentence = r"robotics 1\.4\.2 do not work with mujoco 3\.14\.0, which is installed.*`pip install \"mujoco<3\.12\"`"
+    sentence = r"robotics 1\.4\.2 do not work with the installed mujoco 3\.14\.0.*`pip install \"mujoco<3\.12\"`"
     with pytest.raises(RuntimeError, match=sentence):
         gym.make(env_id)
 
