@@ -94,7 +94,14 @@ def look(
     """
     driver = site / "driver.html"
     driver.write_text(DRIVER.replace("run(PAGES, WIDTHS)", f"run({json.dumps(pages)}, {json.dumps(widths)})"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        "--allow-file-access-from-files",
+    ]
     # Nothing but the files: what a page wants from the network is not there
     flags += ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run"]
     flags += [f"--user-data-dir={profile}", "--virtual-time-budget=600000", "--dump-dom", driver.as_uri()]

@@ -1,4 +1,4 @@
-"""The documentation: it builds without a warning, links resolve, snippets run, every public name has its place."""
+"""The documentation: it builds without warnings, links work, snippets run, and every public name is documented."""
 
 import csv
 import importlib
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")] + PAGES
-# What Ray needs, the examples show; a cluster is not for a snippet
+# Snippets with Ray would need a cluster; the examples cover it
 SNIPPETS = [
     pytest.param(code, id=f"{page.stem}-{i}")
     for page in PAGES
@@ -34,13 +34,13 @@ SNIPPETS = [
 
 
 def without_code(text: str) -> str:
-    """:return: Markdown without its blocks and spans of code, and without formulas, where brackets are no links"""
+    """:return: Markdown without code and formulas, in which brackets are not links"""
     text = re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$", "", text, flags=re.DOTALL)
 
 
 def anchors(document: Path) -> set[str]:
-    """:return: names of its headings, as GitHub makes them"""
+    """:return: anchors of its headings, as on GitHub"""
     text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#{1,6} +(.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -70,20 +70,20 @@ def test_the_check_of_links_finds_what_is_wrong(tmp_path):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The site, built as `make docs` does."""
+    """The site, built like `make docs`."""
     folder = tmp_path_factory.mktemp("site")
     run(["python", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(folder)], ROOT)
     return folder
 
 
 def modules() -> list[ModuleType]:
-    """:return: all modules of the package, but for what Python runs at start-up"""
+    """:return: all modules of the package except those that Python runs at start-up"""
     names = [info.name for info in pkgutil.walk_packages(sb3_hrl.__path__, "sb3_hrl.")]
     return [importlib.import_module(name) for name in names if not name.endswith(("__main__", "_sb3_hrl_hook"))]
 
 
 def public_names() -> set[str]:
-    """:return: names that a user may write: `__all__`, wrappers and callbacks, settings, collectors"""
+    """:return: names for users: `__all__`, wrappers and callbacks, settings, collectors"""
     names = {f"sb3_hrl.{name}" for name in sb3_hrl.__all__}
     for module in modules():
         own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
@@ -98,7 +98,7 @@ def public_names() -> set[str]:
 
 
 def test_every_public_name_is_documented(site):
-    # Four lines of comment, then one line per name, packed
+    # Four lines of comments, then one compressed line per name
     inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
     documented = {line.split()[0] for line in inventory.splitlines() if " py:" in line}
     assert {"sb3_hrl.HierarchicalDDPG", "sb3_hrl.HierarchicalDDPG.learn"} <= documented

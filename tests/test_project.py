@@ -1,4 +1,4 @@
-"""The project's own files: what GitHub, pre-commit and citation tools read parses, and calls what is there."""
+"""The project's own files: the files for GitHub, pre-commit and citation tools are valid, and their commands exist."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def load(path: Path):
 
 
 def commands(workflow: dict) -> list[str]:
-    """:return: what a workflow's steps run"""
+    """:return: commands in the steps of a workflow"""
     return [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
 
 

@@ -1,4 +1,4 @@
-"""``python -m sb3_hrl <command>``: rl_zoo3's command lines, without the start-up hook, and our own."""
+"""``python -m sb3_hrl <command>``: our own commands, and those of rl_zoo3 without the need for the start-up hook."""
 
 import importlib
 import runpy
@@ -17,17 +17,17 @@ COMMANDS = {
     "all_plots": "rl_zoo3.plots.all_plots",
     "plot_from_file": "rl_zoo3.plots.plot_from_file",
 }
-# Modules with a function `main(arguments)`, and what they do
+# Modules with a function `main(arguments)`, and their descriptions
 OWN_COMMANDS: dict[str, tuple[str, str]] = {
-    "curves": ("sb3_hrl.zoo.commands.curves", "one figure of the curves of a log folder's runs"),
-    "doctor": ("sb3_hrl.zoo.commands.doctor", "what is wrong with an environment, and with the run that was trained on it"),
-    "export": ("sb3_hrl.zoo.commands.export", "an ONNX file of an agent"),
-    "watch": ("sb3_hrl.zoo.commands.watch", "a GIF or MP4 of an agent with its subgoals in the scene, or a map of its maze"),
+    "curves": ("sb3_hrl.zoo.commands.curves", "plot the learning curves of all runs in a log folder"),
+    "doctor": ("sb3_hrl.zoo.commands.doctor", "find problems of an environment, and of the run that was trained on it"),
+    "export": ("sb3_hrl.zoo.commands.export", "export an agent as an ONNX file"),
+    "watch": ("sb3_hrl.zoo.commands.watch", "make a GIF or MP4 of an agent with its subgoals, or a map of its maze"),
 }
 
 
 def main() -> None:
-    """Run a command of ours, or one of rl_zoo3's as if by ``python -m``, with its own arguments."""
+    """Run one of our commands, or one of rl_zoo3's (as with ``python -m``), with its own arguments."""
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS | OWN_COMMANDS:
         own = "\n  ".join(f"{name:16s} {purpose}" for name, (_, purpose) in OWN_COMMANDS.items())
         commands = "\n  ".join(f"{name:16s} python -m {module}" for name, module in COMMANDS.items())
@@ -39,5 +39,5 @@ def main() -> None:
     if command in OWN_COMMANDS:
         importlib.import_module(OWN_COMMANDS[command][0]).main(sys.argv[1:])
         return
-    # Most of these modules have no function to call, only a body for when they are run
+    # Most of these modules have no main function: their code only runs as a script
     runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=True)
