@@ -230,7 +230,10 @@ def test_no_value_is_asked_of_what_is_too_far_at_the_highest_speed():
 
 @pytest.mark.parametrize("horizon", [8.0, 16.0, 32.0])
 def test_the_number_of_landmarks_follows_their_spacing(monkeypatch, horizon):
-    """Points at a distance of 0.1 from 0 to 40, shuffled; at 0.1 per step, the agent moves 0.025 horizons in a quarter of a horizon."""
+    """
+    Points at a distance of 0.1 from 0 to 40, shuffled; at 0.1 per step, in a quarter of a horizon the agent moves
+    0.025 horizons.
+    """
     monkeypatch.setattr("sb3_hrl.hddpg.planners.landmarks.LEAST_LANDMARKS", 5)
     reach, x = WalledReach(), np.random.default_rng(0).permutation(401).astype(np.float32) / 10
     reach.horizon, points = horizon, x[:, None] * float32(1.0, 0.0)

@@ -43,8 +43,8 @@ def subgoals_never_reached(run: RunSurvey) -> Finding | None:
     if not run.has_own_subgoals or share is None or share >= 0.15 or not run.fails(0.8):
         return None
     steps, planner = run.options.subgoals.steps, run.options.planner
-    # Waypoints of a planner are visited states. What the actor and its exploration propose may be no state at all: in a goal of
-    # several joints, few combinations of their positions are possible
+    # Waypoints of a planner are visited states, while a subgoal within the radius may not be a possible state: a goal with the
+    # positions of several joints has few possible combinations of entries
     cures = ["`random_action_prob: 0` in `high_kwargs`"] if run.level("high").random_action_prob > 0.0 else []
     cures += ["`planner: landmarks`", _radius(run, 0.5)] if planner is None else []
     cures += [f"`subgoal_steps: {2 * steps}`"] if steps is not None else []
