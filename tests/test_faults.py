@@ -328,7 +328,7 @@ def test_a_prefetching_process_that_dies_in_its_start_is_a_warning(learner):
                 assert not prefetch.is_ready
             prefetch._process.kill()
             wait_for(prefetch)
-            with pytest.warns(RuntimeWarning, match=r"died \(exit code -9\) in its start"):
+            with pytest.warns(RuntimeWarning, match=r"died \(exit code -9\) at its start"):
                 assert prefetch.get() is None
 
 

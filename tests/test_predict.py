@@ -112,7 +112,9 @@ def test_without_a_state_there_are_new_subgoals_at_every_step(model):
 def test_state_of_other_environments_is_refused(model):
     obs, (_, state) = point_vec_env(3).reset(), model.predict(point_vec_env(2).reset())
     for wrong in (state, state[:2], (np.zeros((3, 5)), *state[1:])):
-        with pytest.raises(ValueError, match=r"`state` is not one of 3 environments with goals of length 2.*None to choose"):
+        with pytest.raises(
+            ValueError, match=r"`state` does not belong to 3 environments with goals of length 2.*None to choose"
+        ):
             model.predict(obs, state=wrong)
 
 

@@ -189,7 +189,9 @@ def test_record_agent_refuses(maze_model, tmp_path, arguments, sentence):
 
 def test_environments_that_cannot_be_drawn_are_refused(maze_model, tmp_path, small):
     path = tmp_path / "agent.gif"
-    with pytest.raises(ValueError, match=r'render_mode is None: make it by `gymnasium.make\(..., render_mode="rgb_array"\)`'):
+    with pytest.raises(
+        ValueError, match=r'render_mode is None: create it with `gymnasium.make\(..., render_mode="rgb_array"\)`'
+    ):
         record_agent(maze_model, maze(), path)
     with pytest.raises(ValueError, match="The agent was trained on observations"):
         record_agent(maze_model, gym.make("FetchReach-v4"), path)

@@ -39,7 +39,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
     arguments = ["-n", "300", "-f", "logs", "--save-replay-buffer", "-P", "-tb", "tb", "--seed", "1", *TINY]
     output = run("-m", "rl_zoo3.train", "--algo", "hddpg", "--env", "FetchReach-v2", *arguments, cwd=folder, cold=True)
-    assert output.count("FetchReach-v4 (the same task) takes its place") == 1
+    assert output.count("using FetchReach-v4 (the same task) instead") == 1
     assert "300/300" in output
     return folder
 

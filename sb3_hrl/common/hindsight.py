@@ -24,7 +24,7 @@ def sample_goal_steps(
 ) -> np.ndarray:
     """
     Steps whose achieved goals serve as goals in hindsight (HER, section 4.5, https://arxiv.org/abs/1707.01495).
-    As in SB3, the ``future`` strategy includes the step itself, whose goal may be its own achieved goal.
+    As in SB3, the ``future`` strategy includes the step itself: a step may get its own achieved goal.
 
     :param steps: step numbers, shape (n,)
     :param first: first step of each step's episode, shape (n,)

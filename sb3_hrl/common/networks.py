@@ -113,7 +113,7 @@ class NumpyMLP:
 
 class NumpyModule:
     """
-    Any other network, with the interface of :class:`NumpyMLP`.
+    Wraps any other network in the interface of :class:`NumpyMLP`.
 
     :param network: the network, which is called on its own device
     :param flat: vector from which :meth:`refresh` loads the weights, if they come from elsewhere

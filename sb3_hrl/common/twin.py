@@ -56,7 +56,7 @@ class Twin:
                 vars(layer).update(attributes.get(_class_name(layer), {}))
 
     def copy_attributes(self) -> None:
-        """Request each plain attribute of the twin from the first environment, because SB3's processes send no others."""
+        """Copy each plain attribute from the first environment; SB3's processes only send attributes requested by name."""
         for layer in _layers(self.env):
             # An attribute that is None here may be a window or a lock there, which cannot be sent through a pipe
             names = [name for name, value in _plain(layer).items() if value is not None]

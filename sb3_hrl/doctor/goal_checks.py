@@ -85,7 +85,7 @@ def coarse_numbers(survey: Survey) -> Finding | None:
         "coarse_numbers",
         "Goals are so large that float32, the type they are stored in, cannot resolve the tolerance.",
         f"goals up to {largest:.3g}, next float32 {spacing:.2g} away, tolerance {survey.task.threshold:.2g}",
-        "Give goals relative to the center of the workspace (`gymnasium.wrappers.TransformObservation`).",
+        "Give goals relative to the centre of the workspace (`gymnasium.wrappers.TransformObservation`).",
     )
 
 

@@ -293,7 +293,7 @@ class LevelConfig:
 @dataclass(frozen=True)
 class HierarchyConfig:
     """
-    All options of an agent, checked.
+    All options of an agent, after validation.
 
     :param high: settings of the high level
     :param low: settings of the low level

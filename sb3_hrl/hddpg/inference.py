@@ -48,7 +48,7 @@ def value_to_steps(values: np.ndarray, gamma: float) -> np.ndarray:
 
     :param values: values, any shape
     :param gamma: discount factor
-    :return: steps, infinite if the value is that of never reaching the target, the same shape
+    :return: numbers of steps, infinite if the value means never reaching the target; same shape as ``values``
     """
     remaining = np.minimum(1.0 + (1.0 - gamma) * values, 1.0)
     steps = np.full(np.shape(values), np.inf, dtype=np.float32)

@@ -19,7 +19,7 @@ _N_VISITED = 16
 
 def low_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> Transitions:
     """
-    Low level: reach the subgoal. The reward is -1 per environment step until the subgoal is reached, where the transition is
+    Low level: reach the subgoal. The reward is -1 per environment step until the subgoal is reached; that transition is
     terminal. An episode that terminates without success gets the value of never reaching the subgoal.
 
     :param policy: policy that computes the inputs, and decides what is reached
@@ -67,7 +67,7 @@ def _low_samples(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -
 
 def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, task: GoalTask) -> Transitions:
     """
-    High level: choose subgoals that lead to the goal. The reward is -1 per segment until the goal is reached, where the
+    High level: choose subgoals that lead to the goal. The reward is -1 per segment until the goal is reached; that
     transition is terminal. An episode that terminates without success gets the value of never reaching the goal.
 
     :param policy: policy that computes the inputs, and decides what is reached

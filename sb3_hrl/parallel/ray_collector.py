@@ -80,7 +80,7 @@ class RayWorker:
         Start to collect.
 
         :param first_env: number of its first environment among all environments
-        :param n_envs: number of all environments
+        :param n_envs: total number of environments, over all workers
         :param task: what the worker has to do
         :param config: settings of the worker
         :param weights: version and weights

@@ -132,7 +132,7 @@ class Scene:
         if self._maze_size is None:
             camera.distance = min(camera.distance, ROBOT_DISTANCE)
         else:
-            # Show the whole maze, which is centered at the origin
+            # Show the whole maze, which is centred at the origin
             camera.distance, camera.elevation = MAZE_DISTANCE * self._maze_size, MAZE_ELEVATION
             camera.lookat[:] = 0.0
         for name, value in self._camera.items():

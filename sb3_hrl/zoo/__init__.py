@@ -15,7 +15,7 @@ __all__ = ["register"]
 def register(force: bool = False) -> None:
     """
     Register environment aliases, and ``hddpg`` in rl_zoo3. Its modules are patched at once if they are already imported,
-    otherwise when they are imported. ``import sb3_hrl`` calls this function, so that it also works without the start-up hook.
+    otherwise when they are imported. ``import sb3_hrl`` calls this function, so registration also works without the hook.
 
     :param force: also register if ``SB3_HRL_NO_ZOO`` is set
     """

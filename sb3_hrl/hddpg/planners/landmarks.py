@@ -40,10 +40,10 @@ class LandmarkConfig:
         velocity that points the right way by chance, and the shortest path would consist of such lucky errors
     :param n_visited: number of states sampled from the replay buffer, from which the landmarks are chosen
     :param update_interval: number of environment steps between two updates of the landmarks
-    :param distance: estimate of the number of steps between two states: ``value``, the low level's own value; or
-        ``euclidean``, the straight distance at the speed that covers the radius within the horizon, for low levels without a
-        sparse reward. With ``euclidean``, set ``subgoal_steps`` as well, because the horizon cannot be calibrated without
-        values. The planner then learns only by trying which paths do not exist
+    :param distance: estimate of the number of steps between two states: ``value``, from the low level's value; or
+        ``euclidean``, from the straight-line distance and the speed that covers the radius within the horizon. Use
+        ``euclidean`` if the low level's reward is not sparse, and set ``subgoal_steps`` as well, because the horizon cannot be
+        calibrated without values. The planner then has to try paths to find out which do not exist
     :param miss_cost: cost of a miss, in environment steps: an edge costs ``-miss_cost log p`` more, where ``p`` is the share
         of similar segments that did not miss their subgoals. A large cost favours the path that most likely leads to the goal,
         for low levels that get stuck or fall in some places; 0: the shortest path
