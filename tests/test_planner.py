@@ -223,7 +223,7 @@ def test_no_value_is_asked_of_what_is_too_far_at_the_highest_speed():
     reach.steps = lambda observations, achieved, subgoals: np.ones(len(subgoals), np.float32)
     goals = float32((0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (3.0, 0.0))
     planner = learnt(LandmarkConfig(n_landmarks=4, n_visited=4, n_members=1), goals, reach)
-    apart = np.linalg.norm(planner.landmarks[:, None] - planner.landmarks, axis=2)
+    apart = np.linalg.norm(planner.places[:, None] - planner.places, axis=2)
     assert (np.isfinite(planner.steps) == (apart <= 1.2)).all()
     assert waypoint(planner, (0.1, 0.0), (3.0, 0.1), reach=reach) == [1.0, 0.0]
 
@@ -238,7 +238,7 @@ def test_the_number_of_landmarks_follows_their_spacing(monkeypatch, horizon):
     reach, x = WalledReach(), np.random.default_rng(0).permutation(401).astype(np.float32) / 10
     reach.horizon, points = horizon, x[:, None] * float32(1.0, 0.0)
     config = LandmarkConfig(n_landmarks=401, n_visited=401, n_members=1)
-    landmarks = np.sort(learnt(config, points, reach, 0.1).landmarks[:, 0])
+    landmarks = np.sort(learnt(config, points, reach, 0.1).places[:, 0])
     assert np.diff(landmarks).min() >= 0.025 * horizon - 1e-3, "no closer to each other"
     assert np.abs(x[:, None] - landmarks).min(axis=1).max() <= 0.025 * horizon + 1e-3, "no place without one"
     for n in (3, 7):
@@ -255,7 +255,7 @@ def test_landmarks_of_a_low_level_without_steps_in_its_values():
     reach.radius, reach.horizon = 1.01, 20.0
     reach.steps = None  # it is not called
     planner = learnt(LandmarkConfig(n_landmarks=4, n_visited=4, n_members=2, distance="euclidean"), corners, reach, 0.1)
-    order = [planner.landmarks.tolist().index(corner) for corner in corners.tolist()]
+    order = [planner.places.tolist().index(corner) for corner in corners.tolist()]
     # At the speed that covers the radius in a horizon of 20 steps
     one, diagonal = 20.0 / (1.01 * math.sqrt(2.0)), 20.0 / 1.01
     far = math.inf
@@ -279,8 +279,8 @@ def test_ways_that_are_missed_cost_more(small, monkeypatch):
         planner = replace(config, miss_cost=miss_cost)
         planner = planner.bind({name: np.zeros(shape, np.float32) for name, shape in planner.layout(3, 2).items()})
         planners.append(planner.config.bind(planner.update(model.replay_buffer, model.policy.numpy_policy(), np.ones(2))))
-    np.testing.assert_array_equal(planners[0].landmarks, planners[1].landmarks)
-    more, goals = planners[1].steps - planners[0].steps, planners[0].landmarks[:, 0]
+    np.testing.assert_array_equal(planners[0].places, planners[1].places)
+    more, goals = planners[1].steps - planners[0].steps, planners[0].places[:, 0]
     first, last = goals.argmin(), goals.argmax()
     assert (more > 0.0).all()
     assert more[first, last] > more[last, last], "from the start, where segments missed"
@@ -293,9 +293,9 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
     model = make_model(small, **kwargs).learn(200)
     planner = model.policy.numpy_policy().planner
     assert planner.n_landmarks == 10
-    assert len(np.unique(planner.landmarks, axis=0)) == 10
+    assert len(np.unique(planner.places, axis=0)) == 10
     seen = np.concatenate([steps["achieved_goal"] for steps in model.replay_buffer.recent(200, ("achieved_goal",))])
-    assert all((seen == goal).all(axis=1).any() for goal in planner.landmarks)
+    assert all((seen == goal).all(axis=1).any() for goal in planner.places)
     model.save(tmp_path / "model")
     loaded = HierarchicalDDPG.load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.policy.numpy_policy().planner.steps, planner.steps)
@@ -306,12 +306,12 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
     # Continue without the buffer of the first run
     loaded.set_env(point_vec_env())
     loaded.learn(100)
-    assert not np.array_equal(loaded.policy.numpy_policy().planner.landmarks, planner.landmarks)
+    assert not np.array_equal(loaded.policy.numpy_policy().planner.places, planner.places)
     snapshot = PolicySnapshot(model.policy)
     vector = np.zeros(snapshot.n_weights, dtype=np.float32)
     snapshot.write(model.policy, vector)
     worker = snapshot.bind(vector)
-    np.testing.assert_array_equal(worker.planner.landmarks, planner.landmarks)
+    np.testing.assert_array_equal(worker.planner.places, planner.places)
     situation = Situation(*model.policy.flatten_obs(obs), np.stack([missed_ways()] * 16))
     decisions = [choose_subgoals(policy, situation) for policy in (worker, model.policy.numpy_policy())]
     np.testing.assert_array_equal(decisions[0].subgoals, decisions[1].subgoals)

@@ -150,7 +150,7 @@ def idle_planner(run: RunSurvey) -> Finding | None:
     planner = run.options.planner
     if run.is_young or planner is None or share is None or share >= 0.1 or not run.fails(0.8):
         return None
-    cause, cure = planner.when_idle(round(run.segment_steps))
+    cause, cure = planner.when_idle()
     symptom = f"The planner hardly ever finds a path: {cause}."
     return warning("idle_planner", symptom, f"rollout/subgoal_planned = {share:.2f}", cure)
 

@@ -154,7 +154,7 @@ def _draw_landmarks(axes: Axes, policy: HierarchicalPolicy) -> None:
     planner = policy.numpy_policy().planner
     if not isinstance(planner, LandmarkPlanner) or planner.n_landmarks == 0:
         return
-    goals, steps, n = planner.landmarks[:, :2], planner.steps, planner.n_landmarks
+    goals, steps, n = planner.places[:, :2], planner.steps, planner.n_landmarks
     starts, ends = np.nonzero(np.isfinite(steps) & ~np.eye(n, dtype=bool))
     edges = np.stack([goals[starts], goals[ends]], axis=1)
     axes.add_collection(LineCollection(list(edges), colors="tab:green", linewidths=0.4, alpha=0.35, zorder=3))

@@ -92,9 +92,8 @@ class PlannerConfig(Protocol):
         :return: shapes of the planner's arrays, which are saved with the policy and sent to workers
         """
 
-    def when_idle(self, max_steps: int) -> tuple[str, str]:
+    def when_idle(self) -> tuple[str, str]:
         """
-        :param max_steps: maximum number of environment steps per segment
         :return: reason why it may rarely know a path, and the cure, for the doctor
         """
 

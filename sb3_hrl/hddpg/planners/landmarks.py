@@ -87,7 +87,7 @@ class LandmarkConfig:
             "steps": (n, n),
         }
 
-    def when_idle(self, max_steps: int) -> tuple[str, str]:
+    def when_idle(self) -> tuple[str, str]:
         """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.when_idle`."""
         n = 2 * self.n_landmarks
         cure = (
@@ -127,12 +127,7 @@ class LandmarkPlanner:
 
     @property
     def places(self) -> np.ndarray:
-        """See :attr:`~sb3_hrl.hddpg.planners.Planner.places`: the landmarks."""
-        return self.landmarks
-
-    @property
-    def landmarks(self) -> np.ndarray:
-        """The landmarks as goals, shape (n_landmarks, goal_dim)."""
+        """See :attr:`~sb3_hrl.hddpg.planners.Planner.places`: the landmarks, shape (n_landmarks, goal_dim)."""
         return self._arrays["achieved"][: self.n_landmarks, 0]
 
     @property
@@ -204,7 +199,7 @@ class LandmarkPlanner:
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
     ) -> np.ndarray | float:
         """:return: first waypoint of the shortest path to the goal, shape (goal_dim,); NaN if no path is known"""
-        n, landmarks, edges = self.n_landmarks, self.landmarks, self.steps
+        n, landmarks, edges = self.n_landmarks, self.places, self.steps
         # Lengths of the first edges: from here to each landmark and (the last one) to the goal itself
         targets = np.concatenate([landmarks, goal[None]])
         speed = self._arrays["speed"].item()
