@@ -104,7 +104,6 @@ def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, pa
     """
     import torch as th
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
 
     th.set_num_threads(1)
@@ -131,19 +130,23 @@ def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, pa
             return True
 
         def success_rate(self) -> float:
-            successes = list[bool]()
-
-            def note(local: dict[str, Any], _: dict[str, Any]) -> None:
-                if local["done"]:
-                    successes.append(bool(local["info"]["is_success"]))
-
             if isinstance(self.env, VecNormalize):
                 sync_envs_normalization(self.training_env, self.env)
-            # All evaluations use the same episodes. Each environment plays its share, even if its episodes are short
+            # The same episodes in each evaluation and for each algorithm. Every environment plays its share of them, however
+            # short they are
+            n_envs = self.env.num_envs
+            n_left = (n_episodes + np.arange(n_envs)) // n_envs
             self.env.seed(seed + 10_000)
-            evaluate_policy(self.model, self.env, n_episodes, deterministic=True, callback=note, warn=False)
-            assert len(successes) == n_episodes
-            return sum(successes) / n_episodes
+            obs, state, starts, n_successes = self.env.reset(), None, np.ones(n_envs, dtype=bool), 0
+            # SB3's evaluate_policy sets `episode_start` in each step of an environment that has played its share: a planning
+            # agent would plan in each of these steps
+            while n_left.any():
+                action, state = self.model.predict(obs, state=state, episode_start=starts, deterministic=True)
+                obs, _, starts, infos = self.env.step(action)
+                for i in np.flatnonzero(starts & (n_left > 0)):
+                    n_left[i] -= 1
+                    n_successes += bool(infos[i]["is_success"])
+            return n_successes / n_episodes
 
     model = make_model(algo, env_id, seed, params)
     eval_env: VecEnv = DummyVecEnv([lambda: make(env_id)] * min(N_EVAL_ENVS, n_episodes))

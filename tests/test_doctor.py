@@ -463,6 +463,20 @@ def test_planted_fault_of_a_log(name, config, changed):
     assert {finding.check for finding in findings if finding.severity == "error"} <= {name}
 
 
+@pytest.mark.parametrize(
+    ("env_id", "n_dependent"), [("StrangerArm-v0", 2), ("StrangerArmTip-v0", 0), ("StrangerPoint3D-v0", 0)]
+)
+def test_entries_of_the_goal_that_depend_on_each_other(monkeypatch, env_id, n_dependent):
+    """The positions of an arm's elbow and tip have four entries, but the arm has two joints."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    from stranger_envs import make
+
+    expected = ["dependent_goals"] if n_dependent else []
+    assert [finding.check for finding in diagnose_env(make(env_id), planner=None)] == expected
+    assert diagnose_env(make(env_id)) == [], "waypoints are visited states"
+    assert diagnose_env(make(env_id), planner=None, subgoal_kwargs=dict(source="goal")) == []
+
+
 @pytest.mark.parametrize("config", [CONFIG, DEFAULT])
 def test_silent_on_a_log_of_learning(config):
     assert diagnose_log(learning_log(), config) == []

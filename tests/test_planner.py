@@ -243,6 +243,22 @@ def test_the_number_of_landmarks_follows_their_spacing(monkeypatch, speed):
         assert learnt(config, points, reach, speed).n_landmarks == n, "at most, and at least some"
 
 
+def test_landmarks_on_the_way_do_not_make_it_shorter():
+    """A value ends at the tolerance of its target, so each landmark on the way seems to save some steps."""
+    reach, x = WalledReach(), np.arange(0.0, 3.01, 0.25)
+    reach.threshold = 0.2
+
+    def steps(observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
+        ways = np.linalg.norm(subgoals - achieved[:, 0], axis=1) - reach.threshold
+        return (np.maximum(25.0 * ways, 1.0) + 0.5).astype(np.float32)
+
+    reach.steps = steps
+    config = LandmarkConfig(n_landmarks=len(x), n_visited=len(x), n_members=1)
+    planner = learnt(config, x[:, None] * float32(1.0, 0.0), reach)
+    first, _ = waypoint(planner, (0.0, 0.0), (3.0, 0.0), reach=reach)
+    assert first >= 1.0, "one of the farthest landmarks within the horizon, not the next one"
+
+
 def test_no_way_is_known(planner):
     assert np.isnan(waypoint(planner, (-0.5, -0.5), (8.0, 8.0))).all()
 

@@ -143,6 +143,7 @@ def diagnose_env(
     max_steps: int = 2_000,
     subgoal_steps: int | None = None,
     subgoal_kwargs: Mapping[str, Any] | None = None,
+    planner: str | None = "landmarks",
     seed: int = 0,
 ) -> list[Finding]:
     """
@@ -155,6 +156,7 @@ def diagnose_env(
     :param subgoal_steps: argument of :class:`~sb3_hrl.HierarchicalDDPG`: maximum number of environment steps per segment, if
         given
     :param subgoal_kwargs: argument of the algorithm: ``radius`` and ``threshold``, in the units of the goal
+    :param planner: ``planner`` of the algorithm
     :param seed: seed of the environment and the actions
     :return: the problems, most severe first; passed checks are not listed
     :raises ValueError: if a number is below 1, or an option is invalid
@@ -171,7 +173,7 @@ def diagnose_env(
         survey = make_survey(env, n_episodes, n_resets, max_steps, seed)
     except Exception as exception:
         return [raises("while it was played with random actions", exception)]
-    survey = survey._replace(subgoals=subgoals)
+    survey = survey._replace(subgoals=subgoals, planner=planner)
     for stage in (*STAGES, *GOAL_STAGES):
         if stage is GOAL_STAGES[0]:
             survey = survey._replace(found_task=_goal_task(survey))

@@ -13,6 +13,10 @@ from sb3_hrl.doctor.survey import Episode, Survey
 SOME_REACHED, MOST_REACHED = 0.25, 0.5
 # Maximum ratio between the largest and the smallest range of the goal's entries
 MAX_SCALE_RATIO = 100.0
+# Number of dependent entries of the goal from which on the check gives a warning (the estimate of dimensions is up to 1 too
+# low), and number of neighbours for the estimate
+MAX_DEPENDENT = 1.5
+N_NEIGHBOURS = 8
 
 
 def _success(survey: Survey, episode: Episode) -> np.ndarray:
@@ -171,6 +175,41 @@ def small_radius(survey: Survey) -> Finding | None:
     )
 
 
+def dependent_goals(survey: Survey) -> Finding | None:
+    """Entries of the goal depend on each other, and subgoals may lie anywhere within the radius."""
+    # Waypoints of a planner are visited states
+    if survey.planner is not None or not survey.has_real_goals or not survey.subgoals.are_learnt:
+        return None
+    goals = np.concatenate([survey.start_goals("achieved_goal"), survey.start_goals("desired_goal")]).astype(np.float64)
+    goals = np.unique(goals[:, np.ptp(goals, axis=0) > 2.0 * survey.task.threshold], axis=0)
+    n_entries = goals.shape[1]
+    if len(goals) < 2 * N_NEIGHBOURS or n_entries <= MAX_DEPENDENT:
+        return None
+    dimension = intrinsic_dimension(goals / goals.std(axis=0), N_NEIGHBOURS)
+    if n_entries - dimension < MAX_DEPENDENT:
+        return None
+    return warning(
+        "dependent_goals",
+        "The entries of the goal depend on each other, such as the positions of two joints: most subgoals that the high level "
+        "can choose are no possible states.",
+        f"{n_entries} entries, about {dimension:.1f} dimensions",
+        "Set `planner: landmarks`, whose subgoals are visited states, or leave the dependent entries out of the goal.",
+    )
+
+
+def intrinsic_dimension(points: np.ndarray, n_neighbours: int) -> float:
+    """
+    Estimate on how many dimensions points vary near each other (maximum likelihood, Levina and Bickel 2004).
+
+    :param points: different points, shape (n, dim), n above ``n_neighbours``
+    :param n_neighbours: number of neighbours of each point
+    :return: number of dimensions
+    """
+    distances = np.sort(np.linalg.norm(points[:, None] - points, axis=2), axis=1)[:, 1 : n_neighbours + 1]
+    # The mean of the inverse estimates has the smaller bias (MacKay and Ghahramani 2005)
+    return float(1.0 / np.log(distances[:, -1:] / distances[:, :-1]).mean())
+
+
 def ends_without_success(survey: Survey) -> Finding | None:
     """Most episodes terminate without reaching their goal."""
     ended = [e for e in survey.episodes if e.terminated and not _success(survey, e)[-1]]
@@ -217,6 +256,7 @@ GOAL_CHECKS: tuple[Callable[[Survey], Finding | None], ...] = (
     goal_scales,
     coarse_steps,
     small_radius,
+    dependent_goals,
     ends_without_success,
     end_differs,
 )

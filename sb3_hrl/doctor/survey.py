@@ -55,6 +55,7 @@ class Survey(NamedTuple):
     resets: tuple[list[Observation], list[Observation]]  # a reset with a seed and one without, both repeated
     time_limit: int | None  # environment steps
     subgoals: SubgoalConfig = SubgoalConfig()
+    planner: str | None = "landmarks"
     found_task: GoalTask | None = None  # set once the reward is known to make sense
 
     @property

@@ -20,6 +20,10 @@ class Reach(Protocol):
         """Maximum number of environment steps between two consecutive waypoints."""
 
     @property
+    def threshold(self) -> float:
+        """Distance at which a subgoal counts as reached, in the units of the goal."""
+
+    @property
     def pace(self) -> float:
         """Distance per environment step at which the radius of subgoals is covered within the horizon, in the units of the
         goal."""

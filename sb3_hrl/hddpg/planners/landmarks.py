@@ -155,6 +155,8 @@ class LandmarkPlanner:
             if config.miss_cost > 0.0 and len(missed) > 0:
                 # The minimum rate stands for edges on which no segment ever arrived
                 steps -= config.miss_cost * np.log(np.maximum(hit_rates(*experience), 1e-6), dtype=np.float32)
+        if config.asks_values:
+            steps += self._steps_within_tolerance(reach, steps, achieved[:, 0])
         count = np.array(len(achieved), dtype=np.float32)
         return {"count": count, "speed": np.array(speed), "observations": observations, "achieved": achieved, "steps": steps}
 
@@ -169,6 +171,19 @@ class LandmarkPlanner:
         ]
         lengths = np.linalg.norm(np.concatenate(moves) / goal_std, axis=1)
         return float(speed), float(np.quantile(lengths, SPACING_QUANTILE)) if len(lengths) > 0 else 0.0
+
+    def _steps_within_tolerance(self, reach: Reach, steps: np.ndarray, landmarks: np.ndarray) -> np.float32:
+        """
+        :param steps: between landmarks, shape (n, n)
+        :param landmarks: shape (n, goal_dim)
+        :return: number of steps from the border of a landmark's tolerance to the landmark. A value ends at the border, but the
+            next edge starts at the landmark. Without these steps, the path with the most landmarks looks like the shortest one
+        """
+        ways = np.linalg.norm(landmarks[:, None] - landmarks, axis=2) - reach.threshold
+        is_long = np.isfinite(steps) & (ways > reach.threshold)
+        if not is_long.any():
+            return np.float32(0.0)
+        return np.float32(reach.threshold * np.median(steps[is_long] / ways[is_long]))
 
     def _some_segments(self, buffer: SharedMemoryReplayBuffer, reach: Reach) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """:return: starts of segments, their subgoals, and whether they missed them, without segments whose outcome is

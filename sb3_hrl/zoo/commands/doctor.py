@@ -91,7 +91,7 @@ def judge_env(args: argparse.Namespace, config: Mapping[str, Any]) -> list[Findi
     return diagnose_env(
         env,
         n_episodes=args.n_episodes,
-        **{name: config[name] for name in ("subgoal_steps", "subgoal_kwargs") if name in config},
+        **{name: config[name] for name in ("subgoal_steps", "subgoal_kwargs", "planner") if name in config},
     )
 
 
