@@ -27,7 +27,7 @@ _noted = False
 
 def is_robotics_installed() -> bool:
     """:return: whether gymnasium-robotics is installed"""
-    return "gymnasium_robotics" in sys.modules or importlib.util.find_spec("gymnasium_robotics") is not None
+    return sys.modules.get("gymnasium_robotics") is not None or importlib.util.find_spec("gymnasium_robotics") is not None
 
 
 def register_robotics() -> None:

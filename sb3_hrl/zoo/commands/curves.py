@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sb3_hrl.plots import find_runs, plot_curves, read_runs
-from sb3_hrl.zoo.commands.shared import FORMATS, add_env_arguments, check_output
+from sb3_hrl.zoo.commands.shared import FORMATS, add_env_arguments, check_output, make_parser
 
 
 def main(arguments: list[str]) -> None:
@@ -13,18 +13,20 @@ def main(arguments: list[str]) -> None:
 
     :param arguments: of the command line, without the command's name
     """
-    parser = argparse.ArgumentParser(
-        "python -m sb3_hrl curves",
-        description="Success against environment steps and wall time, and per level success, losses and reward, of runs in "
+    parser = make_parser(
+        "curves",
+        "Success against environment steps and wall time, and per level success, losses and reward, of runs in "
         "log folders of rl_zoo3. Several folders and algorithms are overlaid: each of their pairs is one colour.",
     )
-    parser.add_argument("-f", "--log-folder", nargs="+", type=Path, default=[Path("logs")], help="what `-f` of training was")
+    parser.add_argument("-f", "--log-folder", nargs="+", type=Path, default=[Path("logs")], help="the -f of training")
     parser.add_argument("--algo", nargs="+", default=["hddpg"], help="algorithms, such as hddpg ddpg")
     # Nothing is made of the environment, so that its packages are not needed; they are taken as by the other commands
     add_env_arguments(parser)
-    parser.add_argument("-tb", "--tensorboard-log", nargs="+", type=Path, help="default: what `-tb` of training was")
+    parser.add_argument(
+        "-tb", "--tensorboard-log", nargs="+", type=Path, help="TensorBoard folder (default: the -tb of training)"
+    )
     parser.add_argument("--labels", nargs="+", help="names for the legend, one per pair of folder and algorithm that has runs")
-    parser.add_argument("-o", "--output", type=Path, help="png, pdf or svg; default: curves-<env>.png")
+    parser.add_argument("-o", "--output", type=Path, help="png, pdf or svg (default: curves-ENV.png)")
     args = parser.parse_args(arguments)
     output = args.output or Path(f"curves-{args.env.replace('/', '-')}.png")
     check_output(parser, "-o", output, FORMATS)

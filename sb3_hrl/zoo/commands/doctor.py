@@ -15,7 +15,7 @@ from sb3_hrl.doctor.environment import raises
 from sb3_hrl.doctor.findings import by_severity, has_error, warning
 from sb3_hrl.doctor.run import Curve, RunSurvey
 from sb3_hrl.plots import read_arguments, read_runs
-from sb3_hrl.zoo.commands.shared import add_env_arguments, default_hyperparameters, make_env, register_envs
+from sb3_hrl.zoo.commands.shared import add_env_arguments, default_hyperparameters, make_env, make_parser, register_envs
 from sb3_hrl.zoo.registration import ALGO
 
 
@@ -24,14 +24,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     :param arguments: of the command line
     :return: the same, parsed
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_hrl doctor", description=__doc__)
-    parser.add_argument("--algo", default=ALGO, choices=[ALGO])
+    parser = make_parser("doctor", "Say what is wrong with an environment, and with the run that was trained on it.")
+    parser.add_argument("--algo", default=ALGO, choices=[ALGO], help="RL Algorithm")
     add_env_arguments(parser)
     parser.add_argument("-f", "--folder", type=Path, default=Path("logs"), help="log folder of the run, as of the zoo's train")
-    parser.add_argument("--exp-id", type=int, default=0, help="experiment to look at (0: latest; -1: environment only)")
-    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="TensorBoard's folder, if it was moved since the training")
+    parser.add_argument(
+        "--exp-id", type=int, default=0, help="experiment to look at (default: 0, the latest; -1: environment only)"
+    )
+    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="TensorBoard folder (default: the -tb of training)")
     parser.add_argument("--n-episodes", type=int, default=5, help="episodes of random play")
-    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="in place of those that were trained with")
+    parser.add_argument(
+        "--env-kwargs", nargs="+", action=StoreDict, help="arguments of the environment (default: those of training)"
+    )
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, help="hyperparameters to overwrite")
     args = parser.parse_args(arguments)
     if args.n_episodes < 1:

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.hddpg.export import DecisionModule, LowLevelModule, export_onnx
-from sb3_hrl.zoo.commands.shared import add_agent_arguments, check_output, find_agent, register_envs
+from sb3_hrl.zoo.commands.shared import add_agent_arguments, check_output, find_agent, make_parser, register_envs
 from sb3_hrl.zoo.registration import ALGO
 
 
-def make_parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     """
     :return: of the command line, with the names of the zoo's ``enjoy``
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_hrl export", description=__doc__)
+    parser = make_parser("export", "Write a trained agent as an ONNX file, from the folder that the zoo wrote.")
     add_agent_arguments(parser, [ALGO])
     parser.add_argument("--low-level", action="store_true", help="the low level alone, which acts on subgoals from elsewhere")
     parser.add_argument("-o", "--output", type=Path, help="the file, .onnx (default: ALGO-ENV.onnx)")
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     """
     :param arguments: of the command line, see ``--help``
     """
-    parser = make_parser()
+    parser = command_parser()
     args = parser.parse_args(arguments)
     if args.output is None:
         args.output = Path(f"{args.algo}-{args.env.replace('/', '-')}.onnx")
