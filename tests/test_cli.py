@@ -194,9 +194,8 @@ def curves(*rates: tuple[float, float], n: int = 50) -> dict[str, dict[int, comp
 
 def test_the_verdict():
     sentence = compare.verdict("Arm-v0", curves((0.9, 0.5), (0.94, 0.6), (0.92, 0.4)))
-    assert sentence.startswith(
-        "On Arm-v0 the hierarchical agent is better by 0.42: 0.92 against 0.50 success after 6,000 steps"
-    )
+    start = "On Arm-v0 the hierarchical agent is better by 0.42: 0.92 against 0.50 success after 6,000 steps"
+    assert sentence.startswith(start)
     assert "(3 seeds with 50 episodes each;" in sentence
     assert sentence.endswith("95 % bootstrap interval).")
     sentence = compare.verdict("Arm-v0", curves((0.5, 0.9), (0.6, 0.94), (0.4, 0.92)))
