@@ -1,6 +1,6 @@
 """
-Time of sampling a batch of 256 with hindsight, from full buffers of several sizes: SharedMemoryReplayBuffer against SB3's
-HerReplayBuffer, interleaved in one process. Rows have the shapes of FetchReach-v4.
+Measures the time to sample a batch of 256 with hindsight, from full buffers of several sizes: SharedMemoryReplayBuffer against
+SB3's HerReplayBuffer, interleaved in one process. Rows have the shapes of FetchReach-v4.
 
     OMP_NUM_THREADS=1 python benchmarks/buffer.py
 """
@@ -24,7 +24,7 @@ EPISODE = 50
 
 
 def fill(buffer: HerReplayBuffer | SharedMemoryReplayBuffer, n_steps: int) -> None:
-    """Store episodes of random steps, as many as fit; the rows of a template episode are written again and again."""
+    """Fill the buffer with episodes of random steps, by repeating the rows of one episode."""
     rng = np.random.default_rng(0)
     shapes = {key: (1, *shape) for key, shape in buffer.obs_shape.items()}
     obs = [{key: rng.normal(size=shape) for key, shape in shapes.items()} for _ in range(EPISODE + 1)]

@@ -1,11 +1,11 @@
 """
-Pure collection, two workers and a [256, 256] policy, environment steps per second: interleaved rounds of
+Measures environment steps per second without training, with two workers and a [256, 256] policy, in interleaved rounds of
 
 - ``sb3``: SB3's DDPG on ``SubprocVecEnv``, without gradient steps
-- ``sync``: HierarchicalDDPG on the same environments as ``async``, stepping synchronously
+- ``sync``: HierarchicalDDPG on the same environments as ``async``, with synchronous steps
 - ``async``: HierarchicalDDPG with ``async_collection=True`` on a ``ParallelCollector``
-- ``bare``: the limit. Two processes that only step their environment, run the low level's network in NumPy on the
-  observation, and write blocks of 50 steps into shared memory
+- ``bare``: the limit. Two processes only step their environment, run the low level's network in NumPy on the
+  observation, and write blocks of 50 steps to shared memory
 
     OMP_NUM_THREADS=1 python benchmarks/collection.py --env FetchReach-v4
 """
@@ -34,7 +34,7 @@ NETWORKS = dict(net_arch=[256, 256])
 
 
 def make_env(env_id: str) -> Callable[..., gym.Env]:
-    """:return: a function that makes the environment in whatever process; mazes end at success, as in hddpg.yml"""
+    """:return: a function that creates the environment in any process; mazes end at success, as in hddpg.yml"""
 
     def make(**kwargs) -> gym.Env:
         gym.register_envs(gymnasium_robotics)
@@ -45,7 +45,7 @@ def make_env(env_id: str) -> Callable[..., gym.Env]:
 
 
 def bare_worker(env_id: str, seconds: mp.Queue, rates: mp.Queue) -> None:
-    """Step an environment for as long as asked, again and again, and say how fast that was."""
+    """Step an environment for the requested time and report the speed, in a loop."""
     th.set_num_threads(1)
     env = make_env(env_id)()
     obs, _ = env.reset(seed=0)
@@ -96,7 +96,7 @@ class Bare:
 
 
 def learner_rate(model, duration: float, guess: float) -> float:
-    """:return: steps per second of one call of ``learn`` that takes about so long"""
+    """:return: steps per second of one call of ``learn`` that takes about this time"""
     steps, start = int(guess * duration), time.perf_counter()
     model.learn(steps, reset_num_timesteps=False, log_interval=None)
     return steps / (time.perf_counter() - start)
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--envs-per-worker", type=int, default=1, help="of async")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="per round and contestant")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per round and agent")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     th.set_num_threads(1)

@@ -1,10 +1,11 @@
 """
-Environment steps per second of this checkout against another one, such as the commit before: interleaved rounds, each in a
-process of its own, and the ratio of the medians. One environment, networks [256, 256], batch 256, one thread.
+Compares the speed of this checkout with another one, such as the previous commit, in environment steps per second. Rounds are
+interleaved, each in a separate process. The result is the ratio of the medians. There is one environment, networks have
+[256, 256] units, batches have 256 rows, and there is one thread.
 
     git worktree add ../before HEAD~1
     python benchmarks/compare.py --other ../before --what train     # one update per step
-    python benchmarks/compare.py --other ../before --what collect   # the trained policy's part only
+    python benchmarks/compare.py --other ../before --what collect   # only acting and storing
 """
 
 import argparse
@@ -20,7 +21,7 @@ WARM_UP = 400
 
 
 def measure(env_id: str, what: str, n_steps: int) -> float:
-    """:return: steps per second of the checkout that is imported here"""
+    """:return: steps per second of the imported checkout"""
     import gymnasium as gym
     import gymnasium_robotics
     import torch as th
@@ -37,7 +38,7 @@ def measure(env_id: str, what: str, n_steps: int) -> float:
 
     th.set_num_threads(1)
     gym.register_envs(gymnasium_robotics)
-    # Only arguments that all versions have; a rollout that never ends does not train
+    # Use only arguments that all versions have. A rollout that never ends does not train
     kwargs = dict(seed=0, buffer_size=100_000, learning_starts=WARM_UP // 2, train_freq=1 if what == "train" else 10**6)
     model = HierarchicalDDPG("MultiInputPolicy", gym.make(env_id), policy_kwargs=dict(net_arch=[256, 256]), **kwargs)
     clock = Clock()

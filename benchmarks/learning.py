@@ -1,7 +1,7 @@
 """
-Learning curves through the zoo's command line, with the hyperparameters of hddpg.yml: success rate over deterministic
-evaluation episodes, by environment and seed, into benchmarks/results/<name>-<env>.csv. The flat controls have hyperparameters
-of their own, in benchmarks/hyperparams.
+Trains with the zoo's command line and the hyperparameters of hddpg.yml, and writes learning curves to
+benchmarks/results/<name>-<env>.csv: the success rate over deterministic evaluation episodes, for each seed. The flat baselines
+have their own hyperparameters in benchmarks/hyperparams.
 
     python benchmarks/learning.py --env FetchReach-v2 FetchReach-v4 --eval-freq 500
     python benchmarks/learning.py --env PointMaze_UMaze-v3 --eval-freq 5000
@@ -34,7 +34,7 @@ Row = tuple[int, int, float, float]
 
 
 def run(env_id: str, seed: int, args: argparse.Namespace) -> list[Row]:
-    """:return: rows of seed, environment steps, success rate, and seconds that the whole run took"""
+    """:return: rows of seed, environment steps, success rate, and seconds of the whole run"""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "rl_zoo3.train", "--algo", args.algo, "--env", env_id, "--seed", str(seed)]
         command += ["--eval-freq", str(args.eval_freq), "--eval-episodes", str(args.eval_episodes), "-f", folder]
@@ -42,7 +42,7 @@ def run(env_id: str, seed: int, args: argparse.Namespace) -> list[Row]:
         command += ["--vec-env", args.vec_env, *(["-params", *args.params] if args.params else [])]
         command += ["--conf-file", str(args.conf_file)] if args.conf_file else []
         if args.algo != "hddpg":
-            # What the start-up hook does for hddpg: environments are registered, and evaluation is on those of training
+            # Does what the start-up hook does for hddpg: registers environments, and evaluates in those of training
             command += ["--gym-packages", "gymnasium_robotics"]
             env_kwargs = yaml.safe_load(args.conf_file.read_text())[env_id].get("env_kwargs", {})
             command += ["--eval-env-kwargs", *(f"{key}:{value}" for key, value in env_kwargs.items())] if env_kwargs else []
@@ -59,7 +59,7 @@ def run(env_id: str, seed: int, args: argparse.Namespace) -> list[Row]:
 
 
 def keep(trained: Path, env_id: str, folder: Path) -> None:
-    """Keep what the zoo's `enjoy` needs of a run: the agent of the last step, hyperparameters and arguments."""
+    """Copy the files that the zoo's `enjoy` needs: the agent after the last step, hyperparameters and arguments."""
     (folder / env_id).mkdir(parents=True, exist_ok=True)
     if trained.parent.name == "hddpg":
         drop_optimizers(trained / f"{env_id}.zip", folder / f"{env_id}.zip")
@@ -70,7 +70,7 @@ def keep(trained: Path, env_id: str, folder: Path) -> None:
 
 
 def write(path: Path, rows: Sequence[Row], add: bool) -> None:
-    """:param add: keep the rows that the file has of other seeds"""
+    """:param add: whether to keep rows of other seeds in the file"""
     others = []
     if add and path.exists():
         measured = {seed for seed, *_ in rows}
@@ -89,15 +89,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--eval-freq", type=int, default=500)
     parser.add_argument("--eval-episodes", type=int, default=100)
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs")
     parser.add_argument("--vec-env", default="dummy", choices=["dummy", "subproc"], help="subproc collects asynchronously")
-    parser.add_argument("--params", nargs="*", help="hyperparameters that differ, as for the zoo's -params")
+    parser.add_argument("--params", nargs="*", help="other hyperparameters, as for the zoo's -params")
     parser.add_argument("--algo", default="hddpg", choices=["hddpg", "ddpg"], help="ddpg: SB3's, with HerReplayBuffer")
-    parser.add_argument("--conf-file", type=Path, help="hyperparameters in place of hddpg.yml")
-    parser.add_argument("--name", default="hddpg", help="beginning of the files' names")
-    parser.add_argument("--agents", type=Path, help="keep the first seed's agent in this folder, for the zoo's `enjoy -f`")
+    parser.add_argument("--conf-file", type=Path, help="file of hyperparameters instead of hddpg.yml")
+    parser.add_argument("--name", default="hddpg", help="prefix of the file names")
+    parser.add_argument("--agents", type=Path, help="save the first seed's agent in this folder, for the zoo's `enjoy -f`")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder of the csv files")
-    parser.add_argument("--add", action="store_true", help="keep other seeds in the csv files: seeds run one at a time")
+    parser.add_argument("--add", action="store_true", help="keep other seeds in the csv files, to run one seed at a time")
     args = parser.parse_args()
 
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -1,6 +1,6 @@
 """
-Ray on a local cluster of two nodes: collection by two actors against two local workers (interleaved, no gradient steps), and
-FetchReach trained through it, a node lost on the way.
+Measures Ray on a local cluster of two nodes: the speed of collection with two actors against two local workers (interleaved,
+without gradient steps), and training on FetchReach, with a node that is lost during the run.
 
     OMP_NUM_THREADS=1 python benchmarks/ray_cluster.py
 """
@@ -26,7 +26,7 @@ from sb3_hrl.parallel.ray_collector import RayCollector
 
 
 class LoseNode(BaseCallback):
-    """Removes a node of the cluster after so many steps."""
+    """Removes a node of the cluster after a number of steps."""
 
     def __init__(self, cluster: Cluster, node: Any, at: int):
         super().__init__()
@@ -40,7 +40,7 @@ class LoseNode(BaseCallback):
 
 
 def compare(env_id: str, flush_size: int, rounds: int, seconds: float) -> None:
-    """Print rates of collection."""
+    """Print the speeds of collection."""
     models = {}
     for name, env_class in (("local", ParallelCollector), ("ray", RayCollector)):
         env = make_vec_env(make_env(env_id), 2, seed=0, vec_env_cls=env_class, vec_env_kwargs=dict(flush_size=flush_size))
@@ -61,7 +61,7 @@ def compare(env_id: str, flush_size: int, rounds: int, seconds: float) -> None:
 
 
 def train(cluster: Cluster, seed: int, n_steps: int, lose_node: bool) -> None:
-    """FetchReach with the settings of hddpg.yml; the actors share two nodes, of which one is lost half-way if asked."""
+    """Train on FetchReach with the settings of hddpg.yml and actors on two nodes; one node can be lost halfway."""
     node = cluster.add_node(num_cpus=1) if lose_node else None
     env = make_vec_env(
         make_env("FetchReach-v4"),
@@ -109,8 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--steps", type=int, default=3_000, help="of FetchReach")
-    parser.add_argument("--env", nargs="+", default=["FetchReach-v4", "PointMaze_UMaze-v3"], help="to collect from")
+    parser.add_argument("--steps", type=int, default=3_000, help="steps of training on FetchReach")
+    parser.add_argument("--env", nargs="+", default=["FetchReach-v4", "PointMaze_UMaze-v3"], help="environments to collect in")
     parser.add_argument("--flush-size", type=int, default=50)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """
-What the planner's settings are worth to a low level that is trained already: the agent plays for a while with exploration, and
-then, for each `miss_cost`, landmarks are chosen anew over the same experience and the agent is evaluated without noise.
+Measures the effect of the planner's settings on a trained agent. The agent first plays for a while with exploration. Then, for
+each `miss_cost`, the planner chooses new landmarks from the same experience, and the agent is evaluated without noise.
 
     python benchmarks/replan.py --env AntMaze_UMaze-v4 --miss-cost 0 150 500 1500
     python benchmarks/replan.py --env AntMaze_UMaze-v4 --play-in AntMaze_Medium-v4 --steps 60000 --miss-cost 0 500
@@ -25,8 +25,8 @@ from sb3_hrl import HierarchicalDDPG
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="AntMaze_UMaze-v4", help="what the agent was trained in")
-    parser.add_argument("--play-in", help="another environment with the same spaces: what the low level knows, and a new map")
+    parser.add_argument("--env", default="AntMaze_UMaze-v4", help="environment in which the agent was trained")
+    parser.add_argument("--play-in", help="other environment with the same spaces, to test the low level with new landmarks")
     parser.add_argument("-f", "--folder", type=Path, default=Path(__file__).parents[1] / "trained_agents")
     parser.add_argument("--steps", type=int, default=40_000, help="environment steps of experience")
     parser.add_argument("--episodes", type=int, default=240, help="evaluation episodes")

@@ -1,9 +1,9 @@
 """
-The table and the figures of docs/results.md from the csv files of learning.py: success at the end with a 95 % interval over
-the seeds (rliable's stratified bootstrap), the steps to 90 %, wall time; curves as PNG.
+Writes the table and the figures of docs/results.md from the csv files of learning.py: the success rate at the end with a 95 %
+interval over the seeds (rliable's stratified bootstrap), the steps to 90 % and the wall time; learning curves as SVG.
 
-    python benchmarks/report.py            # writes them
-    python benchmarks/report.py --check    # fails if docs/results.md says something else than the csv files
+    python benchmarks/report.py            # writes the table and the figures
+    python benchmarks/report.py --check    # fails if docs/results.md differs from the csv files
 """
 
 import argparse
@@ -11,8 +11,12 @@ import csv
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 METHODS = {
@@ -23,12 +27,12 @@ METHODS = {
 }
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
 
-# For each seed its curve: steps and success rates; and the seconds of the whole run
+# The curve of each seed: steps and success rates
 Curves = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 def rows_by_seed(path: Path) -> dict[int, list[dict[str, str]]]:
-    """:return: rows of a csv file, those of each seed in their order"""
+    """:return: rows of a csv file by seed, in the order of the file"""
     rows: dict[int, list[dict[str, str]]] = defaultdict(list)
     with path.open() as file:
         for row in csv.DictReader(file):
@@ -37,7 +41,7 @@ def rows_by_seed(path: Path) -> dict[int, list[dict[str, str]]]:
 
 
 def read(path: Path) -> tuple[Curves, list[int]]:
-    """:return: curves by seed, and the seconds of each run where they were written down"""
+    """:return: curves by seed, and the seconds of each run if the file has them"""
     rows = rows_by_seed(path)
     curves = {
         seed: (np.array([int(row["timesteps"]) for row in own]), np.array([float(row["success_rate"]) for row in own]))
@@ -47,7 +51,7 @@ def read(path: Path) -> tuple[Curves, list[int]]:
 
 
 def find(folder: Path) -> dict[str, dict[str, Path]]:
-    """:return: files by environment and method"""
+    """:return: paths of the csv files by environment and method"""
     files: dict[str, dict[str, Path]] = defaultdict(dict)
     for path in sorted(folder.glob("*.csv")):
         for method in sorted(METHODS, key=len, reverse=True):
@@ -100,10 +104,25 @@ def table(files: dict[str, dict[str, Path]]) -> str:
     return "\n".join(lines)
 
 
+def save(figure: "Figure", path: Path) -> None:
+    """
+    Save a figure as SVG without a date and random ids, so that the file is always the same.
+
+    :param figure: figure, which is closed afterwards
+    :param path: where to save the figure
+    """
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"svg.hashsalt": "sb3-hrl"}):
+        figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def plot(env_id: str, methods: dict[str, Path], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5, 3.2), dpi=110)
+    # Two figures in a row fill a page of the site
+    figure, axes = plt.subplots(figsize=(4.2, 2.8))
     for color, method in enumerate(METHODS):
         if method not in methods:
             continue
@@ -113,40 +132,40 @@ def plot(env_id: str, methods: dict[str, Path], folder: Path) -> None:
         axes.plot(steps, rates.mean(axis=0), color=f"C{color}", label=METHODS[method])
         axes.fill_between(steps, rates.min(axis=0), rates.max(axis=0), color=f"C{color}", alpha=0.2, linewidth=0)
     axes.set(xlabel="environment steps", ylabel="success rate", title=env_id, ylim=(-0.02, 1.02))
+    axes.set_xlim(left=0)
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(loc="lower right", fontsize=7)
+    axes.legend(loc="best", fontsize=7)
     figure.tight_layout()
-    figure.savefig(folder / f"learning-{env_id}.png")
-    plt.close(figure)
+    save(figure, folder / f"learning-{env_id}.svg")
 
 
 def fill(page: Path, tables: str, marks: tuple[str, str], check: bool) -> None:
     """
-    Write tables between two marks of a page, or compare them with what is there: the script ends if they differ.
+    Write tables between two marks of a page, or compare them with the page. The script exits if they differ.
 
     :param page: a Markdown file
-    :param tables: what belongs between the marks
-    :param marks: lines before and after it
-    :param check: whether to compare only
+    :param tables: text for the place between the marks
+    :param marks: the lines before and after this place
+    :param check: whether to only compare
     """
     text = page.read_text()
     before, begin, rest = text.partition(marks[0])
     _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        sys.exit(f"{page} has no place for the tables: it needs a line {marks[0]!r} and, after it, {marks[1]!r}.")
+        sys.exit(f"{page} has no place for the tables: it needs a line {marks[0]!r}, and a later line {marks[1]!r}.")
     new = f"{before}{begin}\n\n{tables}\n\n{end}{after}"
     if not check:
         page.write_text(new)
     elif new != text:
-        sys.exit(f"{page} is not what the csv files say: run `python benchmarks/{Path(sys.argv[0]).name}`.")
+        sys.exit(f"{page} differs from the csv files: run `python benchmarks/{Path(sys.argv[0]).name}`.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", help="folder of the csv files")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/results.md", help="where the table goes")
-    parser.add_argument("--check", action="store_true", help="write nothing, but compare")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/results.md", help="page with the table")
+    parser.add_argument("--check", action="store_true", help="only compare the page with the csv files")
     args = parser.parse_args()
 
     files = find(args.results)

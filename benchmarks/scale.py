@@ -1,6 +1,6 @@
 """
-What each part of a run costs per environment step, by environment and network size, and from it the number of workers at which
-the learner becomes the limit. One process, one thread; medians.
+Measures the time of each part of a run per environment step, by environment and network size, and computes the number of
+workers at which the learner becomes the bottleneck. The times are medians, in one process with one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py
 """
@@ -40,7 +40,7 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
         seed=0,
     )
     model.learn(1_500, log_interval=None)
-    # A worker as it is in its process
+    # A worker, as in its own process
     policy, buffer, snapshot = model.policy, model.replay_buffer, PolicySnapshot(model.policy)
 
     def write_weights(vector: np.ndarray) -> None:
@@ -81,7 +81,7 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
         worker.flush()
         flushes.append((time.perf_counter() - start) / 50 * 1e6)
 
-    # The learner's parts
+    # The parts of the learner
     batches = BatchSource(policy, buffer, goal_task_from_env(env, env.reset()["desired_goal"]))
     low, high = batches.low(), batches.high()
     vector = np.empty(snapshot.n_weights, np.float32)
@@ -114,7 +114,7 @@ def main() -> None:
             cost = measure(env_id, net_arch, subgoal_steps)
             print(f"{env_id} {net_arch}: " + ", ".join(f"{name} {value:.1f}" for name, value in cost.items()))
             worker = cost["environment"] + cost["policy and rest"] + cost["write"]
-            # The low level's batches come from a process of their own; the high level learns once per segment's steps
+            # A separate process prepares the low level's batches. The high level is updated once per segment length
             learner = cost["low update"] + (cost["high batch"] + cost["high update"]) / subgoal_steps
             for ratio in args.ratio:
                 rate = 1e6 / (ratio * learner)

@@ -1,6 +1,6 @@
 """
-What it costs to share: writing into the buffer from a worker, sampling from several shards, publishing and fetching weights;
-and 10 million steps with checksums by 4 writers under a sampling reader (``--steps``).
+Measures the cost of shared memory: writing to the buffer from a worker, sampling from several shards, publishing and fetching
+weights. It also checks 10 million steps with checksums, written by 4 writers while a reader samples (``--steps``).
 
     OMP_NUM_THREADS=1 python benchmarks/sharing.py
 """
@@ -54,8 +54,8 @@ def make_buffer(n_shards: int, n_steps: int) -> SharedMemoryReplayBuffer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="of samples from one shard and from eight")
-    parser.add_argument("--steps", type=int, default=10_000_000, help="of the run with checksums; 0 for none")
+    parser.add_argument("--rounds", type=int, default=9, help="samples from one shard and from eight")
+    parser.add_argument("--steps", type=int, default=10_000_000, help="steps of the run with checksums; 0 to skip it")
     args = parser.parse_args()
     th.set_num_threads(1)
 
@@ -71,7 +71,7 @@ def main() -> None:
         medians = {n: statistics.median(times) for n, times in rounds.items()}
         print(f"{name}(256) from 1 shard {medians[1]:.0f} us, from 8 {medians[8]:.0f} us: {medians[8] / medians[1]:.2f}")
 
-    # A [256, 256] actor of 71,000 parameters, and what pickling it would cost
+    # A [256, 256] actor with 71,000 parameters, and the time to pickle it
     actor = nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 4))
     flat = nn.utils.parameters_to_vector(actor.parameters()).detach().numpy()
     publisher = WeightPublisher(len(flat))

@@ -1,5 +1,6 @@
 """
-A long run on FetchReach with a worker killed every so often: it has to end, with every step counted and flat memory.
+Trains on FetchReach for a long time and kills a worker at regular intervals. The run must end with every step counted and
+constant memory.
 
     OMP_NUM_THREADS=1 python benchmarks/soak.py --minutes 20 --every 30
 """
@@ -21,7 +22,7 @@ from sb3_hrl import HierarchicalDDPG, ParallelCollector
 
 
 class Killer(BaseCallback):
-    """Kills a worker every so many seconds, and stops when the time is over."""
+    """Kills a worker at regular intervals, and stops when the time is over."""
 
     def __init__(self, seconds: float, every: float):
         super().__init__()
@@ -59,7 +60,7 @@ def main() -> None:
     th.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Worker")
     env = make_vec_env(make_env(args.env), args.workers, seed=0, vec_env_cls=ParallelCollector)
-    # The buffer is full after some minutes, so that memory can be told to stay
+    # The buffer is full after a few minutes, so memory must stay constant afterwards
     model = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, train_freq=4, buffer_size=100_000, seed=0)
     callback = Killer(60 * args.minutes, args.every)
     model.learn(10**9, callback=callback, log_interval=None)

@@ -1,8 +1,8 @@
 """
-Environment steps per second while learning, against SB3's DDPG + HerReplayBuffer, interleaved in one process.
+Measures environment steps per second during training, against SB3's DDPG + HerReplayBuffer, interleaved in one process.
 
-FetchReach-v4, one environment, networks [256, 256], batch 256, one low-level update per 4 steps in both; the high level
-trains on top of that in ours, at its default rate.
+Both agents train on one FetchReach-v4 environment, with networks of [256, 256] units, batches of 256, and one low-level update
+per 4 steps. Ours also trains the high level, at its default rate.
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py
 """
@@ -23,7 +23,7 @@ from sb3_hrl import HierarchicalDDPG
 
 
 def make_models(env_id: str, train_freq: int, warm_up: int) -> dict[str, OffPolicyAlgorithm]:
-    """:return: the agents to compare, by name, each past its warm-up"""
+    """:return: the agents by name, after their warm-up"""
     shared = dict(batch_size=256, train_freq=train_freq, gradient_steps=1, learning_starts=warm_up, buffer_size=100_000)
     networks = dict(net_arch=[256, 256])
     sb3_env, our_env = gym.make(env_id), gym.make(env_id)

@@ -1,5 +1,5 @@
 """
-What the start-up hook costs each start of the interpreter.
+Measures how much time the start-up hook adds to each start of the interpreter.
 Run it with the interpreter of an environment in which sb3-hrl is installed.
 
     python benchmarks/startup.py
@@ -13,7 +13,7 @@ import time
 
 
 def import_time() -> float:
-    """:return: what ``-X importtime`` says of the hook, ms"""
+    """:return: time of the hook according to ``-X importtime``, ms"""
     result = subprocess.run([sys.executable, "-X", "importtime", "-c", "pass"], capture_output=True, text=True, check=True)
     line = next(line for line in result.stderr.splitlines() if line.split("|")[-1].strip() == "_sb3_hrl_hook")
     return int(line.split("|")[1]) / 1e3
@@ -33,7 +33,7 @@ def main() -> None:
     hook = [import_time() for _ in range(args.rounds)]
     print(f"import of the hook (-X importtime, cumulative): median {statistics.median(hook):.3f} ms, worst {max(hook):.3f} ms")
 
-    # The same interpreter start without site's .pth files at all bounds the whole of what they cost
+    # Starting the interpreter without site's .pth files gives an upper bound for their total time
     walls: dict[str, list[float]] = {"with all .pth files": [], "without site (-S)": []}
     for _ in range(args.rounds):
         walls["with all .pth files"].append(wall_time())

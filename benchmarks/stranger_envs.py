@@ -1,6 +1,6 @@
 """
-Environments on which nothing of this package is tuned, for `strangers.py`. Three are here, in NumPy only, and registered when
-this module is imported; the others are made as their packages have them. `make` knows them all.
+Environments for `strangers.py`, on which this package is not tuned. Three of them are defined here in NumPy and registered
+when this module is imported. The others come from their packages. `make` creates all of them.
 """
 
 import math
@@ -19,12 +19,12 @@ Observation = dict[str, np.ndarray]
 
 class SparseGoalEnv(gym.Env):
     """
-    Reward 0 where the goal is achieved within a tolerance, else -1. Episodes end by their time limit only.
+    The reward is 0 within a tolerance of the goal, else -1. Episodes only end at their time limit.
 
     :param observation_dim: dimensions of the observation
     :param goal_dim: dimensions of the goal
     :param action_dim: dimensions of the action, each in [-1, 1]
-    :param tolerance: greatest distance from the goal that is a success
+    :param tolerance: maximum distance from the goal that counts as success
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
@@ -38,11 +38,11 @@ class SparseGoalEnv(gym.Env):
         self.goal = np.zeros(goal_dim, np.float32)
 
     def _start(self) -> None:
-        """Draw where an episode begins, and its goal."""
+        """Draw the initial state and the goal of an episode."""
         raise NotImplementedError
 
     def _move(self, action: np.ndarray) -> None:
-        """:param action: of one step, in [-1, 1]"""
+        """:param action: action of one step, in [-1, 1]"""
         raise NotImplementedError
 
     def _state(self) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +55,8 @@ class SparseGoalEnv(gym.Env):
 
     def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> np.ndarray:
         """
-        :param achieved_goal: of one step or of many, shape (..., dimensions of the goal)
-        :param desired_goal: in the same shape
+        :param achieved_goal: one goal or several, shape (..., goal_dim)
+        :param desired_goal: goals of the same shape
         :param info: not used
         :return: 0 for success, else -1, shape (...)
         """
@@ -65,7 +65,7 @@ class SparseGoalEnv(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """
-        :param seed: of the start and of the goal
+        :param seed: seed of the initial state and of the goal
         :param options: not used
         :return: first observation and empty info
         """
@@ -76,7 +76,7 @@ class SparseGoalEnv(gym.Env):
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """
         :param action: in [-1, 1]
-        :return: observation, reward, never terminated, never truncated, and whether the goal is achieved now
+        :return: observation, reward, terminated and truncated (always False), and the info with ``is_success``
         """
         self._move(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
         observation = self._observe()
@@ -86,9 +86,9 @@ class SparseGoalEnv(gym.Env):
 
 class ArmEnv(SparseGoalEnv):
     """
-    Planar arm of two links of length 1, with inertia. An action accelerates the joints; the elbow bends by 2.5 rad at most.
+    Planar arm with inertia and two links of length 1. An action accelerates the joints. The elbow bends by at most 2.5 rad.
 
-    :param whole: the goal is the place of elbow and tip (4-D), not that of the tip alone (2-D)
+    :param whole: whether the goal is the position of the elbow and the tip (4-D), or of the tip alone (2-D)
     """
 
     ELBOW_LIMIT = 2.5  # rad
@@ -102,7 +102,7 @@ class ArmEnv(SparseGoalEnv):
         return self.np_random.uniform([-np.pi, -self.ELBOW_LIMIT], [np.pi, self.ELBOW_LIMIT])
 
     def _places(self, angles: np.ndarray) -> np.ndarray:
-        """:return: of the elbow and the tip, or of the tip"""
+        """:return: positions of the elbow and the tip, or of the tip alone"""
         directions = np.cumsum(angles)
         places = np.cumsum(np.stack([np.cos(directions), np.sin(directions)], axis=1), axis=0)
         return (places.ravel() if self.whole else places[-1]).astype(np.float32)
@@ -122,7 +122,7 @@ class ArmEnv(SparseGoalEnv):
 
 
 class Point3DEnv(SparseGoalEnv):
-    """A point with inertia in the box [-1, 1]^3, whose walls stop it. An action accelerates it, to 0.2 a step at most."""
+    """A point with inertia in the box [-1, 1]^3. Walls stop it. An action accelerates it to at most 0.2 per step."""
 
     def __init__(self) -> None:
         super().__init__(observation_dim=6, goal_dim=3, action_dim=3)
@@ -158,7 +158,7 @@ def _maze(env_id: str) -> gym.Env:
     import gymnasium_robotics
 
     gym.register_envs(gymnasium_robotics)
-    # Episodes end at their goal; the wrapper says `is_success` for the mazes' `success`
+    # Episodes end at their goal; the wrapper adds `is_success`, because the mazes only report `success`
     return add_success_info(gym.make(env_id, continuing_task=False))
 
 
@@ -171,7 +171,7 @@ def _panda(env_id: str) -> gym.Env:
 
 def _observe_quickly(self: Any) -> Observation:
     """
-    `observe` of highway-env without its pandas frames, which take three quarters of a step: the same numbers.
+    `observe` of highway-env without pandas, which takes three quarters of the time of a step. The numbers are the same.
 
     :param self: highway-env's KinematicsGoalObservation
     :return: observation, achieved and desired goal
@@ -211,22 +211,22 @@ MAKERS: dict[str, Callable[[str], gym.Env]] = {
 def make(env_id: str) -> Monitor:
     """
     :param env_id: one of `MAKERS`
-    :return: the environment in a `Monitor`, with ``is_success`` in its info, and nothing that would make it easier
+    :return: the unchanged environment in a `Monitor`, with ``is_success`` in its info
     """
     if env_id not in MAKERS:
         raise ValueError(
-            f"{env_id} is no environment of this benchmark: add it to MAKERS, or take one of {', '.join(MAKERS)}."
+            f"{env_id} is not an environment of this benchmark: add it to MAKERS, or use one of {', '.join(MAKERS)}."
         )
     return Monitor(MAKERS[env_id](env_id))
 
 
 def episode_steps(env: gym.Env) -> int:
     """
-    :param env: one that `make` made
-    :return: the greatest length of an episode
+    :param env: an environment from `make`
+    :return: the maximum length of an episode
     """
     if env.spec is not None and env.spec.max_episode_steps is not None:
         return env.spec.max_episode_steps
-    # highway-env keeps the time itself: a duration in seconds, and decisions per second
+    # highway-env has its own time limit: a duration in seconds, and decisions per second
     config = env.unwrapped.config
     return math.ceil(config["duration"] * config["policy_frequency"])

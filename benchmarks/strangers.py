@@ -1,11 +1,11 @@
 """
-Environments on which nothing is tuned, by the class default (`hddpg`: no argument but the seed), by flat learning with the
-same code (`flat`), and by SB3's and sb3-contrib's own (`ddpg`, `sac`, `tqc`: HerReplayBuffer and VecNormalize of observations,
-else the libraries' defaults). Success over 100 deterministic episodes at ten equal parts of the training, into
-benchmarks/results/strangers/<algo>-<env>.csv; the seconds there are of training alone. `strangers_report.py` makes
-docs/strangers.md of them.
+Trains agents in environments on which this package is not tuned: `hddpg` with the default settings (no argument except the
+seed), `flat` with the same code, and `ddpg`, `sac` and `tqc` of SB3 and sb3-contrib (with HerReplayBuffer, VecNormalize for
+the observations, and the default hyperparameters of these libraries). After each tenth of the training, the agent is evaluated
+on 100 deterministic episodes. The results go to benchmarks/results/strangers/<algo>-<env>.csv, with the seconds of training
+without evaluations. `strangers_report.py` writes docs/strangers.md from these files.
 
-    python benchmarks/strangers.py                                      # the light environments, every algorithm
+    python benchmarks/strangers.py                                      # the light environments, all algorithms
     python benchmarks/strangers.py --env FetchPush-v4 AntMaze_UMaze-v4 --algo hddpg flat tqc
     python benchmarks/strangers.py --env parking-v0 --algo sac --seeds 0 --params gamma:0.95 --results elsewhere
 """
@@ -30,7 +30,7 @@ from stranger_envs import episode_steps, make
 class Task(NamedTuple):
     """
     :param timesteps: environment steps of the training
-    :param heavy: hours a run: only with the algorithms of `HEAVY_ALGOS`, and only if it is named
+    :param heavy: a run takes hours, so it needs `--env`, and only the algorithms of `HEAVY_ALGOS` are trained
     """
 
     timesteps: int
@@ -61,9 +61,9 @@ def make_model(algo: str, env_id: str, seed: int, params: dict[str, Any]) -> Any
     """
     :param algo: one of `ALGOS`
     :param env_id: one of `TASKS`
-    :param seed: of the agent and of its environment
-    :param params: arguments of the class on top of the defaults
-    :return: the algorithm, not trained
+    :param seed: seed of the agent and of its environment
+    :param params: arguments that replace defaults of the class
+    :return: the untrained agent
     """
     from sb3_contrib import TQC
     from stable_baselines3 import DDPG, SAC, HerReplayBuffer
@@ -81,7 +81,7 @@ def make_model(algo: str, env_id: str, seed: int, params: dict[str, Any]) -> Any
 
     kwargs = dict(replay_buffer_class=HerReplayBuffer)
     if episode_steps(env) >= 100:
-        # HerReplayBuffer has nothing to sample before the first episode has ended; the default is 100
+        # HerReplayBuffer cannot sample before the first episode has ended; the default is 100 steps
         kwargs["learning_starts"] = 2 * episode_steps(env)
     if algo == "ddpg":
         # As in SB3's example: without noise, DDPG does not explore
@@ -96,11 +96,11 @@ def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, pa
     """
     :param algo: one of `ALGOS`
     :param env_id: one of `TASKS`
-    :param seed: of the run; the evaluation's is 10,000 more
+    :param seed: seed of the run; the seed of the evaluation is 10,000 more
     :param timesteps: environment steps to train
-    :param n_episodes: of each evaluation
-    :param params: arguments of the class on top of the defaults
-    :return: rows of seed, environment steps, success rate, and seconds of training up to there
+    :param n_episodes: episodes per evaluation
+    :param params: arguments that replace defaults of the class
+    :return: rows of seed, environment steps, success rate, and seconds of training so far
     """
     import torch as th
     from stable_baselines3.common.callbacks import BaseCallback
@@ -110,7 +110,7 @@ def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, pa
     th.set_num_threads(1)
 
     class Evaluation(BaseCallback):
-        """Evaluates at equal parts of the training, with its clock stopped."""
+        """Evaluates after equal parts of the training. The clock of the training stops meanwhile."""
 
         def __init__(self, env: VecEnv):
             super().__init__()
@@ -139,7 +139,7 @@ def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, pa
 
             if isinstance(self.env, VecNormalize):
                 sync_envs_normalization(self.training_env, self.env)
-            # The same episodes each time, and for each algorithm. Each environment plays its share of them, however short
+            # All evaluations use the same episodes. Each environment plays its share, even if its episodes are short
             self.env.seed(seed + 10_000)
             evaluate_policy(self.model, self.env, n_episodes, deterministic=True, callback=note, warn=False)
             assert len(successes) == n_episodes
@@ -157,8 +157,8 @@ def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, pa
 
 def parse_params(texts: list[str]) -> dict[str, Any]:
     """
-    :param texts: as ``learning_rate:3e-4``, where what is no Python literal is a string
-    :return: arguments of the algorithm's class
+    :param texts: such as ``learning_rate:3e-4``; a value that is not a Python literal is a string
+    :return: arguments for the class of the algorithm
     """
     params = dict[str, Any]()
     for text in texts:
@@ -174,14 +174,14 @@ def parse_params(texts: list[str]) -> dict[str, Any]:
 
 def run(algo: str, env_id: str, seed: int, args: argparse.Namespace, lock: threading.Lock) -> bool:
     """
-    One run in a process of its own, whose rows replace the seed's in the csv file when it has ended.
+    Train in a separate process. At the end, its rows replace the rows of this seed in the csv file.
 
     :param algo: one of `ALGOS`
     :param env_id: one of `TASKS`
-    :param seed: of the run
-    :param args: of the command line
+    :param seed: seed of the run
+    :param args: arguments of the command line
     :param lock: held while a csv file is read and written
-    :return: whether it has ended well; if not, its traceback is on standard error
+    :return: whether the run succeeded; if not, its traceback is on standard error
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", __file__, "--run", "--results", folder]
@@ -208,14 +208,14 @@ def main() -> None:
     parser.add_argument("--env", nargs="+", default=light, choices=TASKS, metavar="ENV", help=", ".join(TASKS))
     parser.add_argument("--algo", nargs="+", default=ALGOS, choices=ALGOS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
-    parser.add_argument("--timesteps", type=int, help="of the training, in place of the environment's own")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs")
+    parser.add_argument("--timesteps", type=int, help="environment steps to train, instead of the default of the environment")
     parser.add_argument("--eval-episodes", type=int, default=100)
     parser.add_argument("--params", nargs="*", default=[], help="key:value, arguments of the class: use another --results")
     parser.add_argument(
         "--results", type=Path, default=Path(__file__).parent / "results/strangers", help="folder of the csv files"
     )
-    parser.add_argument("--run", action="store_true", help="one run, in this process")
+    parser.add_argument("--run", action="store_true", help="train one run in this process")
     args = parser.parse_args()
 
     runs = [

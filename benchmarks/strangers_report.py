@@ -1,9 +1,9 @@
 """
-The tables and the figure of docs/strangers.md from the csv files of strangers.py: success at the end, the hierarchical agent
-against flat learning with the same code at every evaluation, and what it costs in steps per second.
+Writes the tables and the figure of docs/strangers.md from the csv files of strangers.py: the success rate at the end, the
+hierarchical agent against the flat agent with the same code at every evaluation, and the speed in steps per second.
 
-    python benchmarks/strangers_report.py            # writes them
-    python benchmarks/strangers_report.py --check    # fails if docs/strangers.md says something else than the csv files
+    python benchmarks/strangers_report.py            # writes the tables and the figure
+    python benchmarks/strangers_report.py --check    # fails if docs/strangers.md differs from the csv files
 """
 
 import argparse
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from report import ROOT, fill, rows_by_seed
+from report import ROOT, fill, rows_by_seed, save
 from strangers import ALGOS, TASKS
 
 TITLES = {
-    "hddpg": "hierarchical, class default",
+    "hddpg": "hierarchical, default",
     "flat": "flat, same code",
     "ddpg": "DDPG + HER (SB3)",
     "sac": "SAC + HER (SB3)",
@@ -27,10 +27,10 @@ BEGIN, END = "<!-- results: written by benchmarks/strangers_report.py -->", "<!-
 
 class Curves(NamedTuple):
     """
-    :param seeds: that were run
-    :param steps: of the evaluations, shape (n_evaluations,)
+    :param seeds: seeds of the runs
+    :param steps: environment steps at the evaluations, shape (n_evaluations,)
     :param rates: success rates, shape (n_seeds, n_evaluations)
-    :param seconds: of training up to each evaluation, in the same shape
+    :param seconds: seconds of training up to each evaluation, same shape as ``rates``
     """
 
     seeds: list[int]
@@ -39,7 +39,7 @@ class Curves(NamedTuple):
     seconds: np.ndarray
 
     def steps_per_second(self) -> float:
-        """:return: of the whole training, median over the seeds"""
+        """:return: environment steps per second of the whole training, median over the seeds"""
         return float(self.steps[-1] / np.median(self.seconds[:, -1]))
 
 
@@ -49,13 +49,13 @@ Results = dict[tuple[str, str], Curves]
 def read(path: Path) -> Curves:
     """
     :param path: csv file of `strangers.py`
-    :return: its curves
+    :return: curves of this file
     :raises ValueError: if the seeds were not evaluated at the same steps
     """
     rows = rows_by_seed(path)
     steps = {tuple(int(row["timesteps"]) for row in own) for own in rows.values()}
     if len(steps) != 1:
-        raise ValueError(f"The seeds of {path} were evaluated at different steps: run those again that differ.")
+        raise ValueError(f"The seeds of {path} were evaluated at different steps: run the seeds that differ again.")
     rates, seconds = (
         np.array([[float(row[key]) for row in own] for own in rows.values()]) for key in ("success_rate", "seconds")
     )
@@ -69,7 +69,7 @@ def find(folder: Path) -> Results:
 
 
 def success_table(results: Results) -> str:
-    """:return: mean over the seeds at the end, and the worst one"""
+    """:return: table of the success rate at the end: mean over the seeds, and worst seed"""
     lines = [
         "| environment | steps | " + " | ".join(TITLES[algo] for algo in ALGOS) + " |",
         "|---|---|" + "---|" * len(ALGOS),
@@ -85,22 +85,22 @@ def success_table(results: Results) -> str:
 
 def lead_over_flat(hierarchical: Curves, flat: Curves) -> np.ndarray:
     """
-    :param hierarchical: curves of the class default
-    :param flat: of the same environment
-    :return: how many points its mean is above flat's, at each evaluation after the first fifth of the training
+    :param hierarchical: curves of the hierarchical agent with the default settings
+    :param flat: curves of the flat agent in the same environment
+    :return: mean success rate minus that of flat, in percentage points, at the evaluations after the first fifth of training
     :raises ValueError: if they were not evaluated at the same steps
     """
     if not np.array_equal(hierarchical.steps, flat.steps):
-        raise ValueError(f"Evaluations at {hierarchical.steps} and {flat.steps} cannot be compared: run one of them again.")
+        raise ValueError(f"Evaluations at {hierarchical.steps} and {flat.steps} cannot be compared: run one agent again.")
     late = flat.steps > flat.steps[-1] / 5
     return 100.0 * (hierarchical.rates.mean(axis=0) - flat.rates.mean(axis=0))[late]
 
 
 def comparison_table(results: Results) -> str:
-    """:return: the class default against flat learning and the best control"""
+    """:return: table of the hierarchical agent against the flat agent and the best baseline"""
     lines = [
-        "| environment | least lead over flat after the first fifth | never more than 5 points below flat | "
-        "lead over the best control at the end | steps per second, hierarchical | flat | ratio |",
+        "| environment | smallest lead over flat after the first fifth | never more than 5 points below flat | "
+        "lead over the best baseline at the end | steps per second, hierarchical | steps per second, flat | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
     for env_id in TASKS:
@@ -120,39 +120,47 @@ def comparison_table(results: Results) -> str:
 
 def plot(results: Results, path: Path) -> None:
     """
-    One panel per environment: means, and the range of the seeds.
+    Plot one panel per environment with results: the mean and the range of the seeds.
 
     :param results: curves by algorithm and environment
-    :param path: of the picture
+    :param path: where to save the figure
     """
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(3, 4, figsize=(13, 8), dpi=100, sharey=True)
-    for axes, env_id in zip(panels.flat, TASKS, strict=True):
-        for color, algo in enumerate(ALGOS):
-            # Also where there is nothing to plot: the legend is the first panel's
-            line = axes.plot([], [], color=f"C{color}", label=TITLES[algo])[0]
+    env_ids = [env_id for env_id in TASKS if any((algo, env_id) in results for algo in ALGOS)]
+    algos = [algo for algo in ALGOS if any((algo, env_id) in results for env_id in TASKS)]
+    n_columns = min(3, len(env_ids))
+    n_rows = -(-len(env_ids) // n_columns)
+    size = (3.2 * n_columns, 2.4 * n_rows + 0.8)
+    figure, panels = plt.subplots(n_rows, n_columns, figsize=size, sharey=True, squeeze=False)
+    for axes in panels.flat[len(env_ids) :]:
+        axes.axis("off")
+    for axes, env_id in zip(panels.flat, env_ids, strict=False):
+        for algo in algos:
+            color = f"C{ALGOS.index(algo)}"
+            # Plot an empty line if there are no results, because the legend is that of the first panel
+            line = axes.plot([], [], color=color, label=TITLES[algo])[0]
             if (curves := results.get((algo, env_id))) is None:
                 continue
             line.set_data(curves.steps, curves.rates.mean(axis=0))
             low, high = curves.rates.min(axis=0), curves.rates.max(axis=0)
-            axes.fill_between(curves.steps, low, high, color=f"C{color}", alpha=0.15, linewidth=0)
+            axes.fill_between(curves.steps, low, high, color=color, alpha=0.15, linewidth=0)
         axes.set(title=env_id, xlim=(0, TASKS[env_id].timesteps), ylim=(-0.02, 1.02))
         axes.locator_params(axis="x", nbins=4)
         axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.supxlabel("environment steps")
     figure.supylabel("success rate")
-    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(ALGOS), frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.96))
-    figure.savefig(path)
-    plt.close(figure)
+    legend = panels.flat[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="upper center", ncols=n_columns, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / size[1]))
+    save(figure, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/strangers", help="folder of the csv files")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/strangers.md", help="where the tables go")
-    parser.add_argument("--check", action="store_true", help="write nothing, but compare")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/strangers.md", help="page with the tables")
+    parser.add_argument("--check", action="store_true", help="only compare the page with the csv files")
     args = parser.parse_args()
 
     results = find(args.results)
@@ -160,7 +168,8 @@ def main() -> None:
     if args.check:
         return
     (args.page.parent / "images").mkdir(exist_ok=True)
-    plot(results, args.page.parent / "images/strangers.png")
+    if results:
+        plot(results, args.page.parent / "images/strangers.svg")
 
 
 if __name__ == "__main__":

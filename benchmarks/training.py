@@ -1,11 +1,12 @@
 """
-Environment steps per second while learning, two workers, networks [256, 256], batch 256: interleaved rounds of
+Measures environment steps per second during training, with two workers, networks of [256, 256] units and batches of 256, in
+interleaved rounds of
 
 - ``sb3``: SB3's DDPG + HerReplayBuffer on ``SubprocVecEnv``
-- ``sync``: HierarchicalDDPG, stepping synchronously
+- ``sync``: HierarchicalDDPG with synchronous steps
 - ``async``: HierarchicalDDPG with ``async_collection=True`` on a ``ParallelCollector``
 
-at the same ratio of low-level updates to environment steps; the high level is trained on top of that in ours.
+All have the same ratio of low-level updates to environment steps. HierarchicalDDPG also trains its high level.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py --ratio 0.25 1
 """
@@ -29,11 +30,11 @@ from sb3_hrl import HierarchicalDDPG, ParallelCollector
 
 class Clock(BaseCallback):
     """
-    Measures steps per second in the middle of a call of ``learn``: processes have started by then. (One that prepares batches
-    takes two seconds of a core for that, once per call.)
+    Measures steps per second in the middle of a call of ``learn``, when all processes have started. (The process that
+    prepares batches needs two seconds of one core for this, once per call.)
 
-    :param seconds: for how long
-    :param warm_up: seconds before that
+    :param seconds: duration of the measurement
+    :param warm_up: seconds before the measurement
     """
 
     def __init__(self, seconds: float, warm_up: float):
@@ -61,9 +62,9 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.25, 1.0], help="updates per environment step")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0, help="per round and contestant")
-    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before that")
-    parser.add_argument("--params", default="dict()", help="arguments of HierarchicalDDPG that differ, as Python")
+    parser.add_argument("--seconds", type=float, default=8.0, help="seconds per round and agent")
+    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before the measurement")
+    parser.add_argument("--params", default="dict()", help="other arguments of HierarchicalDDPG, as Python")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     th.set_num_threads(1)

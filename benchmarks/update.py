@@ -1,6 +1,7 @@
 """
-Time of one update on a given batch ([256, 256], batch 256, shapes of FetchReach): DDPGLevel against SB3's DDPG, and the same
-level as TD3 against SB3's TD3, interleaved in one process. Each has the optimizer that it has by default.
+Measures the time of one update on a given batch (networks of [256, 256] units, 256 rows, shapes of FetchReach): DDPGLevel
+against SB3's DDPG, and the same level as TD3 against SB3's TD3, interleaved in one process. Each agent has its default
+optimizer.
 
     OMP_NUM_THREADS=1 python benchmarks/update.py
 """
@@ -28,7 +29,7 @@ TD3_SETTINGS = dict(n_critics=2, policy_delay=2, target_policy_noise=0.2)
 
 
 class Spaces(gym.Env):
-    """Has the spaces of FetchReach, and nothing else."""
+    """An environment that only has the spaces of FetchReach."""
 
     observation_space, action_space = INPUTS, ACTIONS
 
@@ -37,7 +38,7 @@ class OneBatch:
     """
     A replay buffer that always returns the same batch.
 
-    :param batch: the batch
+    :param batch: the batch to return
     """
 
     def __init__(self, batch: ReplayBufferSamples):
@@ -49,7 +50,7 @@ class OneBatch:
 
 
 def level_updates(batch: Transitions, **settings: Any) -> Callable[[int], None]:
-    """:return: makes so many updates of a level"""
+    """:return: a function that makes a number of updates of a level"""
     config = LevelConfig(**settings)
     level = DDPGLevel(INPUTS, ACTIONS, config.lr_schedule, config, net_arch=[256, 256], optimizer_kwargs={"fused": True})
 
@@ -61,10 +62,10 @@ def level_updates(batch: Transitions, **settings: Any) -> Callable[[int], None]:
 
 
 def sb3_updates(algorithm: type[TD3], batch: Transitions) -> Callable[[int], None]:
-    """:return: makes so many updates of an agent of SB3's"""
+    """:return: a function that makes a number of updates of an SB3 agent"""
     model = algorithm("MlpPolicy", Spaces(), learning_rate=1e-3, buffer_size=1, policy_kwargs=dict(net_arch=[256, 256]))
     model.set_logger(configure(None, []))
-    # An entry is over where its discount is 0
+    # A transition ends the episode where its discount is 0
     model.replay_buffer = OneBatch(
         ReplayBufferSamples(batch.inputs, batch.actions, batch.next_inputs, 1.0 - batch.discounts, batch.rewards)
     )

@@ -1,6 +1,7 @@
 """Sphinx configuration: Markdown pages by MyST, the look of SB3's documentation. `make docs`; warnings are errors."""
 
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,41 @@ version = release = sb3_hrl.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 # `images` also has the script that draws the figures
-exclude_patterns = ["_build", "images"]
+exclude_patterns = ["_build", "images", "_static"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 # Links to headings work as they do on GitHub
 myst_heading_anchors = 3
+
+
+def inventories() -> dict[str, tuple[str, str]]:
+    """
+    Write the inventories of other projects that references.txt asks for, in the format of Sphinx.
+
+    :return: address and file by project, as intersphinx takes them
+    """
+    folder = ROOT / "docs/_build/inventories"
+    folder.mkdir(parents=True, exist_ok=True)
+    projects = {}
+    text = (ROOT / "docs/references.txt").read_text().partition("\n\n")[2]
+    for block in text.strip().split("\n\n"):
+        (name, address), *places = (line.split() for line in block.splitlines())
+        header = f"# Sphinx inventory version 2\n# Project: {name}\n# Version:\n"
+        header += "# The remainder of this file is compressed using zlib.\n"
+        lines = "".join(f"{key} py:class 1 {place} -\n" for key, place in places)
+        path = folder / f"{name}.inv"
+        path.write_bytes(header.encode() + zlib.compress(lines.encode()))
+        projects[name] = (address, str(path))
+    return projects
+
+
+intersphinx_mapping = inventories()
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -34,6 +60,23 @@ autodoc_typehints_description_target = "documented_params"
 html_theme = "sphinx_rtd_theme"
 html_title = f"sb3-hrl {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+# MathJax 3.2.2 comes with the site: pages load nothing from elsewhere
+mathjax_path = "mathjax/startup.js"
+mathjax3_config = {
+    "loader": {
+        "load": [
+            "core",
+            "input/tex-base",
+            "[tex]/ams",
+            "output/chtml",
+            "output/chtml/fonts/tex.js",
+            "a11y/assistive-mml",
+        ]
+    },
+    "tex": {"packages": ["base", "ams"]},
+}
 # The prompt is not part of a command
 copybutton_prompt_text = "$ "
 
@@ -58,7 +101,9 @@ def link_pages(app: Any, docname: str, source: list[str]) -> None:
     """
     above = "../" * docname.count("/")
     for target, page in PAGES_OF_FILES.items():
-        source[0] = re.sub(rf"\]\({re.escape(above + target)}(?=[)#])", f"]({above}{page}", source[0])
+        source[0] = re.sub(
+            rf"\]\({re.escape(above + target)}(?=[)#])", f"]({above}{page}", source[0]
+        )
 
 
 def setup(app: Any) -> None:

@@ -1,4 +1,4 @@
-"""Two workers step their environments by themselves while the agent learns."""
+"""Asynchronous collection: two workers step their environments while the agent learns."""
 
 import argparse
 import time
@@ -11,14 +11,14 @@ from sb3_hrl import HierarchicalDDPG, ParallelCollector
 
 
 def make_env(**kwargs) -> gym.Env:
-    """Runs in the workers, where gymnasium-robotics has to be registered, too."""
+    """Runs in the workers, where gymnasium-robotics must be registered too."""
     import gymnasium_robotics
 
     gym.register_envs(gymnasium_robotics)
     return gym.make("FetchReach-v4", **kwargs)
 
 
-# Processes that are spawned import this file
+# Worker processes import this file, so protect the main program
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--timesteps", type=int, default=3_000)
@@ -30,7 +30,7 @@ if __name__ == "__main__":
         "MultiInputPolicy",
         env,
         async_collection=True,
-        gradient_steps=2,  # one update per environment step: a step of both environments counts as one
+        gradient_steps=2,  # one update per environment step, because a step of both environments counts as one
         verbose=1,
         seed=0,
     )

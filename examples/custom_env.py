@@ -1,12 +1,12 @@
 """
-A goal-conditioned environment of our own: a point robot goes around a wall.
+Train in your own goal-conditioned environment: a point robot goes around a wall.
 
-What an environment needs: a Dict observation with the keys ``observation``, ``achieved_goal`` and ``desired_goal``, a
-``compute_reward`` that takes batches of goals (hindsight asks what a step would have been worth with another goal), and
-``info["is_success"]``, which SB3 logs as the success rate.
+An environment needs a Dict observation with the keys ``observation``, ``achieved_goal`` and ``desired_goal``, a
+``compute_reward`` that accepts batches of goals (hindsight computes rewards for other goals), and ``info["is_success"]``,
+which SB3 logs as the success rate.
 
-Measured with seeds 0, 1 and 2, in 50 episodes each: success 0.98, 0.98, 1.00 after 10,000 steps (30 seconds of one core), and
-0.46, 0.88, 0.72 after 5,000.
+With seeds 0, 1 and 2, the success rate in 50 episodes is 0.98, 0.98, 1.00 after 10,000 steps (30 seconds on one core), and
+0.46, 0.88, 0.72 after 5,000 steps.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from sb3_hrl import HierarchicalDDPG
 
 
 class WallEnv(gym.Env):
-    """A point in the unit box moves at most 0.05 per step; a wall from below leaves a gap at the top."""
+    """A point moves at most 0.05 per step in the unit box. A wall from below leaves a gap at the top."""
 
     reach = 0.05  # distance at which a goal counts as reached
     wall = (0.4, 0.6, 0.8)  # from x, to x, up to y
@@ -36,12 +36,12 @@ class WallEnv(gym.Env):
         return bool(left < point[0] < right and point[1] < top)
 
     def _obs(self) -> dict[str, np.ndarray]:
-        # The robot sees where it is, and that is also what it achieves
+        # The observation is the position, and so is the achieved goal
         return {"observation": self.position.copy(), "achieved_goal": self.position.copy(), "desired_goal": self.goal.copy()}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         super().reset(seed=seed)
-        # From anywhere on the left to anywhere on the right
+        # From a random point on the left to a random point on the right
         self.position = self.np_random.uniform((0.0, 0.0), (0.4, 1.0)).astype(np.float32)
         self.goal = self.np_random.uniform((0.6, 0.0), (1.0, 1.0)).astype(np.float32)
         return self._obs(), {}
@@ -55,16 +55,16 @@ class WallEnv(gym.Env):
         return self._obs(), reward, terminated, False, {"is_success": terminated}
 
     def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: dict) -> np.ndarray:
-        """:return: 0 at the goal, else -1, for one pair of goals or for n of them (the last axis is the goal's)"""
+        """:return: 0 at the goal, else -1, for one pair of goals or n pairs (the last axis holds the entries of a goal)"""
         distance = np.linalg.norm(achieved_goal - desired_goal, axis=-1)
         return (distance <= self.reach).astype(np.float32) - 1.0
 
     def compute_terminated(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: dict) -> bool:
-        """:return: whether an episode ends, here: at its goal"""
+        """:return: whether the episode ends, which is the case at its goal"""
         return bool(self.compute_reward(achieved_goal, desired_goal, info) == 0.0)
 
 
-# Registered, so that worker processes and the zoo can make it, too
+# Registration allows worker processes and the zoo to create the environment
 gym.register("Wall-v0", entry_point=WallEnv, max_episode_steps=100)
 
 if __name__ == "__main__":

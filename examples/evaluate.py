@@ -1,4 +1,4 @@
-"""How good is an agent, and what becomes of its subgoals? While it learns by a callback, afterwards by evaluate_policy."""
+"""Evaluate an agent and its subgoals: with a callback during training, and with evaluate_policy afterwards."""
 
 import argparse
 from typing import Any
@@ -16,14 +16,14 @@ from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--timesteps", type=int, default=3_000)
-parser.add_argument("--video", action="store_true", help="record an episode; without a screen set MUJOCO_GL=egl")
+parser.add_argument("--video", action="store_true", help="record an episode; without a display, set MUJOCO_GL=egl")
 args = parser.parse_args()
 
 gym.register_envs(gymnasium_robotics)
 model = HierarchicalDDPG("MultiInputPolicy", "FetchReach-v4", verbose=1)
 
-# SB3's EvalCallback, which also logs what became of the subgoals: eval/subgoal_success_rate and others (docs/metrics.md).
-# Several environments are evaluated at once: the subgoals in force travel in predict's state
+# This callback extends SB3's EvalCallback. It also logs metrics of the subgoals, such as eval/subgoal_success_rate
+# (docs/metrics.md). It can evaluate several environments at once, because the state of predict holds their subgoals
 eval_env = make_vec_env("FetchReach-v4", n_envs=4, seed=1)
 eval_freq = args.timesteps // 2
 callback = HierarchicalEvalCallback(eval_env, n_eval_episodes=10, eval_freq=eval_freq, best_model_save_path="hddpg_best")

@@ -1,5 +1,5 @@
 """
-Search hyperparameters with Optuna: the zoo's search space and pruning, in a script of our own.
+Search for hyperparameters with Optuna, with the search space and pruning of the zoo.
 
 The command line does the same: ``python -m rl_zoo3.train --algo hddpg --env FetchReach-v4 -optimize`` (zoo_commands.sh).
 """
@@ -24,7 +24,7 @@ gym.register_envs(gymnasium_robotics)
 
 
 def objective(trial: optuna.Trial) -> float:
-    """:return: mean reward of the last evaluation; a trial that is worse than the others were is given up on the way"""
+    """:return: mean reward of the last evaluation; a trial that is worse than earlier trials is pruned"""
     env, eval_env = (make_vec_env("FetchReach-v4", seed=seed) for seed in (0, 1))
     params = sample_hddpg_params(trial, n_actions=env.action_space.shape[0], n_envs=1, additional_args={})
     model = HierarchicalDDPG("MultiInputPolicy", env, learning_starts=args.timesteps // 4, seed=0, **params)

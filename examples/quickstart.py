@@ -23,7 +23,7 @@ print(f"mean reward {mean_reward:.1f} +/- {std_reward:.1f} (0 is the best, -50 t
 model.save("hddpg_fetch_reach")
 model = HierarchicalDDPG.load("hddpg_fetch_reach", env=env)
 
-# The subgoal in force travels in the state
+# The state holds the current subgoal
 obs, _ = env.reset(seed=0)
 state, episode_start = None, [True]
 for _ in range(50):

@@ -1,4 +1,4 @@
-"""Save an agent with its replay buffer, and go on from there as if nothing had happened, perhaps on another day."""
+"""Save an agent with its replay buffer, and continue training later."""
 
 import argparse
 
@@ -16,7 +16,7 @@ env = gym.make("FetchReach-v4")
 model = HierarchicalDDPG("MultiInputPolicy", env, verbose=1)
 model.learn(args.timesteps // 2)
 
-# The model has the networks, the optimizers and the statistics of its inputs; the experience is a file of its own
+# The model file has the networks, the optimizers and the input statistics. The replay buffer is a separate file
 model.save("hddpg_resume")
 model.save_replay_buffer("hddpg_resume_buffer")
 print(f"saved after {model.num_timesteps} steps, with {model.replay_buffer.size()} of them in the buffer")
@@ -26,6 +26,6 @@ model = HierarchicalDDPG.load("hddpg_resume", env=env)
 model.load_replay_buffer("hddpg_resume_buffer")
 print(f"loaded at {model.num_timesteps} steps, with {model.replay_buffer.size()} of them in the buffer")
 
-# Without reset_num_timesteps=False the clock would start anew, and `learning_starts` steps be random again
+# Without reset_num_timesteps=False, the step counter restarts at 0 and the first `learning_starts` actions are random
 model.learn(args.timesteps - model.num_timesteps, reset_num_timesteps=False)
-print(f"{model.num_timesteps} steps in all")
+print(f"{model.num_timesteps} steps in total")

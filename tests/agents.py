@@ -1,4 +1,4 @@
-"""Small agents, and what they are given: a buffer filled by hand, environments that need subgoals."""
+"""Small agents, a buffer that is filled by hand, and environments that need subgoals."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from sb3_hrl.hddpg.inference import NumpyPolicy
 
 
 def make_model(small: dict[str, Any], env: Any = None, **kwargs: Any) -> HierarchicalDDPG:
-    """:return: an agent in a PointEnv, with the arguments of the fixture ``small`` and these"""
+    """:return: an agent in a PointEnv, with the arguments of the fixture ``small`` and additional ones"""
     return HierarchicalDDPG("MultiInputPolicy", env if env is not None else point_vec_env(), **(small | kwargs))
 
 
-# A low level whose values are no steps: the goal is not taken for near, the actor chooses
+# A low level whose values do not predict steps: no goal counts as near, so the actor chooses the subgoals
 WITHOUT_STEPS: dict[str, Any] = dict(low_kwargs=dict(reward="dense"))
 
 
@@ -27,14 +27,14 @@ def float32(*rows: Any) -> np.ndarray:
 
 
 def with_bounds(model: HierarchicalDDPG, threshold: float = 0.15, radius: float = 1.0) -> HierarchicalDDPG:
-    """:return: the agent, whose subgoals may lie within 9 of the origin, and which knows when they are reached"""
+    """:return: the agent, with subgoals within 9 of the origin, and a known threshold"""
     model.policy.subgoal_threshold.fill_(threshold)
     model.policy.set_bounds(SubgoalBounds(np.full(2, -9.0), np.full(2, 9.0), np.full(2, radius)))
     return model
 
 
 def predict_steps(monkeypatch: pytest.MonkeyPatch, steps_per_unit: float) -> None:
-    """Every low level believes that it takes so many steps per unit of distance."""
+    """Makes the low level predict a fixed number of steps per unit of distance."""
 
     def steps(self: NumpyPolicy, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
         return float32(steps_per_unit * np.linalg.norm(subgoals - achieved[:, 0], axis=1))[0]
@@ -43,12 +43,12 @@ def predict_steps(monkeypatch: pytest.MonkeyPatch, steps_per_unit: float) -> Non
 
 
 def made_by(decision: SubgoalDecision, chooser: Any) -> int:
-    """:return: how many of the subgoals it has chosen"""
+    """:return: how many of the subgoals this chooser has chosen"""
     return int(decision.made_by(chooser).sum())
 
 
 def missed_ways(*ways: Any) -> np.ndarray:
-    """:return: starts and subgoals that were missed, the last one latest, shape (N_MISSED, 2, 2)"""
+    """:return: starts and subgoals of missed segments, the most recent one last, shape (N_MISSED, 2, 2)"""
     missed = np.full((N_MISSED, 2, 2), np.inf, np.float32)
     if ways:
         missed[-len(ways) :] = ways
@@ -60,11 +60,11 @@ def choose(
 ) -> SubgoalDecision:
     """
     :param model: an agent in PointEnvs
-    :param achieved: where these are, shape (n, 2)
-    :param goal: what is desired, shape (n, 2)
-    :param missed: for each of these, see :func:`missed_ways`; ``None``: nothing
-    :param noise: exploration; ``None`` for none
-    :return: the subgoals that it chooses
+    :param achieved: their positions, shape (n, 2)
+    :param goal: desired goals, shape (n, 2)
+    :param missed: missed segments, see :func:`missed_ways`; ``None``: there are none
+    :param noise: exploration noise; ``None`` for none
+    :return: the chosen subgoals
     """
     n = len(goal)
     missed = np.stack([missed_ways()] * n) if missed is None else np.asarray(missed)
@@ -81,15 +81,15 @@ def fill(
     **kwargs: Any,
 ) -> None:
     """
-    Put an episode along the first axis into the buffer, whose goal is far away.
+    Add an episode along the first axis, with a distant goal, to the replay buffer.
 
-    :param model: its owner
-    :param subgoal: the only one
-    :param n: environment steps
+    :param model: owner of the buffer
+    :param subgoal: the only subgoal
+    :param n: number of environment steps
     :param step: length of a step
-    :param segment: steps of a segment
-    :param info: of all steps
-    :param kwargs: more that the buffer takes
+    :param segment: number of steps per segment
+    :param info: info of all steps
+    :param kwargs: additional arguments of the buffer's ``add``
     """
     threshold = model.policy.subgoal_threshold.item()
     for i in range(n):

@@ -1,4 +1,4 @@
-"""Small goal-conditioned environments, and nothing left behind."""
+"""Small goal-conditioned environments, and checks that tests leave no processes or files behind."""
 
 import os
 import signal
@@ -66,9 +66,9 @@ class PointEnv(gym.Env):
 
 class UnjudgedEnv(PointEnv):
     """
-    A dense reward, and nothing from which to tell what success is.
+    A dense reward, without anything else that defines success.
 
-    :param info: of every step
+    :param info: info of every step
     """
 
     def __init__(self, info: dict[str, Any] | None = None, **kwargs: Any):
@@ -80,7 +80,7 @@ class UnjudgedEnv(PointEnv):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that are slow as a whole come first, so that at the end no process of pytest-xdist waits long for another."""
+    """Sort slow test files to the front, so that no process of pytest-xdist has to wait long for another at the end."""
 
     def is_quick(item: pytest.Item) -> bool:
         marks = getattr(item.getparent(pytest.Module).obj, "pytestmark", [])
@@ -93,7 +93,7 @@ NO_RENDERER = "no offscreen renderer here: apt-get install libegl1 libopengl0 li
 
 
 def renders_offscreen() -> bool:
-    """:return: whether MuJoCo can render here; if so, ``MUJOCO_GL`` is set to how"""
+    """:return: whether MuJoCo can render here; if so, ``MUJOCO_GL`` is set"""
     try:
         use_offscreen_renderer()
     except RuntimeError:
@@ -103,7 +103,7 @@ def renders_offscreen() -> bool:
 
 @pytest.fixture
 def renderer() -> None:
-    """MuJoCo can render here, and ``MUJOCO_GL`` says how; else the test is skipped, with what to install."""
+    """Sets ``MUJOCO_GL`` to a renderer that works, or skips the test and names what to install."""
     if not renders_offscreen():
         pytest.skip(NO_RENDERER)
 
@@ -115,18 +115,19 @@ def point_vec_env(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:
 
 @pytest.fixture
 def small() -> dict[str, Any]:
-    """Arguments of an agent that is cheap to train, whose actor chooses subgoals for a fixed number of steps."""
+    """Arguments of an agent that trains quickly, whose actor chooses subgoals for a fixed number of steps."""
     size = dict(learning_starts=20, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=1000)
     return size | dict(subgoal_steps=5, planner=None, seed=0)
 
 
 class FaultyEnv(PointEnv):
     """
-    A PointEnv that goes wrong at a step of its life: ``raise``, ``hang``, or ``die`` (by SIGKILL).
+    A PointEnv that fails at a certain step: ``raise``, ``hang``, or ``die`` (by SIGKILL).
 
-    :param fault: what goes wrong
-    :param at: at which step
-    :param once: a file that is made when it goes wrong, after which it does not any more; ``None``: every time
+    :param fault: kind of failure
+    :param at: number of the step
+    :param once: file that is created at the failure, after which the environment does not fail again; ``None``: it fails each
+        time
     """
 
     def __init__(self, fault: str, at: int, once: str | None = None):
@@ -151,17 +152,17 @@ gym.register("FaultyEnv-v0", entry_point=FaultyEnv)
 
 
 def point_env_fn(env_id: str = "PointEnv-v0", **kwargs: Any) -> Callable[[], gym.Env]:
-    """:return: a function that makes the environment in whatever process"""
+    """:return: a function that creates the environment in any process"""
     return lambda: Monitor(gym.make(f"conftest:{env_id}", **kwargs), info_keywords=("is_success",))
 
 
 def shared_memory_files() -> set[str]:
-    """:return: what lies in /dev/shm"""
+    """:return: files in /dev/shm"""
     return set(os.listdir("/dev/shm"))
 
 
 def running_workers() -> list[psutil.Process]:
-    """:return: processes of this one's that work; multiprocessing's own helpers stay"""
+    """:return: running child processes, without the helpers of multiprocessing"""
     processes = psutil.Process().children(recursive=True)
     helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
     own = psutil.Process().pid
@@ -176,12 +177,12 @@ def running_workers() -> list[psutil.Process]:
 
 @pytest.fixture
 def leaves_nothing() -> Iterator[None]:
-    """After the test there are no more processes and shared-memory files than before."""
+    """Check that the test leaves no additional processes and shared-memory files."""
     files, workers = shared_memory_files(), {process.pid for process in running_workers()}
     yield
     deadline = time.monotonic() + 10.0
     while (left := {process.pid for process in running_workers()} - workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left, "processes are left"
-    # Other tests run beside this one: only multiprocessing's and ours are looked at
+    # Other tests may run at the same time: only the files of multiprocessing and of sb3-hrl are checked
     assert not {name for name in shared_memory_files() - files if name.startswith(("psm_", "sb3", "torch_"))}

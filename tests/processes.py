@@ -1,4 +1,4 @@
-"""Commands of the tests, each in a process of its own, most of which need not import torch and the like anew."""
+"""Runs the tests' commands in separate processes, which are mostly forked to avoid importing torch etc. again."""
 
 import atexit
 import functools
@@ -12,8 +12,8 @@ import types
 import warnings
 from pathlib import Path
 
-# What takes seconds to import, and changes nothing by it. Not among them: sb3_hrl and rl_zoo3, so that each command has the
-# start-up hook at work; gymnasium_robotics, whose import registers environments; mujoco, whose import reads MUJOCO_GL.
+# Modules that take seconds to import, without side effects. Not included: sb3_hrl and rl_zoo3, so that the start-up hook works
+# in each command; gymnasium_robotics, which registers environments; mujoco, which reads MUJOCO_GL.
 PRELOADED = [
     "torch",
     "torch._dynamo",  # with the first optimizer
@@ -25,7 +25,7 @@ PRELOADED = [
     "optuna.visualization.matplotlib",
     "tensorboard.backend.event_processing.event_accumulator",
 ]
-# One thread per process and no windows, as in the Makefile; both are read when torch and matplotlib are imported
+# One thread per process and no windows, as in the Makefile; torch and matplotlib read both when they are imported
 os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 # Workers that tests start in their own process are forks of the same server
 mp.set_forkserver_preload(PRELOADED)
@@ -40,13 +40,13 @@ def run(
     timeout: float = 280.0,
 ) -> str:
     """
-    :param command: to be run in a process of its own, where ``python`` is this interpreter
-    :param cwd: where
-    :param env: variables on top of this process's
-    :param check: whether it is to succeed; else it is to fail
-    :param cold: start the interpreter anew, for a test of what happens then, or with variables that `PRELOADED` read
+    :param command: command to run in a separate process, where ``python`` is this interpreter
+    :param cwd: working directory
+    :param env: environment variables, in addition to those of this process
+    :param check: whether the command must succeed; otherwise it must fail
+    :param cold: start a new interpreter, to test its start-up, or with variables that the modules in `PRELOADED` read
     :param timeout: in seconds, less than that of the test
-    :return: what it printed, standard output and error
+    :return: standard output and error
     """
     environ = os.environ | (env or {})
     if command[0] == "python" and not cold:
@@ -89,13 +89,13 @@ def _run_forked(arguments: list[str], cwd: Path, environ: dict[str, str], timeou
 
 @functools.cache
 def _search_path() -> list[str]:
-    """:return: ``sys.path`` of a new interpreter without its first entry: what pytest has added to ours is not for commands"""
+    """:return: ``sys.path`` of a new interpreter without its first entry, and without pytest's changes in this process"""
     code = "import sys; print(*sys.path[1:], sep='\\n')"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def _interpret(arguments: list[str], cwd: Path, environ: dict[str, str], search_path: list[str], output: str) -> None:
-    """Do what ``python <arguments>`` does, in the process that this is."""
+    """Do the same as ``python <arguments>``, in the current process."""
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -119,5 +119,5 @@ def _interpret(arguments: list[str], cwd: Path, environ: dict[str, str], search_
             sys.argv, sys.path = arguments, [str(Path(what).parent), *search_path]
             runpy.run_path(what, run_name="__main__")
     finally:
-        # multiprocessing ends a process without these
+        # multiprocessing does not flush these when it ends a process
         atexit._run_exitfuncs()

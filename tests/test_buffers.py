@@ -23,10 +23,10 @@ def make_buffer(size: int = 100, n_envs: int = 1, **kwargs) -> SharedMemoryRepla
 
 def fill(buffer: SharedMemoryReplayBuffer, episodes: list[int], segment: int = 3, start: int = 0) -> int:
     """
-    Store episodes of these lengths. Everything in step ``t`` (counted over all of them) says ``t``: its observation and
-    achieved goal are t, the next ones t + 1, its subgoal and action t / 1000; its desired goal is the episode's number.
+    Store episodes of these lengths. All values of step ``t`` (counted over all episodes) depend on t: observation and achieved
+    goal are t, the next ones t + 1, subgoal and action t / 1000. The desired goal is the number of the episode.
 
-    :return: the next step's number
+    :return: number of the next step
     """
     t, n = start, buffer.n_envs
     for episode, length in enumerate(episodes):
@@ -114,7 +114,7 @@ def test_hindsight_goals_follow_the_strategy(strategy):
 def test_capacity_is_a_bound_and_whole_oldest_episodes_go(n_envs):
     buffer = make_buffer(20 * n_envs, n_envs)
     fill(buffer, [8] * 5)
-    # 40 steps through 20 places: the episodes that are left begin where one begins
+    # 40 steps in a ring of 20: the stored steps start with a complete episode
     assert buffer.size() <= 20 * n_envs
     samples = buffer.sample_low(500, n_sampled_goal=4, window=8)
     t, goal = samples.observations.ravel().numpy(), samples.subgoals[:400].ravel().numpy()
@@ -138,7 +138,7 @@ def test_an_episode_longer_than_the_buffer_keeps_its_newest_steps():
 def test_shards_are_sampled_in_proportion():
     buffer = make_buffer(100, n_envs=2)
     fill(buffer, [10])
-    buffer.shards.tail[0] = 9  # as if nearly all of the first shard had been trimmed
+    buffer.shards.tail[0] = 9  # as if nearly all steps of the first shard had been dropped
     samples = buffer.sample_low(5000, n_sampled_goal=0, window=1)
     share_of_step_9 = (samples.observations == 9).float().mean().item()
     assert abs(share_of_step_9 - 2 / 11) < 0.03
@@ -259,7 +259,7 @@ def test_plain_sb3_takes_it(n_envs, hindsight, algorithm):
         samples.next_observations["achieved_goal"].numpy(), samples.observations["desired_goal"].numpy(), None
     )
     np.testing.assert_allclose(samples.rewards.numpy().ravel(), expected)
-    # Inclusive `future`: some steps reach the goal that is their own, with hindsight only
+    # The strategy `future` includes the step itself: with hindsight, some steps reach their own goal
     assert (expected == 0).mean() > 0.1 if hindsight else (expected == 0).mean() < 0.3
 
 
@@ -281,7 +281,7 @@ def make_ddpg(n_envs: int = 1, **buffer_kwargs) -> DDPG:
 
 
 def test_a_loaded_buffer_does_not_forget_hindsight_in_silence(tmp_path):
-    """SB3 hands its environment to a HerReplayBuffer only."""
+    """SB3 passes its environment to HerReplayBuffer only."""
     kwargs = dict(compute_reward=PointEnv().compute_reward)
     model = make_ddpg(**kwargs).learn(100)
     model.save_replay_buffer(tmp_path / "buffer")
@@ -289,7 +289,7 @@ def test_a_loaded_buffer_does_not_forget_hindsight_in_silence(tmp_path):
     other.load_replay_buffer(tmp_path / "buffer")
     with pytest.raises(ValueError, match=r"model.replay_buffer.compute_reward ="):
         other.learn(100, reset_num_timesteps=False)
-    # What the sentence says to do does it
+    # The cure in the message works
     other.replay_buffer.compute_reward = other.replay_buffer_kwargs["compute_reward"]
     other.learn(100, reset_num_timesteps=False)
     rewards = [m.replay_buffer.sample(1000).rewards.numpy() for m in (model, other)]
@@ -335,7 +335,7 @@ def test_position_and_fullness_are_those_of_sb3(n_envs):
 
 
 def write_rows(blocks, n: int) -> None:
-    """What a worker does in its process."""
+    """Code of a worker in its process."""
     writer = make_writers(blocks, [0], trim_interval=1)[0]
     for _ in range(n):
         writer.write(np.zeros((1, blocks[1]["rows"].shape[-1]), np.float32), np.zeros(1, bool))
@@ -352,7 +352,7 @@ def test_position_counts_what_other_processes_write(leaves_nothing):
 
 
 def test_rewards_are_asked_for_in_the_goals_own_space():
-    """Goals that are a matrix of whole numbers, which index a table."""
+    """Goals that are a matrix of integers, used as indices of a table."""
     space = spaces.Box(0, 9, (2, 2), np.int64)
     asked = []
 

@@ -24,7 +24,7 @@ ORIGIN = np.zeros((1, 2), np.float32)
 
 @th.no_grad()
 def let_the_actor_propose_to_stay(model) -> None:
-    """An actor without weights gives zeros."""
+    """Without weights, the actor outputs zeros."""
     for parameter in model.policy.high.actor.mu.parameters():
         parameter.zero_()
 
@@ -59,7 +59,7 @@ def test_one_subgoal_for_ever(small):
 
 
 def towards_the_subgoal(observation, achieved_goal, subgoal):
-    """PointEnv moves by 0.05 times its action, which goes from -2 to 2."""
+    """PointEnv moves by 0.05 times its action, which ranges from -2 to 2."""
     return (subgoal - achieved_goal) / 0.1
 
 
@@ -96,7 +96,7 @@ def test_with_an_oracle_the_high_level_learns_alone(small):
 def test_the_goal_is_the_subgoal_when_it_is_near(small, monkeypatch, planner):
     model = make_model(small, subgoal_steps=10, planner=planner).learn(100)
     predict_steps(monkeypatch, 10.0)
-    goals = float32([0.6, 0.8], [-0.61, 0.81])  # 10 and a little more
+    goals = float32([0.6, 0.8], [-0.61, 0.81])  # 10 steps, and slightly more
     decision = choose(model, np.zeros((2, 2), np.float32), goals)
     np.testing.assert_array_equal(decision.subgoals[0], goals[0])
     assert decision.made_by(near_goal).tolist() == [True, False]
@@ -166,7 +166,7 @@ def test_where_all_candidates_are_reached_the_actor_proposes_anyway(small):
 
 
 def test_random_subgoals_are_left_as_they_are(small):
-    """In exploration a random subgoal was replaced by the critic's choice where it was at hand or had been missed."""
+    """Regression test: the critic's choice replaced random subgoals that were already reached or had been missed."""
     model = make_model(small, **WITHOUT_STEPS, subgoal_kwargs=dict(radius=1.0)).learn(30)
     actions = float32([0.01, 0.0], [0.5, 0.5], [0.0, 0.0])
     noise = HighNoise(np.zeros((3, 2), np.float32), np.array([True, True, False]), actions, np.zeros(3))
@@ -188,7 +188,7 @@ def test_noise_is_added_to_proposals(small):
 
 
 def north(policy, situation):
-    """A chooser of a user's: with a goal to the east a step to the north, nothing with others."""
+    """A user's chooser: if the goal is in the east, the subgoal is a step to the north; otherwise it does not decide."""
     subgoals = situation.achieved_goal + float32(0.0, 0.3)
     return np.where(situation.goal[:, :1] > 0.0, subgoals, np.float32(np.nan))
 

@@ -1,4 +1,4 @@
-"""An environment that changes what success is: learner, workers and labels follow."""
+"""Environments that change their definition of success: learner, workers and rewards follow."""
 
 import warnings
 
@@ -22,9 +22,9 @@ NEAR = GOALS + np.float32(0.03)
 
 class Tightening(PointEnv):
     """
-    Its tolerance can be set, and tightens by itself.
+    The tolerance can be set, and also decreases by itself.
 
-    :param at: steps after which it is 0.05; ``None`` for never
+    :param at: number of steps after which it is 0.05; ``None`` for never
     :param kwargs: of PointEnv
     """
 
@@ -46,7 +46,7 @@ gym.register("Tightening-v0", entry_point=Tightening, max_episode_steps=20)
 
 
 class At(BaseCallback):
-    """Does something to the training environment at a step."""
+    """Calls a function with the training environment at a certain step."""
 
     def __init__(self, step, what):
         super().__init__()
@@ -120,7 +120,7 @@ def test_a_curriculum_reaches_the_learner_while_it_learns(kind, by_itself, async
         model = HierarchicalDDPG("MultiInputPolicy", env, **arguments)
         model.learn(2200, callback=callback)
         assert model.policy.subgoal_threshold.item() == pytest.approx(0.05, rel=1e-3)
-        # The labels are the environment's own
+        # Success is the same as in the environment
         far = GOALS + np.float32(0.06)
         assert not model._goal_task.success(far, GOALS).any()
     finally:
@@ -137,7 +137,7 @@ def test_a_threshold_that_was_given_stays_and_labels_follow(small):
 
 
 class Deep(PointEnv):
-    """Its tolerance lies in an object."""
+    """The tolerance is an attribute of another object."""
 
     def __init__(self):
         super().__init__()
@@ -162,7 +162,8 @@ def test_what_a_twin_cannot_follow_is_said():
 
 
 def test_through_wrappers_an_attribute_is_set_by_gymnasiums_own_method():
-    """SB3's `set_attr` sets that of the outermost wrapper, which the environment does not read: nobody takes it for one."""
+    """SB3's `set_attr` sets an attribute of the outermost wrapper, which the environment does not read; the twin ignores
+    it."""
     env = ParallelCollector([lambda: Monitor(gym.make("test_curriculum:Tightening-v0"))], start_method="fork")
     try:
         task = goal_task_from_env(env, GOALS)

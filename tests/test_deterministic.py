@@ -1,4 +1,4 @@
-"""Two seeded runs are equal bit by bit."""
+"""Two runs with the same seed are identical."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Each check of the doctor finds the fault that was planted for it, and nothing is found where nothing is wrong."""
+"""Each check of the doctor finds its planted fault, and the doctor finds nothing if nothing is wrong."""
 
 import os
 import re
@@ -34,10 +34,10 @@ def space(**changed: spaces.Space) -> spaces.Dict:
 
 class Changed(PointEnv):
     """
-    A PointEnv whose observations and infos are changed on their way out.
+    A PointEnv whose observations and infos are modified.
 
-    :param change: of (env, obs, info), in place
-    :param options: of PointEnv
+    :param change: function of (env, obs, info) that modifies them in place
+    :param options: arguments of PointEnv
     """
 
     def __init__(self, change, **options):
@@ -56,7 +56,7 @@ class Changed(PointEnv):
 
 
 class Rewarded(PointEnv):
-    """A PointEnv with another reward, a function of (achieved, desired, info), in `step` as well."""
+    """A PointEnv with another reward, a function of (achieved, desired, info), which `step` returns as well."""
 
     def __init__(self, reward, **options):
         super().__init__(**options)
@@ -69,7 +69,7 @@ def renamed(env, obs, info):
 
 
 class Reused(PointEnv):
-    """Its observations are always the same arrays."""
+    """It always returns the same arrays as observations."""
 
     def _obs(self):
         new = super()._obs()
@@ -80,7 +80,7 @@ class Reused(PointEnv):
 
 
 class Wandering(PointEnv):
-    """Its goal moves on in the middle of an episode."""
+    """Its goal moves in the middle of an episode."""
 
     def step(self, action):
         if self.steps == 10:
@@ -89,14 +89,14 @@ class Wandering(PointEnv):
 
 
 class Deaf(PointEnv):
-    """It moves as it likes."""
+    """It ignores its actions."""
 
     def step(self, action):
         return super().step(self.np_random.uniform(-2.0, 2.0, 2))
 
 
 class Unseeded(PointEnv):
-    """It draws from a generator that no seed reaches."""
+    """It uses a generator that is never seeded."""
 
     def reset(self, **kwargs):
         super().reset(**kwargs)
@@ -105,7 +105,7 @@ class Unseeded(PointEnv):
 
 
 class Reseeding(PointEnv):
-    """It makes a new generator in every reset, as panda-gym does: without a seed that is one of the operating system's."""
+    """It creates a new generator in every reset, like panda-gym: without a seed, the operating system provides one."""
 
     def reset(self, *, seed=None, options=None):
         self.np_random, _ = seeding.np_random(seed)
@@ -113,7 +113,7 @@ class Reseeding(PointEnv):
 
 
 class Placed(PointEnv):
-    """A PointEnv with its goals at `place`, or at its position and as much farther."""
+    """A PointEnv with goals at `place`, or at the same offset from its position."""
 
     def __init__(self, place=None, offset=None, **options):
         super().__init__(**options)
@@ -126,7 +126,7 @@ class Placed(PointEnv):
 
 
 class Costly(PointEnv):
-    """Its step pays for actions as well."""
+    """Its step also rewards actions."""
 
     def step(self, action):
         obs, reward, *rest = super().step(action)
@@ -134,7 +134,7 @@ class Costly(PointEnv):
 
 
 class Falling(PointEnv):
-    """Its episodes terminate after some steps, wherever it is."""
+    """Its episodes terminate after some steps, at any position."""
 
     def step(self, action):
         obs, reward, _, truncated, info = super().step(action)
@@ -142,7 +142,7 @@ class Falling(PointEnv):
 
 
 class Quiet(PointEnv):
-    """Its episodes end at success, which compute_terminated does not say; it always gets there at once."""
+    """Its episodes end at success, but compute_terminated does not report that; it reaches its goal immediately."""
 
     threshold = 3.0
 
@@ -152,7 +152,7 @@ class Quiet(PointEnv):
 
     def reset(self, **kwargs):
         super().reset(**kwargs)
-        # 0.01 beyond the threshold, and the other way if the edge is near
+        # 0.01 beyond the threshold, or in the other direction if the edge is close
         self.position, self.goal = np.zeros(2), np.array([3.05, self.np_random.uniform(0.0, 0.01)])
         return self._obs(), {}
 
@@ -174,14 +174,14 @@ class Shifted(PointEnv):
 
 
 class Silent(PointEnv):
-    """Its reset has no info, which only SB3 minds."""
+    """Its reset returns no info, which only SB3 rejects."""
 
     def reset(self, **kwargs):
         return super().reset(**kwargs)[0], None
 
 
 class Stretched(PointEnv):
-    """One entry of its goal has a range a thousand times as large."""
+    """One entry of its goal has a range that is a thousand times larger."""
 
     def _obs(self):
         obs = super()._obs()
@@ -199,7 +199,7 @@ def nan_at_times(env, obs, info):
 
 
 def other(name: str, value: Any, **options: Any) -> PointEnv:
-    """:return: a PointEnv with an attribute of another value"""
+    """:return: a PointEnv with a changed attribute"""
     env = PointEnv(**options)
     setattr(env, name, value)
     return env
@@ -214,7 +214,7 @@ def random_reward(achieved, desired, info):
 
 
 class Matrix(PointEnv):
-    """Goals, actions and observations of other shapes than vectors; says so if it is asked otherwise."""
+    """Goals, actions and observations that are not vectors; other shapes raise an error."""
 
     def __init__(self):
         super().__init__()
@@ -356,11 +356,11 @@ REAL = ["FetchReach-v4", "FetchPush-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v4
 @pytest.mark.parametrize("env_id", REAL)
 def test_silent_on_real_environments(env_id, capsys):
     doctor.main(["--algo", "hddpg", "--env", env_id, "--exp-id", "-1"])
-    assert capsys.readouterr().out.strip() == f"doctor: nothing wrong found in {env_id}"
+    assert capsys.readouterr().out.strip() == f"doctor: no problems found in {env_id}"
 
 
 def test_the_maze_as_it_is_made(capsys):
-    """Without the hyperparameters of hddpg.yml it goes on after success, and does not log it."""
+    """Without the hyperparameters of hddpg.yml, the maze continues after success, and does not log it."""
     options = ["--env-kwargs", "continuing_task:True", "-params", "env_wrapper:None"]
     with pytest.raises(SystemExit) as end:
         doctor.main(["--env", "PointMaze_UMaze-v3", "--exp-id", "-1", *options])
@@ -382,13 +382,13 @@ CONFIG = dict(
     subgoal_kwargs=dict(radius=0.2),
     planner=None,
 )
-# Without the options of an agent whose actor chooses subgoals
+# Without the options of agents whose actor chooses subgoals
 DEFAULT = dict(n_timesteps=20_000, learning_starts=500, gamma=0.96)
 STEPS = np.arange(500, 20_001, 500, dtype=float)
 
 
 def learning_log(**changed: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """:return: the log of a run that learns; changed keys have dots for slashes, None leaves one out"""
+    """:return: the log of a run that learns; changed keys have dots instead of slashes, None removes a key"""
     progress = STEPS / STEPS[-1]
     values = {
         "rollout/success_rate": np.minimum(1.2 * progress, 0.8),
@@ -459,7 +459,7 @@ LOG_FAULTS = [
 def test_planted_fault_of_a_log(name, config, changed):
     findings = diagnose_log(learning_log(**changed), CONFIG | config)
     assert name in [finding.check for finding in findings]
-    # A run that never succeeds is all that one of these plants
+    # This planted fault only makes the run fail
     assert {finding.check for finding in findings if finding.severity == "error"} <= {name}
 
 
@@ -471,7 +471,7 @@ def test_silent_on_a_log_of_learning(config):
 
 @pytest.mark.parametrize("length", [None, 30.0])
 def test_runs_without_a_fixed_number_of_steps_are_judged(length):
-    """What was checked by ``subgoal_steps`` is checked by how long segments are; waypoints may be far away."""
+    """Without ``subgoal_steps``, the check uses the length of segments; waypoints may be far away."""
     missed = dict(rollout__subgoal_success_rate=0.02, eval__subgoal_at_bounds=0.95, rollout__segment_length=length)
     (finding,) = diagnose_log(learning_log(**FAILS, **missed), DEFAULT)
     assert finding.check == "subgoals_never_reached"
@@ -491,7 +491,7 @@ def test_none_is_a_value():
 
 
 def test_nothing_is_said_of_an_agent_before_it_has_learnt():
-    """A thousand steps are too few to judge by; that is what the finding says, with a number of steps."""
+    """The finding says that a thousand steps are too few to judge, and how many are needed."""
     young = {key: (steps[:2], values[:2]) for key, (steps, values) in learning_log(**FAILS).items()}
     (finding,) = diagnose_log(young, CONFIG)
     assert (finding.check, finding.severity) == ("few_updates", "warning")
@@ -499,7 +499,7 @@ def test_nothing_is_said_of_an_agent_before_it_has_learnt():
 
 
 def test_cures_do_not_contradict_each_other():
-    """Missed subgoals are replaced: they are too far away, not too near."""
+    """Missed subgoals are replaced because they are too far away, not too close."""
     log = learning_log(**FAILS, rollout__subgoal_success_rate=0.02, rollout__subgoal_replaced=0.8)
     assert [finding.check for finding in diagnose_log(log, CONFIG)] == ["subgoals_never_reached"]
 
@@ -559,7 +559,7 @@ def test_the_command(trained):
 
 
 def test_the_command_reads_what_is_there(trained, monkeypatch, capsys):
-    """In this process: a run whose learning never started; TensorBoard's folder elsewhere; a log in the run's own folder."""
+    """In this process: a run whose learning never started, a moved TensorBoard folder, and a log in the run's own folder."""
     monkeypatch.chdir(trained)
     with pytest.raises(SystemExit) as end:
         doctor.main(["--env", "FetchReach-v4", "-params", "learning_starts:250", "subgoal_kwargs:dict(radius=0.01)"])
@@ -577,7 +577,7 @@ def test_the_command_reads_what_is_there(trained, monkeypatch, capsys):
 
 
 def test_environments_are_found_as_the_zoo_finds_them(tmp_path):
-    """What rl_zoo3 imports by itself, such as panda_gym, and what `--gym-packages` names."""
+    """Environments of packages that rl_zoo3 imports, such as panda_gym, and of `--gym-packages`."""
     (tmp_path / "panda_gym.py").write_text(
         "import conftest, gymnasium\ngymnasium.register('PandaReach-v3', entry_point=conftest.PointEnv)\n"
     )
@@ -590,7 +590,7 @@ def test_environments_are_found_as_the_zoo_finds_them(tmp_path):
         "print(watch.parse(['--env', 'MyRobot-v0', '--gym-packages', 'my_robots', '--map', 'map.png']).env)"
     )
     output = run(["python", "-W", "ignore", "-c", code], tmp_path, {"PYTHONPATH": path}, cold=True)
-    assert output.splitlines()[-2:] == ["doctor: nothing wrong found in PandaReach-v3", "MyRobot-v0"]
+    assert output.splitlines()[-2:] == ["doctor: no problems found in PandaReach-v3", "MyRobot-v0"]
 
 
 def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys):
@@ -613,7 +613,7 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys
 
 
 class Rarely(PointEnv):
-    """Pays a penalty in every tenth step."""
+    """Gives a penalty in every tenth step."""
 
     def step(self, action):
         obs, reward, *rest = super().step(action)

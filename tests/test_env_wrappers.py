@@ -31,7 +31,8 @@ def test_goals_stay_in_the_reduced_workspace():
 
 
 class TurningEnv(PointEnv):
-    """A PointEnv whose observation is an orientation: upright, then upside down from the third step on, but for the fifth."""
+    """A PointEnv whose observation is an orientation: upright at first, upside down from the third step on except the
+    fifth."""
 
     def _obs(self):
         is_up = self.steps < 3 or self.steps == 5
@@ -48,7 +49,7 @@ def test_an_episode_ends_when_the_robot_lies_on_its_back():
 
 
 def test_monitor_sees_the_falls():
-    """Evaluation counts the episodes that Monitor has seen: those that ended by a fall were left out."""
+    """Regression test: evaluation only counts the episodes that Monitor has seen, and missed those that ended by a fall."""
     with pytest.raises(ValueError, match="terminate_falls"):
         FallTerminationWrapper(Monitor(TurningEnv()))
     env = terminate_falls(ActionLimitWrapper(Monitor(TurningEnv())), orientation=0, patience=3)

@@ -1,4 +1,4 @@
-"""Every command and snippet of the README, every example and benchmark is run, in miniature."""
+"""Every command and snippet of the README, every example and every benchmark runs, on a small scale."""
 
 import csv
 import os
@@ -28,7 +28,7 @@ ZOO_COMMANDS = [command for command in COMMANDS if command.startswith("python -m
 
 
 def in_miniature(command: str) -> list[str]:
-    """The zoo's command with a budget that is over in seconds."""
+    """The zoo's command, with a budget of seconds."""
     parts = shlex.split(command)
     budget = ["--num-threads", "1"]
     if "rl_zoo3.plots.plot_train" in parts:
@@ -41,7 +41,7 @@ def in_miniature(command: str) -> list[str]:
         budget += ["--eval-freq", "-1"]
     if "-params" not in parts:
         budget.append("-params")
-    # Those of the command come last, as the values of one option
+    # Options of the command come last, as values of a single option
     cut = parts.index("-params") if "-params" in parts else len(parts)
     return [*parts[:cut], "-n", "400", *budget, *parts[cut:], "learning_starts:300"]
 
@@ -115,12 +115,12 @@ def test_the_results_page_is_that_of_the_results():
     run(["python", "-W", "ignore", "benchmarks/report.py", "--check"], ROOT)
 
 
-# What an example takes beside --timesteps in miniature
+# Arguments of the examples for a small run, in addition to --timesteps
 ARGUMENTS = {"optuna_tuning.py": ["--trials", "2", "--timesteps", "300"]}
 
 
 def can_render() -> bool:
-    """:return: whether MuJoCo draws without a screen"""
+    """:return: whether MuJoCo can render without a screen"""
     probe = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
     return subprocess.run(probe, env=os.environ | {"MUJOCO_GL": "egl"}, capture_output=True).returncode == 0
 
@@ -146,7 +146,7 @@ def script_folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("command", SCRIPT, ids=range(len(SCRIPT)))
 def test_zoo_script(command, script_folder):
-    """In their order: a command goes on with what those before have left."""
+    """In order, because commands use the results of those before."""
     env = {}
     if command.startswith("MUJOCO_GL=egl "):
         command, env = command.removeprefix("MUJOCO_GL=egl "), {"MUJOCO_GL": "egl"}
@@ -166,7 +166,7 @@ print(notebook)
 @pytest.mark.parametrize("notebook", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebooks(notebook, folder):
     assert notebook.stat().st_size < 60_000, "pictures of few pixels"
-    # The tests' backend shows no pictures
+    # The backend of the tests does not show figures
     output = run(["python", "-c", RUN_NOTEBOOK, str(notebook)], folder, env={"TIMESTEPS": "1200", "MPLBACKEND": ""}, cold=True)
     assert "success rate" in output
     assert output.count("image/png") == 2

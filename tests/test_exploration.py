@@ -12,7 +12,7 @@ FAR = float32((5.0, 5.0), (-5.0, 5.0))
 
 
 def act(model, explorer, is_warm_up: bool = False) -> np.ndarray:
-    """:return: actions of two environments at the origin, whose segments go on"""
+    """:return: actions of two environments at the origin, whose segments continue"""
     zeros = np.zeros((2, 2), np.float32)
     return explorer.act(model.policy.numpy_policy(), np.zeros((2, 3), np.float32), zeros, FAR, is_warm_up)
 

@@ -1,4 +1,4 @@
-"""What is exported acts as `predict` does."""
+"""Exported modules act like `predict`."""
 
 import dataclasses
 from pathlib import Path
@@ -21,12 +21,12 @@ KEYS = ("observation", "achieved_goal", "desired_goal")
 
 
 def trained(small, env=None, n_steps=120, **kwargs):
-    """:return: an agent whose bounds, moments and weights are not those that it began with"""
+    """:return: an agent with bounds, moments and weights that differ from the initial ones"""
     return HierarchicalDDPG("MultiInputPolicy", env or point_vec_env(), **(small | kwargs)).learn(n_steps)
 
 
 def observations(model, seed=0, scale=1.0):
-    """:return: random ones; in every fifth the goal is achieved"""
+    """:return: random observations; in every fifth the goal is achieved"""
     rng = np.random.default_rng(seed)
     obs = {key: (scale * rng.normal(size=(N, *model.observation_space[key].shape))).astype(np.float32) for key in KEYS}
     obs["achieved_goal"][::5] = obs["desired_goal"][::5]
@@ -42,7 +42,7 @@ def assert_equal(module, model, obs):
 
 
 def far_from_goals(model, quantile=0.5):
-    """The horizon becomes what the low level predicts for this share of random observations, or none of them with 0."""
+    """Set the horizon so that this share of random observations is within it, or none of them with 0."""
     config = model.policy.config
     model.policy.config = dataclasses.replace(config, subgoals=dataclasses.replace(config.subgoals, steps=None))
     observation, achieved, goal = (observations(model)[key] for key in KEYS)
@@ -52,7 +52,7 @@ def far_from_goals(model, quantile=0.5):
 
 
 def mixed(small):
-    """:return: an agent for whose random observations the goal itself, the high level's actor and the guard all decide"""
+    """:return: an agent that uses the goal itself, the actor's proposal and the best candidate for some of the observations"""
     return far_from_goals(trained(small, subgoal_kwargs=dict(threshold=0.3, radius=0.4)))
 
 
@@ -62,7 +62,7 @@ def mixed(small):
         dict(),
         dict(avoid_reached=False),
         dict(avoid_missed=False, radius=0.4),
-        # Nearly all proposals, and often all candidates, are reached
+        # Nearly all proposals, and often all candidates, are already reached
         dict(threshold=0.5, radius=0.3),
         dict(threshold=0.3, radius=0.3),
         dict(source="goal"),
@@ -99,7 +99,7 @@ def test_the_low_level_is_that_of_predict(small):
 
 
 class Shaped(PointEnv):
-    """Observations and goals are matrices; the action is asymmetric and of double precision."""
+    """Observations and goals are matrices; the action space is asymmetric, with double precision."""
 
     def __init__(self):
         super().__init__()
@@ -124,12 +124,12 @@ def test_shapes_are_those_of_the_environment(small):
     assert subgoal.shape == (N, 2, 1)
     assert action.shape == (N, 2)
     assert action.dtype == th.float64
-    # Goals flat as well
+    # Also with flat goals
     assert LowLevelModule(model.policy)(th.zeros(4, 3), th.zeros(4, 2), th.zeros(4, 2)).shape == (4, 2)
 
 
 class Grid(PointEnv):
-    """Goals are whole numbers."""
+    """Goals are integers."""
 
     def __init__(self):
         super().__init__()
@@ -150,7 +150,7 @@ def test_subgoals_of_whole_numbers_are_whole(small):
 
 
 class Switched(PointEnv):
-    """Actions are whole numbers."""
+    """Actions are integers."""
 
     def __init__(self):
         super().__init__()
@@ -186,7 +186,7 @@ def test_tracing_is_faithful(small, tmp_path):
 
 
 def test_a_trained_agent_is_as_equal_as_float32_allows():
-    """`predict` differs from itself by as much, if it is asked for one observation or for many: sums have another order."""
+    """`predict` shows the same difference between one observation and a batch, because sums have another order."""
     model = HierarchicalDDPG.load(FETCH, device="cpu")
     policy, obs = model.policy, observations(model)
     for key, moments in zip(KEYS, (policy.observation_moments, policy.goal_moments, policy.goal_moments), strict=True):
@@ -265,7 +265,7 @@ def test_the_command_refuses_by_a_sentence(folder, small, capsys, monkeypatch):
 
 
 def test_the_policy_itself_is_not_traced(small):
-    """It would return one constant action for every input."""
+    """The traced policy would return the same action for every input."""
     policy = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **small).policy
     obs = {key: th.zeros(2, *policy.observation_space[key].shape) for key in KEYS}
     with pytest.raises(RuntimeError, match=r"sb3_hrl\.hddpg\.export\.DecisionModule"):

@@ -1,4 +1,4 @@
-"""Whatever dies, raises or hangs: the run goes on or ends with a reason, and nothing is left behind."""
+"""If anything crashes, raises an error or hangs, the run continues or ends with a reason, and nothing is left behind."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ def faulty(fault: str, at: int, once: Path | None = None):
 
 
 class KillWorkers(BaseCallback):
-    """Kills a worker every so many calls."""
+    """Kills a worker at regular intervals."""
 
     def __init__(self, every: int):
         super().__init__()
@@ -57,7 +57,7 @@ class KillWorkers(BaseCallback):
 
 
 def assert_consistent(model: HierarchicalDDPG, n_steps: int) -> None:
-    """Every step counts once, lies in an episode of at most 20 steps, and follows the one before it in that."""
+    """Every step counts once, is part of an episode of at most 20 steps, and continues the step before it."""
     assert model.num_timesteps == model.replay_buffer.n_added == n_steps
     shards, columns = model.replay_buffer.shards, model.replay_buffer.columns
     for shard in range(model.n_envs):
@@ -153,7 +153,7 @@ def test_values_that_are_not_finite_end_the_run(make_model):
     for parameter in model.policy.low.actor.mu.parameters():
         parameter.data.fill_(float("nan"))
     model.gradient_steps = 0
-    # A ValueError, as in the synchronous mode: the zoo prunes a trial for it
+    # A ValueError, as in the synchronous mode: the zoo then prunes the trial
     with pytest.raises(ValueError, match="not finite"), pytest.warns(RuntimeWarning):
         model.learn(200, reset_num_timesteps=False)
 
@@ -163,7 +163,7 @@ def test_values_that_are_not_finite_end_the_run(make_model):
 SCRIPT = """
 import signal
 import sys
-# What a shell starts in the background ignores Ctrl-C, and so do its children
+# Processes that a shell starts in the background ignore Ctrl-C, and so do their children
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 from conftest import point_env_fn
@@ -195,7 +195,7 @@ def test_nothing_outlives_a_learner_that_is_killed(method, kill):
     assert len(family) >= 2
     learner.send_signal(kill)
     learner.wait(timeout=20)
-    # Ctrl-C reaches the workers of a terminal as well, but they leave it to the learner
+    # Ctrl-C also reaches the workers of a terminal, but they ignore it
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, f"{[process.cmdline() for process in alive]} outlive the learner"
     if kill == signal.SIGINT:
@@ -241,7 +241,7 @@ def test_prefetched_batches_are_as_good_as_serial_ones(source, learner):
             assert array.dtype == twin.dtype
             assert array.isfinite().all()
         assert set(batch.rewards.ravel().tolist()) <= rewards
-        # Targets follow from the target networks, which have not changed
+        # Targets come from the target networks, which have not changed
         assert (batch.target_q_values <= 0).all()
         batches.append(batch.inputs.clone())
     assert (batches[0] != batches[1]).any()
@@ -266,7 +266,7 @@ def test_prefetching_uses_the_newest_targets(source, learner):
 def test_without_the_prefetching_process_it_goes_on(source, signal_, what, monkeypatch):
     monkeypatch.setattr("sb3_hrl.parallel.prefetch._PATIENCE", 1.0)
     os.kill(source._prefetch._process.pid, signal_)
-    # Some batches are ready still
+    # Some batches are already prepared
     with pytest.warns(RuntimeWarning, match=f"prepares batches {what}"):
         source.low(), source.low(), source.low(), source.low()
     assert source._prefetch is None
@@ -313,7 +313,7 @@ class Maker:
 
 
 def test_an_error_while_preparing_is_a_warning(learner):
-    """It comes again where batches are made when they are needed, if it is one of the batches themselves."""
+    """If the batches themselves cause the error, it is raised again when the learner makes them."""
     with prefetching(learner, Maker()) as prefetch:
         wait_for(prefetch)
         with pytest.warns(RuntimeWarning, match="no attribute 'start'"):
@@ -321,14 +321,14 @@ def test_an_error_while_preparing_is_a_warning(learner):
 
 
 def test_a_prefetching_process_that_dies_in_its_start_is_a_warning(learner):
-    """It was an EOFError without a word."""
+    """Regression test: it used to be an EOFError without a message."""
     for is_started in (False, True):
         with prefetching(learner, Maker()) as prefetch:
             while is_started and prefetch._to_send is not None:
                 assert not prefetch.is_ready
             prefetch._process.kill()
             wait_for(prefetch)
-            with pytest.warns(RuntimeWarning, match=r"died \(exit code -9\) in its start"):
+            with pytest.warns(RuntimeWarning, match=r"died \(exit code -9\) at its start"):
                 assert prefetch.get() is None
 
 

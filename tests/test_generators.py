@@ -1,4 +1,4 @@
-"""Who draws random numbers from which generator, and what is counted once."""
+"""Which generators are used for which random numbers, and that everything is counted once."""
 
 import copy
 
@@ -23,7 +23,7 @@ def stored_actions(model: HierarchicalDDPG) -> np.ndarray:
 
 
 def test_batches_do_not_change_exploration(small):
-    """With a learning rate of 0 nothing but the generators could differ."""
+    """With a learning rate of 0, only the generators could make a difference."""
     kwargs = [dict(batch_size=16), dict(batch_size=64), dict(gradient_steps=2)]
     models = [HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **(small | dict(learning_rate=0.0) | k)) for k in kwargs]
     first, *others = (stored_actions(model.learn(100)) for model in models)
@@ -72,7 +72,7 @@ def test_workers_in_one_process_have_modules_of_their_own():
 
 
 def test_every_step_is_normalised_once(small):
-    """Shards grow at different paces when workers collect."""
+    """When workers collect, shards grow at different speeds."""
     model = HierarchicalDDPG("MultiInputPolicy", point_vec_env(2), **(small | dict(buffer_size=2000)))
     statistics, writers, rng = Statistics(), model.replay_buffer.shards.writers(), np.random.default_rng(0)
     statistics.begin(model.policy, np.zeros((1, 2)), 0.1)
@@ -94,7 +94,7 @@ def test_every_step_is_normalised_once(small):
 
 
 def test_episodes_of_steps_that_were_not_taken_in_are_counted_in_the_next_run(small):
-    """Workers are ahead of the learner when it stops: no episode of theirs gets lost."""
+    """When the learner stops, workers are ahead of it: none of their episodes is lost."""
     env = SerialCollector([point_env_fn(max_steps=4)] * 2, flush_size=20)
     model = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, **(small | dict(stats_window_size=1000)))
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""What reaching a goal means is asked of the environment, in this process."""
+"""The environment defines what reaching a goal means, and is called in this process."""
 
 import gymnasium as gym
 import numpy as np
@@ -130,7 +130,7 @@ def test_bits_are_rounded(space):
 
 
 class MatrixEnv(PointEnv):
-    """Its goals are matrices of shape (2, 1), and it says so to whoever asks otherwise."""
+    """Its goals are matrices of shape (2, 1); other shapes raise an error."""
 
     def __init__(self):
         super().__init__(ends_at_success=True)
@@ -141,7 +141,7 @@ class MatrixEnv(PointEnv):
         return {key: value if key == "observation" else value[:, None] for key, value in super()._obs().items()}
 
     def compute_reward(self, achieved, desired, info):
-        if achieved.ndim == 1:  # its own, from `step`
+        if achieved.ndim == 1:  # called by its own `step`
             achieved, desired = achieved[:, None], desired[:, None]
         assert achieved.shape[-2:] == desired.shape[-2:] == (2, 1)
         return super().compute_reward(achieved[..., 0], desired[..., 0], info)
@@ -168,7 +168,7 @@ def rotations(n: int) -> np.ndarray:
 
 
 def turned(achieved, desired, infos):
-    """Whether the angle between two quaternions is at most 0.1, as in the hand environments; the position does not matter."""
+    """Whether the angle between two quaternions is at most 0.1, as in the hand environments; the position does not count."""
     cosine = (achieved[:, 3:] * desired[:, 3:]).sum(axis=1)
     return (2.0 * np.arccos(np.clip(cosine, -1.0, 1.0)) < 0.1) - 1.0
 
@@ -177,7 +177,7 @@ def turned(achieved, desired, infos):
 def test_quaternions_are_probed_on_their_sphere(dtype):
     goals = rotations(8).astype(dtype)
     assert unit_blocks(goals) == [slice(3, 7)]
-    # An angle of 0.1 is one of 0.05 in the space of quaternions, whose chord is 2 sin(0.025)
+    # An angle of 0.1 is 0.05 in the space of quaternions, with a chord of 2 sin(0.025)
     assert GoalTask(turned, goals[:1], achieved=goals[1:]).threshold == pytest.approx(0.05, rel=2e-3)
 
 
@@ -235,7 +235,7 @@ def test_what_learn_would_refuse_is_refused_at_once(make_env, match):
 
 
 class Rewardless(gym.Env):
-    """Goals, but no reward of them."""
+    """It has goals, but no reward for them."""
 
     observation_space = PointEnv().observation_space
     action_space = PointEnv().action_space
@@ -243,7 +243,7 @@ class Rewardless(gym.Env):
 
 @pytest.mark.timeout(60)
 def test_unregistered_environments_of_workers_are_refused_at_once(leaves_nothing):
-    """Collectors make a twin by themselves, see test_twin.py; SB3's processes cannot."""
+    """Collectors create a twin themselves, see test_twin.py; SB3's processes cannot."""
     env = SubprocVecEnv([PointEnv] * 2)
     try:
         with pytest.raises(ValueError, match="register your environment"):

@@ -1,4 +1,4 @@
-"""Environments and options as people bring them: they just work, in this process and in workers."""
+"""Typical environments and options of users work, in this process and in workers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ SMALL_WORKERS: list[Any] = [DummyVecEnv, lambda fns: SerialCollector(fns, flush_
 def test_episodes_of_one_step_and_without_end(small, vec_env_cls, max_steps):
     model = learn(lambda: PointEnv(max_steps=max_steps), small, vec_env_cls)
     assert model._episode_num == (60 if max_steps == 1 else 0)
-    # What workers have written beyond the end is there as well
+    # Workers may have written additional steps
     buffer = model.replay_buffer
     assert buffer.size() >= 60
     if max_steps == 1:
@@ -61,14 +61,14 @@ WRAPPERS: list[Callable[[gym.Env], gym.Env]] = [
 
 
 def wrapped() -> gym.Env:
-    """:return: a PointEnv in all of them"""
+    """:return: a PointEnv in all of these wrappers"""
     env: gym.Env = PointEnv()
     for wrap in WRAPPERS:
         env = wrap(env)
     return env
 
 
-# Some of them change rewards
+# Some of the wrappers change rewards
 @pytest.mark.filterwarnings("ignore:`step` returned another reward:UserWarning")
 @pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("vec_env_cls", SMALL_WORKERS)

@@ -1,4 +1,4 @@
-"""What `learn` says once about an environment that cannot be learnt as it is."""
+"""Hints that `learn` prints once, about environments in which learning is impossible."""
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,7 @@ from sb3_hrl.hddpg import hints
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    """Hints after few steps."""
+    """Checks for hints after few steps."""
     monkeypatch.setattr(hints, "N_STEPS", 60)
     monkeypatch.setattr(hints, "CHECK_INTERVAL", 10)
     monkeypatch.setattr(hints, "N_EPISODES", 3)
@@ -20,7 +20,7 @@ def soon(monkeypatch):
 
 
 class Silent(gym.Wrapper):
-    """An environment that does not say whether it has succeeded."""
+    """An environment that does not report success."""
 
     def step(self, action):
         *step, info = self.env.step(action)

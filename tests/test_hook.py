@@ -1,4 +1,4 @@
-"""The start-up hook: there after any installation, silent for others, and easily switched off."""
+"""The start-up hook: it works after any installation, prints nothing, and is easy to disable."""
 
 import os
 import re
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ["train", "enjoy", "record_video", "load_from_hub", "record_training", "push_to_hub"]
-# Each command in a fork of an interpreter that has imported what takes long, but neither rl_zoo3 nor sb3_hrl
+# Each command runs in a fork of an interpreter that has imported slow modules, but neither rl_zoo3 nor sb3_hrl
 HELP = f"""
 import os, runpy, sys
 import gymnasium.envs.mujoco, matplotlib.pyplot, optuna.visualization.matplotlib, sb3_contrib, stable_baselines3, torch
@@ -45,7 +45,7 @@ def run(python: Path | str, *arguments: str, **env: str) -> str:
 def install(what: str, folder: Path) -> Path:
     """
     :param what: ``wheel`` or ``editable``
-    :param folder: where an environment is made, in which sb3-hrl is installed, with the dependencies of this environment
+    :param folder: folder for a virtual environment with sb3-hrl, which uses the dependencies of this environment
     :return: its interpreter
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
@@ -61,7 +61,7 @@ def install(what: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> Path:
-    """What the hook does is the same however it came there."""
+    """The hook works in the same way after each kind of installation."""
     return install("wheel", tmp_path_factory.mktemp("wheel"))
 
 
@@ -76,7 +76,7 @@ def any_python(request) -> Path:
 
 
 def test_installed_by_wheel_and_editable(any_python):
-    """All commands list the algorithm, with no edit and no flag, in isolated mode as well."""
+    """All commands list the algorithm, without changes of files and without options, also in isolated mode."""
     assert "hddpg" in run(any_python, "-I", "-m", "rl_zoo3.train", "--help")
     output = run(any_python, "-I", "-c", HELP)
     helps = dict(re.findall(r"<<(\w+)>>(.*?)(?=<<|\Z)", output, flags=re.DOTALL))
@@ -89,7 +89,7 @@ def test_the_package_finds_its_own_files(any_python):
     output = run(any_python, "-c", code + "print(sb3_hrl.__version__, sb3_hrl.__file__, path(), sep='\\n')").splitlines()
     version, package, hyperparams = output[-3:]
     assert version == (ROOT / "sb3_hrl/version.txt").read_text().strip()
-    # The wheel has a copy; an editable installation looks into the repository
+    # The wheel contains a copy; an editable installation uses the repository
     editable = Path(package).parents[1] == ROOT
     assert Path(hyperparams) == (ROOT if editable else Path(package).parent) / "hyperparams/hddpg.yml"
     assert Path(hyperparams).read_text() == (ROOT / "hyperparams/hddpg.yml").read_text()
@@ -126,8 +126,8 @@ def test_a_failure_is_told_and_breaks_nothing(python):
 
 
 def test_the_hook_waits_for_what_is_patched(monkeypatch):
-    """The hook may import nothing, so that it has the names a second time."""
-    # Importing it is installing it
+    """The hook must not import anything, so it has its own list of the names."""
+    # Importing the hook installs it
     monkeypatch.setenv("SB3_HRL_NO_ZOO", "1")
     from sb3_hrl._startup import _sb3_hrl_hook as hook
 
@@ -135,7 +135,7 @@ def test_the_hook_waits_for_what_is_patched(monkeypatch):
 
 
 def test_importing_the_package_registers_too(python):
-    """Where no .pth is read (``-S``, ``--target``, zip files), and after rl_zoo3 was imported."""
+    """It works without .pth files (``-S``, ``--target``, zip files), and after rl_zoo3 was imported."""
     code = (
         "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'sb3_hrl' not in type(finder).__module__]; "
         "import rl_zoo3; before = 'hddpg' in rl_zoo3.ALGOS; import sb3_hrl; after = 'hddpg' in rl_zoo3.ALGOS; "

@@ -1,4 +1,4 @@
-"""How far the low level's values are believed, and what follows from it: by default nothing about it is set by hand."""
+"""How far the low level's values are trusted, and the consequences: by default, none of this has to be set by hand."""
 
 import numpy as np
 import pytest
@@ -38,14 +38,14 @@ INF, NAN = float("inf"), float("nan")
 
 
 def outcomes(*parts: tuple[int, float, float, SegmentEnd]) -> SegmentOutcomes:
-    """:return: of parts (how many, predicted steps, steps, how they ended), the newest last"""
+    """:return: segments, from tuples of (number, predicted steps, steps, end), with the most recent ones last"""
     columns = zip(*(row for n, *row in parts for _ in range(n)), strict=True)
     predicted, steps, ends = (np.array(column) for column in columns)
     return SegmentOutcomes(predicted.astype(np.float32), steps.astype(np.int64), ends.astype(np.float32))
 
 
 def test_the_horizon_grows_to_where_predictions_come_true_and_a_little_more():
-    # All that is within 10 steps was reached: up to 15 it is tried
+    # All subgoals within 10 steps were reached, so the horizon becomes 15
     came_true = outcomes((60, 4.0, 4, REACHED), (60, 9.0, 12, REACHED))
     assert calibrated_horizon(came_true, 10.0) == 15.0
     assert calibrated_horizon(came_true, 15.0) == 15.0, "of more nothing is known"
@@ -58,7 +58,7 @@ def test_the_horizon_shrinks_by_one_where_they_do_not():
     assert calibrated_horizon(misses, 20.0) == 15.0
     assert calibrated_horizon(misses, 30.0) == 25.0
     assert calibrated_horizon(misses, 15.0) == 15.0
-    # What comes true beyond the first that does not is luck
+    # Correct predictions beyond the first wrong ones are luck
     lucky = outcomes((60, 9.0, 9, REACHED), (60, 14.0, 30, OUT_OF_STEPS), (60, 24.0, 25, REACHED))
     assert calibrated_horizon(lucky, 30.0) == 25.0
     assert calibrated_horizon(lucky, 15.0) == 15.0
@@ -93,7 +93,7 @@ def test_segments_without_a_prediction_or_cut_before_it_are_ignored():
     assert calibrated_horizon(outcomes(*known, *unknown), 15.0) == 15.0
     for horizon in (15.0, 30.0):
         assert calibrated_horizon(outcomes(*unknown), horizon) == horizon
-    # Those that had as many steps as were predicted are known
+    # Outcomes are known if the segments had their predicted number of steps
     assert calibrated_horizon(outcomes(*known, (100, 14.0, 14, EPISODE_OVER)), 20.0) == 15.0
 
 
@@ -112,7 +112,7 @@ def test_only_the_newest_segments_count():
 
 @pytest.mark.parametrize(("given", "expected"), [(1.0, 10.0), (12.0, 10.0), (27.0, 25.0), (1000.0, 30.0)])
 def test_a_horizon_that_was_given_before_is_gone_on_from(given, expected):
-    """``subgoal_steps`` may be any number, and may be set to None later on."""
+    """``subgoal_steps`` may be any number, and may be set to None later."""
     assert calibrated_horizon(outcomes((100, 4.0, 20, OUT_OF_STEPS)), given) == expected, "down by one"
     assert calibrated_horizon(outcomes((100, 29.0, 30, REACHED)), given) == 30.0
 
@@ -120,7 +120,7 @@ def test_a_horizon_that_was_given_before_is_gone_on_from(given, expected):
 def test_steps_that_a_segment_may_last():
     predicted = np.array([0.0, 3.0, 10.0, 10.1, 100.0, 10_000.0, INF, NAN])
     allowed = steps_allowed(predicted, horizon=15.0)
-    # 1.5 times as many and 5, rounded up, from 10 to the most; where there is no prediction twice the horizon
+    # 1.5 times the predicted steps plus 5, rounded up, between 10 and the maximum; twice the horizon without a prediction
     assert allowed.tolist() == [10, 10, 20, 21, 155, MOST_STEPS, 30, 30]
     assert allowed.dtype == np.int64
 
@@ -156,7 +156,7 @@ def test_what_came_of_the_newest_segments_of_all_shards():
     buffer = make_buffer(2)
     assert len(make_filled(buffer).steps) == 6
     segments = buffer.recent_segments(100)
-    # Shard by shard, the newest last
+    # One shard after the other, the most recent segments last
     assert segments.steps.tolist() == [3, 1, 2] * 2
     np.testing.assert_array_equal(segments.predicted_steps, np.array([3.0, NAN, 7.5, INF, 2.0, NAN]))
     assert segments.ends.tolist() == [REACHED, OUT_OF_STEPS, EPISODE_OVER, OUT_OF_STEPS, REACHED, EPISODE_OVER]
@@ -201,7 +201,7 @@ PLANS = dict(planner="landmarks", subgoal_steps=None)
 
 
 def know_ways(monkeypatch: pytest.MonkeyPatch, *is_known: bool) -> None:
-    """For which of the goals a way over a waypoint at (0.3, 0.3) is known."""
+    """Choose for which goals a path with a waypoint at (0.3, 0.3) is known."""
 
     def waypoints(self, reach, observation, achieved_goal, goal, missed) -> np.ndarray:
         known = np.array(is_known[: len(goal)])[:, None]
@@ -210,7 +210,7 @@ def know_ways(monkeypatch: pytest.MonkeyPatch, *is_known: bool) -> None:
     monkeypatch.setattr(LandmarkPlanner, "waypoints", waypoints)
 
 
-FAR = float32([2.0, 0.0], [0.0, 2.0], [-2.0, 0.0])  # 20 steps at 10 per unit
+FAR = float32([2.0, 0.0], [0.0, 2.0], [-2.0, 0.0])  # 20 steps, at 10 steps per unit
 
 
 def test_a_goal_is_near_within_the_horizon(small, monkeypatch):
@@ -238,7 +238,7 @@ def test_where_a_way_is_known_its_waypoint_is_the_subgoal_but_for_near_goals(sma
     assert decision.made_by(near_goal).tolist() == [False, True, False], "not one that was missed"
     assert decision.made_by(planned_waypoint).tolist() == [True, False, True]
     np.testing.assert_allclose(decision.subgoals[[0, 2]], 0.3)
-    # Steps to the waypoint that is issued, not to the goal
+    # Steps to the issued waypoint, not to the goal
     np.testing.assert_allclose(
         decision.predicted_steps, [10.0 * np.hypot(0.3, 0.3), 9.0, 10.0 * np.hypot(0.3, 0.3)], rtol=1e-5
     )
@@ -252,13 +252,13 @@ def test_where_the_planner_knows_no_way_the_goal_is_the_subgoal(small, monkeypat
     decision = choose(model, ZEROS, FAR, noise=noise)
     assert decision.made_by(far_goal).tolist() == [True, False, True]
     np.testing.assert_array_equal(decision.subgoals[[0, 2]], FAR[[0, 2]])
-    # Without a planner the actor decides
+    # Without a planner, the actor decides
     classic = with_bounds(make_model(small, subgoal_kwargs=dict(avoid_reached=False)))
     assert made_by(choose(classic, ZEROS, FAR, noise=noise), actor_proposal) == 3
 
 
 def test_a_lost_agent_visits_a_random_place_in_training(small, monkeypatch):
-    """No way is known, and the goal was missed a moment ago: from one landmark on there may be a way."""
+    """No path is known, and the goal was recently missed: a path may start from another landmark."""
     model = with_bounds(make_model(small, **PLANS))
     predict_steps(monkeypatch, 10.0)
     know_ways(monkeypatch, False, False, False)
@@ -292,7 +292,7 @@ def task() -> GoalTask:
 def test_planned_segments_keep_their_commanded_action(small, task, planned):
     kwargs = dict(high_kwargs=dict(n_sampled_goal=0), hindsight_kwargs=dict(action_prob=1.0))
     model = with_bounds(make_model(small, planner="landmarks", **kwargs))
-    # Segments of 0.4 towards a subgoal that lies at 9, out of reach, so that it is commanded by 1
+    # Segments that move by 0.4 towards a subgoal at 9, which is out of reach, so its action is 1
     fill(model, subgoal=(9.0, 0.0), planned=np.array([planned]))
     batch = high_batch(model.policy, model.replay_buffer, task)
     assert batch.imitated.unique().tolist() == [float(planned)]
@@ -336,7 +336,7 @@ def test_the_actor_moves_to_the_waypoint(small, imitation):
 
 @pytest.mark.parametrize("hindsight", [{}, dict(trivial_segment_prob=0.0)])
 def test_without_a_planner_nothing_is_imitated(small, task, hindsight):
-    """The actor's loss is that of DDPG then, whatever lies in the buffer."""
+    """Then the actor's loss is that of DDPG, independent of the buffer."""
     model = with_bounds(make_model(small, hindsight_kwargs=hindsight))
     fill(model, planned=np.array([True]))
     batch = high_batch(model.policy, model.replay_buffer, task)
@@ -364,7 +364,7 @@ def test_a_worker_acts_as_the_learner_does(small):
     situation = Situation(observation, achieved, goal, np.stack([missed_ways()] * 16))
     for is_hopeless in (False, True):
         if is_hopeless:
-            # A value below that of never: no target is reached, segments have twice the horizon
+            # A value below that of never reaching a target: segments have twice the horizon
             for critic in model.policy.low.acting_networks[1]:
                 th.nn.init.constant_(critic[-1].bias, -1e4)
         for horizon in (10.0, 80.0):
@@ -395,7 +395,7 @@ def test_the_horizon_is_saved_and_loaded(small, tmp_path):
     assert loaded.subgoal_steps is None
     assert loaded.planner == "landmarks"
     loaded.learn(100, reset_num_timesteps=False)
-    # Another number may be given to an agent that is loaded, and the horizon be found again
+    # A loaded agent may get another number of steps, or calibrate its horizon again
     fixed = HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(), subgoal_steps=7)
     assert fixed.policy.numpy_policy().horizon == 7.0
     assert (fixed.predict(obs, deterministic=True)[1].max_steps == 7).all()
@@ -416,7 +416,7 @@ def test_a_fixed_number_of_steps_is_the_horizon(small):
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_the_horizon_is_calibrated_by_stored_segments(small, monkeypatch, asynchronous):
-    """By SB3's loop and by workers: predictions, whether there was a waypoint, and how many steps a segment had."""
+    """Both SB3's loop and workers store predictions, whether there was a waypoint, and the number of steps of segments."""
     monkeypatch.setattr("sb3_hrl.hddpg.statistics.HORIZON_INTERVAL", 100)
     seen = []
 
@@ -442,7 +442,7 @@ def test_the_horizon_is_calibrated_by_stored_segments(small, monkeypatch, asynch
 
 
 def test_nothing_is_calibrated_where_subgoals_do_not_depend_on_values(small, monkeypatch):
-    monkeypatch.setattr("sb3_hrl.hddpg.statistics.calibrated_horizon", None)  # nobody asks
+    monkeypatch.setattr("sb3_hrl.hddpg.statistics.calibrated_horizon", None)  # it is not called
     for kwargs in (WITHOUT_STEPS, dict(subgoal_kwargs=dict(source="goal")), dict(subgoal_kwargs=dict(source="random"))):
         model = make_model(small, subgoal_steps=None, **kwargs).learn(600)
         assert model.policy.numpy_policy().horizon == LEAST_HORIZON

@@ -1,4 +1,4 @@
-"""The policy acts with its weights as they are, however they were changed, here and in a worker."""
+"""The policy always acts with its current weights, here and in a worker, in whatever way they have changed."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ NETWORKS = {"MLP": nn.ReLU, "torch's": nn.ELU}
 
 @pytest.fixture(params=list(NETWORKS))
 def policy(small, request) -> HierarchicalPolicy:
-    """A policy that has acted already, whose subgoals are those of its actor; in NumPy, or through torch."""
+    """A policy that has already acted, whose actor chooses the subgoals; in NumPy, or through torch."""
     kwargs = WITHOUT_STEPS | dict(policy_kwargs=dict(net_arch=[16], activation_fn=NETWORKS[request.param]))
     policy = with_bounds(make_model(small, subgoal_kwargs=dict(avoid_reached=False), **kwargs), threshold=0.1).policy
     rng = np.random.default_rng(1)
@@ -38,7 +38,7 @@ def observations(n: int = 8) -> dict[str, np.ndarray]:
 
 @th.no_grad()
 def torchs(policy: HierarchicalPolicy) -> tuple[np.ndarray, np.ndarray]:
-    """:return: actions scaled to [-1, 1] and subgoals, by torch alone"""
+    """:return: actions scaled to [-1, 1] and subgoals, computed with torch only"""
     obs, achieved, goal = (th.from_numpy(array) for array in policy.flatten_obs(observations()))
     (low_actor, _), (high_actor, _) = policy.low.acting_networks, policy.high.acting_networks
     subgoals = action_to_subgoal(high_actor(policy.high_inputs(obs, achieved, goal)), achieved, policy.bounds)
@@ -46,7 +46,7 @@ def torchs(policy: HierarchicalPolicy) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assert_acts_as_it_is(policy: HierarchicalPolicy) -> tuple[np.ndarray, np.ndarray]:
-    """:return: its actions and subgoals, which are those of its tensors"""
+    """:return: its actions and subgoals, after comparing them with those of its tensors"""
     actions, state = policy.predict(observations(), deterministic=True)
     actions = policy.scale_action(actions)
     expected_actions, expected_subgoals = torchs(policy)
@@ -56,7 +56,7 @@ def assert_acts_as_it_is(policy: HierarchicalPolicy) -> tuple[np.ndarray, np.nda
 
 
 def new_mlp(old: nn.Module) -> nn.Module:
-    """:return: another network in its place"""
+    """:return: another network to replace it"""
     first, *_, last = (layer for layer in old if isinstance(layer, nn.Linear))
     return nn.Sequential(*create_mlp(first.in_features, last.out_features, [8], nn.ReLU, squash_output=True))
 

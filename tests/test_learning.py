@@ -1,6 +1,6 @@
 """
-The first rows of the README's table, learnt anew. That takes minutes, so that `make test-slow` runs it. In small, test_run.py
-learns to reach in the plane, and test_trained_agents.py plays with what has been learnt.
+Repeats the training of the first rows of the README's table. It takes minutes, so only `make test-slow` runs it. For quick
+tests, see test_run.py, which learns to reach goals in the plane, and test_trained_agents.py, which evaluates trained agents.
 """
 
 from pathlib import Path

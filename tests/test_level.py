@@ -1,4 +1,4 @@
-"""The update of a level against SB3's equations, and levels of one's own."""
+"""The update of a level is compared with SB3's equations; levels of users are supported."""
 
 import copy
 import itertools
@@ -48,7 +48,7 @@ def weights(module: nn.Module) -> th.Tensor:
 
 
 def sb3s_update(level: DDPGLevel, batch: Transitions, config: LevelConfig) -> None:
-    """SB3's TD3 update (td3.py) with target clipping: what ``update`` has to equal."""
+    """SB3's TD3 update (td3.py) with target clipping; ``update`` must give the same result."""
     with th.no_grad():
         next_q = th.cat(level.critic_target(batch.next_inputs, level.actor_target(batch.next_inputs)), dim=1)
         target = batch.rewards + batch.discounts * next_q.min(dim=1, keepdim=True).values
@@ -77,7 +77,7 @@ def sb3s_update(level: DDPGLevel, batch: Transitions, config: LevelConfig) -> No
 def test_update_equals_sb3s(activation_fn, n_critics, max_grad_value, action_l2):
     level = make_level(activation_fn, n_critics=n_critics, max_grad_value=max_grad_value, action_l2=action_l2)
     oracle = copy.deepcopy(level)
-    # deepcopy leaves the optimizers with the old parameters
+    # After deepcopy, the optimizers still hold the old parameters
     for network in (oracle.actor, oracle.critic):
         network.optimizer = th.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(3):
@@ -89,7 +89,7 @@ def test_update_equals_sb3s(activation_fn, n_critics, max_grad_value, action_l2)
 
 
 class TwoInputs(IdentityEnvBox):
-    """An environment with the spaces of a level of a PointEnv; nobody steps it."""
+    """An environment with the spaces of a PointEnv's level; it is never stepped."""
 
     def __init__(self, input_dim: int):
         super().__init__(low=-1.0, high=1.0)
@@ -98,7 +98,7 @@ class TwoInputs(IdentityEnvBox):
 
 
 def test_a_level_is_td3_by_its_settings(small):
-    """The same numbers as SB3's own TD3, its train() included, for two delays."""
+    """The same numbers as SB3's own TD3, including its train(), for two delays."""
     tricks = dict(n_critics=2, policy_delay=2, target_policy_noise=0.2)
     options = dict(tau=0.005, max_grad_value=None, policy_kwargs=dict(net_arch=[16, 16], optimizer_kwargs={}))
     level = make_model(small, low_kwargs=tricks, **options).policy.low
@@ -124,7 +124,7 @@ def test_a_level_is_td3_by_its_settings(small):
 
 
 def test_critic_steps_before_the_actors_gradient():
-    """An actor gradient that is taken through the critic before its step is another one."""
+    """The actor's gradient would differ if it used the critic before its step."""
     level, batch = make_level(), make_batch()
     swapped, old_critic = copy.deepcopy(level), copy.deepcopy(level.critic)
     step(level, batch)
@@ -181,7 +181,7 @@ def test_smoothing_noise_changes_the_target():
 
 
 def test_training_mode_reaches_networks_that_have_one():
-    level = make_level(activation_fn=nn.RReLU)  # it is random in training only
+    level = make_level(activation_fn=nn.RReLU)  # it is only random in training
     for mode in (True, False):
         level.set_training_mode(mode)
         assert level.actor.mu.training == mode

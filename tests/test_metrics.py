@@ -1,4 +1,4 @@
-"""The page of the metrics is that of what is logged, in both directions."""
+"""The documentation of metrics covers all logged metrics, and no others."""
 
 import ast
 import re
@@ -18,13 +18,13 @@ KEY = r"(?:rollout|train|eval|time)/[a-z_]+"
 
 
 def documented() -> list[str]:
-    """:return: keys that are explained, from the first cells of the page's tables"""
+    """:return: documented keys, from the first cells of the page's tables"""
     page = (ROOT / "docs/metrics.md").read_text()
     return [key for cell in re.findall(r"^\|([^|]*)\|", page, flags=re.MULTILINE) for key in re.findall(f"`({KEY})`", cell)]
 
 
 class Memory(KVWriter):
-    """Remembers every key that is written."""
+    """Stores every key that is written."""
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
@@ -43,7 +43,7 @@ def logged_by(model: HierarchicalDDPG) -> set[str]:
 
 
 def written_in_the_source() -> tuple[set[str], list[re.Pattern[str]]]:
-    """:return: strings of the package that are keys, and patterns for those with a variable in them"""
+    """:return: keys in the strings of the package, and patterns for f-strings"""
     keys, patterns = set(), []
     for path in (ROOT / "sb3_hrl").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -51,7 +51,7 @@ def written_in_the_source() -> tuple[set[str], list[re.Pattern[str]]]:
                 keys.add(node.value)
             if isinstance(node, ast.JoinedStr):
                 parts = [value.value if isinstance(value, ast.Constant) else None for value in node.values]
-                is_key = all(part is None or re.fullmatch(r"[a-z_/]+", str(part)) for part in parts)  # and no sentence
+                is_key = all(part is None or re.fullmatch(r"[a-z_/]+", str(part)) for part in parts)  # and not a sentence
                 if is_key and re.match(r"(?:rollout|train|eval|time)/", str(parts[0])):
                     patterns.append(re.compile("".join("[a-z_]+" if part is None else re.escape(str(part)) for part in parts)))
     return keys, patterns

@@ -105,7 +105,7 @@ def test_a_copy_acts_with_the_vector_that_it_is_bound_to(x, make):
 
 @pytest.mark.parametrize("make", [make_mlp, layer_norm_mlp])
 def test_copies_of_workers_in_one_process_are_apart(x, make):
-    """A worker's new weights were those of all workers, where the network is not one for NumPy."""
+    """Regression test: if NumPy could not run the network, new weights of one worker changed those of all workers."""
     network = make()
     sent = NetworkCopy(network)
     first, second = (sent.bind(weights_vector(network).numpy().copy()) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Options travel in groups, are checked at the door, and hold when they are set later on."""
+"""Options are passed in groups, checked at the start, and may be changed later."""
 
 import re
 from dataclasses import fields
@@ -119,7 +119,7 @@ ENV = point_vec_env()
 
 
 def test_there_is_a_bad_value_of_each_option():
-    """An option that is added is to be refused, too, when it is out of range."""
+    """New options must be checked as well."""
     config_of = dict(subgoal_kwargs=SubgoalConfig, exploration_kwargs=ExplorationConfig, hindsight_kwargs=HindsightConfig)
     for group, config in (config_of | dict(planner_kwargs=LandmarkConfig)).items():
         assert set(GROUPS[group]) == {field.name for field in fields(config)} - {"steps"}

@@ -1,4 +1,4 @@
-"""Asynchronous collection: counts, clock, pace, and the serial twin as its measure."""
+"""Asynchronous collection: counts, clock and pace, compared with the serial collector."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def collector(n_envs: int = 2, **kwargs) -> ParallelCollector:
 
 @pytest.fixture
 def make_model(small):
-    """Models that learn asynchronously; their environments are closed in the end."""
+    """Creates models that learn asynchronously, and closes their environments at the end."""
     envs = []
 
     def make(env=None, **kwargs) -> HierarchicalDDPG:
@@ -44,7 +44,7 @@ def make_model(small):
 
 
 class Counter(BaseCallback):
-    """Counts what it is told, and stops at a number of calls."""
+    """Counts its calls, and stops the run at a certain number."""
 
     def __init__(self, stop_at: int = -1):
         super().__init__()
@@ -115,7 +115,7 @@ def test_every_step_counts_once(make_model, n_envs, envs_per_worker, train_freq)
     assert callback.steps == list(range(n_envs, total + 1, n_envs))
     # One update per rollout after the warm-up
     assert abs(model._n_updates - (total - 20) / per_rollout) <= 1
-    # Episodes have 20 steps; a fast worker may have taken more than its share
+    # Episodes have 20 steps; a fast worker may have taken more steps than the other
     assert callback.n_done == len(model.ep_info_buffer) == (model.replay_buffer.shards.head // 20).sum()
     assert len(model.ep_success_buffer) == callback.n_done
     assert model._last_obs["observation"].shape == (n_envs, 3)
@@ -134,7 +134,7 @@ def test_segments_and_episodes_are_as_when_collecting_synchronously(make_model):
         for start, end in zip(starts, ends, strict=True):
             assert 1 <= end - start <= 5
             assert (rows[start:end, columns["subgoal"]] == rows[start, columns["subgoal"]]).all()
-        # What follows a step is what the next one begins with, but at the end of an episode
+        # The next observation of a step is the observation of the following step, except at the end of an episode
         now, following = (rows[:, columns[field]] for field in ("observation", "next_observation"))
         same = (now[1:] == following[:-1]).all(axis=1)
         assert (~same).nonzero()[0].tolist() == list(range(19, n - 1, 20))
@@ -148,7 +148,7 @@ def test_learning_goes_on_where_it_stopped(make_model):
     model.learn(100, reset_num_timesteps=False)
     assert model.num_timesteps == model.replay_buffer.n_added == 160
     assert model._untaken.n_steps == 0
-    # In either mode
+    # In both modes
     model.async_collection = False
     model.learn(50, reset_num_timesteps=False)
     model.async_collection = True
@@ -160,10 +160,10 @@ def test_learning_goes_on_where_it_stopped(make_model):
 
 
 def test_any_number_of_steps_may_be_left_over(make_model):
-    """With two environments and one step left over the last step was waited for in vain."""
+    """Regression test: with two environments and one step left, the learner waited forever."""
     model = make_model(serial(2, flush_size=7))
     model.learn(40)
-    # As if a callback had stopped the run when one worker had been a step ahead
+    # As if a callback had stopped the run when one worker was a step ahead
     model.num_timesteps, model._untaken = 39, Untaken(n_steps=1)
     model.learn(20, reset_num_timesteps=False)
     assert model.num_timesteps == model.replay_buffer.n_added == 59
@@ -261,7 +261,7 @@ def test_stepping_from_a_callback_is_refused(make_model, what):
             return True
 
     model = make_model()
-    with pytest.raises(RuntimeError, match="environments of their own"):
+    with pytest.raises(RuntimeError, match="separate environments"):
         model.learn(100, callback=Step())
     # It is usable afterwards
     model.learn(100)
@@ -287,7 +287,7 @@ def test_the_serial_twin_is_reproducible(make_model):
 @pytest.mark.parametrize("envs_per_worker", [1])
 @pytest.mark.parametrize("options", [{}, {"noise_spread": 4.0}])
 def test_workers_do_what_their_serial_twins_do(make_model, envs_per_worker, options):
-    """With weights that stay there is no matter of timing, and processes must do the same as their twins, bit by bit."""
+    """With constant weights timing does not matter, and processes must give exactly the same results as serial workers."""
     options = options | dict(flush_size=11)
     models = [
         make_model(env, gradient_steps=0, learning_starts=30, exploration_kwargs=dict(subgoal_test_prob=0.2))
@@ -298,7 +298,7 @@ def test_workers_do_what_their_serial_twins_do(make_model, envs_per_worker, opti
     first, second = (model.replay_buffer.shards for model in models)
     columns = models[0].replay_buffer.columns
     for shard in range(2):
-        # A fast worker may have taken more than its share; and spans say where an episode ended, if it did
+        # A fast worker may have taken more steps than the other, and spans may already contain the end of an episode
         n = min(first.head[shard], second.head[shard])
         assert n > 50
         fields = slice(0, columns["tested"].stop)
@@ -308,7 +308,7 @@ def test_workers_do_what_their_serial_twins_do(make_model, envs_per_worker, opti
 
 
 def test_workers_act_with_the_learners_weights(make_model):
-    """The bug of many asynchronous codes: weights were not really synced."""
+    """A common bug of asynchronous code: weights are not really synchronized."""
     quiet = dict(exploration_kwargs=dict(noise_std=0.0, random_action_prob=0.0), learning_starts=0)
     model = make_model(collector(1, flush_size=5, sync_interval=5), **quiet)
     buffer, columns = model.replay_buffer, model.replay_buffer.columns
@@ -322,7 +322,7 @@ def test_workers_act_with_the_learners_weights(make_model):
     rows = buffer.shards.rows[0]
     np.testing.assert_allclose(rows[:50, columns["action"]], expected(rows[:50]), atol=1e-5)
     before = rows[:50, columns["action"]].copy()
-    # The learner's weights change, and the workers' with them
+    # After an update of the learner's weights, the workers use the new ones
     model.gradient_steps = 5
     model.learn(200, reset_num_timesteps=False)
     model.gradient_steps = 0
@@ -339,7 +339,7 @@ def test_weights_are_looked_up_while_it_learns(make_model):
             lags.extend(lag for _, lag in self.model._rollouts._lags)
             return True
 
-    # Ten updates per step: with weights from the start only the lag would reach thousands
+    # Ten updates per step: if the workers kept the first weights, the lag would reach thousands
     make_model(gradient_steps=10, batch_size=4).learn(600, callback=Versions())
     assert 0 < max(lags) < 1_000
 
@@ -363,12 +363,12 @@ def test_leave_goes_to_those_with_the_least(workers, more):
     assert (result >= allowed).all()
     ahead, got = result - written, result > allowed
     if got.any():
-        # Nobody who got something is ahead of one who could have had it
+        # A worker that got more rounds is not ahead of one that got none
         assert ahead[got].max() <= ahead.min() + 1
 
 
 def test_leave_is_exact_while_workers_go_on():
-    """What workers had written was read twice: one that wrote in between got more than there was to get."""
+    """Regression test: written rounds were read twice, so a worker that wrote in between got more rounds than allowed."""
 
     class Moving(np.ndarray):
         def __rsub__(self, other):
@@ -413,7 +413,7 @@ def test_a_flush_must_fit_into_the_buffer(make_model):
 
 
 def test_environments_of_gym_are_collected_from(make_model):
-    """Termination, MultiBinary observations and the like are the business of test_run; here one from the registry."""
+    """test_run covers termination, MultiBinary observations etc.; this is an environment from the registry."""
     env = ParallelCollector([lambda: gym.make("conftest:PointEnv-v0", ends_at_success=True)] * 2, start_method="fork")
     model = make_model(env).learn(300)
     assert model.replay_buffer.n_added == 300

@@ -1,4 +1,4 @@
-"""Planning over landmarks, and planners of one's own."""
+"""Planning over landmarks, and users' own planners."""
 
 import math
 from collections.abc import Mapping
@@ -67,21 +67,22 @@ def test_edges_that_failed():
     starts = np.array([[0.1], [-0.1], [0.0], [0.9], [1.1], *[[1.9]] * 15])
     subgoals = np.array([[1.1], [0.9], [2.0], [2.2], [2.0], *[[1.0]] * 15])
     missed = np.array([True, True, True, True, *[False] * 16])
-    # Twice in vain from 0 to 1, which comes by chance once in 25 times; once from 0 to 2; from 1 to 2 with one success
+    # Two misses from 0 to 1, with a probability of 1/25 by chance; one miss from 0 to 2; one success from 1 to 2
     assert failed_edges(starts, subgoals, missed, landmarks).tolist() == [[False, True, False], [False] * 3, [False] * 3]
     assert not failed_edges(starts[:0], subgoals[:0], missed[:0], landmarks).any()
-    # Where half of the segments miss, two misses say nothing of an edge
+    # If half of the segments miss, two misses tell nothing about an edge
     missed[10:] = True
     assert not failed_edges(starts, subgoals, missed, landmarks)[0].any()
     assert not failed_edges(starts, subgoals, missed | True, landmarks).any()
 
 
 def test_rates_of_segments_that_do_not_miss():
-    """Two landmarks at a distance of 1, which is the kernels' width: a segment counts by exp(-1/2) at the other landmark."""
+    """Two landmarks with distance 1, which is also the width of the kernels: a segment at the other one has weight
+    exp(-1/2)."""
     landmarks, e = np.array([[0.0], [1.0]]), math.exp(-0.5)
     starts, subgoals = np.array([[0.0], [0.0], [1.0]]), np.array([[1.0], [1.0], [0.0]])
     missed = np.array([False, False, True])
-    # The two from 0 to 1 hit, the one back missed; and all of them together, 2 of 3, count as one
+    # Both segments from 0 to 1 hit, the one back missed; the mean rate of all segments, 2/3, counts as one more
     expected = [[(2 * e + 2 / 3) / (3 * e + 1), (2 + 2 / 3) / (3 + e**2)], [(2 * e**2 + 2 / 3) / (2 * e**2 + 2), 0.0]]
     expected[1][1] = (2 * e + 2 / 3) / (3 * e + 1)
     np.testing.assert_allclose(hit_rates(starts, subgoals, missed, landmarks), expected)
@@ -101,7 +102,7 @@ def test_members_of_landmarks_lie_around_them():
 
 
 class WalledReach:
-    """A low level that takes 25 steps per unit; a wall at x = 0 has a gap above y = 1."""
+    """A low level that needs 25 steps per unit; a wall at x = 0 has a gap above y = 1."""
 
     horizon, threshold, radius = 30.0, 0.1, 1.2
 
@@ -125,7 +126,7 @@ class WalledReach:
 
 
 def visited(goals: np.ndarray, speed: float) -> SimpleNamespace:
-    """:return: a buffer of states that were visited once, at this speed along the first axis, and no segments"""
+    """:return: a buffer of states that were visited once, at this speed along the first axis, without segments"""
     states = {"observation": np.zeros((len(goals), 3), np.float32), "achieved_goal": goals}
     x = np.linspace(0.0, 100 * speed, 101, dtype=np.float32)[:, None] * float32(1.0, 0.0)
     recent = [{"achieved_goal": x[:-1], "next_achieved_goal": x[1:], "episode": np.zeros(100, np.int64)}]
@@ -136,7 +137,7 @@ def visited(goals: np.ndarray, speed: float) -> SimpleNamespace:
 
 
 def learnt(config: LandmarkConfig, goals: np.ndarray, reach: WalledReach, speed: float = 0.04) -> LandmarkPlanner:
-    """:return: a planner that has these landmarks"""
+    """:return: a planner with these landmarks"""
     first = config.bind({name: np.zeros(shape, np.float32) for name, shape in config.layout(3, 2).items()})
     assert first.n_landmarks == 0
     assert np.isnan(waypoint(first, (0.5, 0.5), (0.6, 0.5))).all(), "no landmarks, no way"
@@ -174,7 +175,7 @@ REACHED = ((np.inf, np.inf), (np.inf, np.inf))
 
 
 def test_a_way_that_is_missed_costs_more_each_time(planner):
-    # Two ways of the same length around a corner
+    # Two paths of the same length around a corner
     start, goal = (-0.5, -0.5), (-1.5, 0.5)
     ways = {end: (start, end) for end in ((-1.5, -0.5), (-0.5, 0.5))}
 
@@ -204,7 +205,7 @@ def test_a_goal_that_was_missed_is_approached_otherwise(planner):
 def test_edges_are_within_the_horizon(planner):
     reach = WalledReach()
     assert np.isfinite(waypoint(planner, (-0.5, -0.5), (0.5, -0.5), reach=reach)).all()
-    reach.horizon = 24.0  # landmarks are 25 steps from each other
+    reach.horizon = 24.0  # the distance between landmarks is 25 steps
     assert np.isnan(waypoint(planner, (-0.5, -0.5), (0.5, -0.5), reach=reach)).all()
 
 
@@ -217,26 +218,29 @@ def test_edges_of_some_steps_are_believed_before_the_horizon_is_as_long():
 
 
 def test_no_value_is_asked_of_what_is_too_far_at_the_highest_speed():
-    """A low level whose value takes everything for near: within a horizon of 30 steps it gets 1.2 far at most."""
+    """For this low level's value everything is near; within a horizon of 30 steps it moves at most 1.2."""
     reach = WalledReach()
     reach.steps = lambda observations, achieved, subgoals: np.ones(len(subgoals), np.float32)
     goals = float32((0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (3.0, 0.0))
     planner = learnt(LandmarkConfig(n_landmarks=4, n_visited=4, n_members=1), goals, reach)
-    apart = np.linalg.norm(planner.landmarks[:, None] - planner.landmarks, axis=2)
+    apart = np.linalg.norm(planner.places[:, None] - planner.places, axis=2)
     assert (np.isfinite(planner.steps) == (apart <= 1.2)).all()
     assert waypoint(planner, (0.1, 0.0), (3.0, 0.1), reach=reach) == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("horizon", [8.0, 16.0, 30.0])
+@pytest.mark.parametrize("horizon", [8.0, 16.0, 32.0])
 def test_the_number_of_landmarks_follows_their_spacing(monkeypatch, horizon):
-    """Points at each 0.1 of 40, in random order; at 0.1 per step the agent gets 0.05 times the horizon far in half of it."""
+    """
+    Points at a distance of 0.1 from 0 to 40, shuffled; at 0.1 per step, in a quarter of a horizon the agent moves
+    0.025 horizons.
+    """
     monkeypatch.setattr("sb3_hrl.hddpg.planners.landmarks.LEAST_LANDMARKS", 5)
     reach, x = WalledReach(), np.random.default_rng(0).permutation(401).astype(np.float32) / 10
     reach.horizon, points = horizon, x[:, None] * float32(1.0, 0.0)
     config = LandmarkConfig(n_landmarks=401, n_visited=401, n_members=1)
-    landmarks = np.sort(learnt(config, points, reach, 0.1).landmarks[:, 0])
-    assert np.diff(landmarks).min() >= 0.05 * horizon - 1e-3, "no closer to each other"
-    assert np.abs(x[:, None] - landmarks).min(axis=1).max() <= 0.05 * horizon + 1e-3, "no place without one"
+    landmarks = np.sort(learnt(config, points, reach, 0.1).places[:, 0])
+    assert np.diff(landmarks).min() >= 0.025 * horizon - 1e-3, "no closer to each other"
+    assert np.abs(x[:, None] - landmarks).min(axis=1).max() <= 0.025 * horizon + 1e-3, "no place without one"
     for n in (3, 7):
         config = LandmarkConfig(n_landmarks=n, n_visited=401, n_members=1)
         assert learnt(config, points, reach, 0.1).n_landmarks == n, "at most, and at least some"
@@ -249,34 +253,34 @@ def test_no_way_is_known(planner):
 def test_landmarks_of_a_low_level_without_steps_in_its_values():
     reach, corners = WalledReach(), float32((0, 0), (0, 1), (1, 1), (2, 1))
     reach.radius, reach.horizon = 1.01, 20.0
-    reach.steps = None  # nobody asks
+    reach.steps = None  # it is not called
     planner = learnt(LandmarkConfig(n_landmarks=4, n_visited=4, n_members=2, distance="euclidean"), corners, reach, 0.1)
-    order = [planner.landmarks.tolist().index(corner) for corner in corners.tolist()]
-    # At the pace that covers the radius in a horizon of 20 steps
+    order = [planner.places.tolist().index(corner) for corner in corners.tolist()]
+    # At the speed that covers the radius in a horizon of 20 steps
     one, diagonal = 20.0 / (1.01 * math.sqrt(2.0)), 20.0 / 1.01
     far = math.inf
     expected = [[0, one, diagonal, far], [one, 0, one, far], [diagonal, one, 0, one], [far, far, one, 0]]
     np.testing.assert_allclose(planner.steps[np.ix_(order, order)], expected, rtol=1e-5)
-    planner.steps[order[0], order[2]] = far  # tried in vain
+    planner.steps[order[0], order[2]] = far  # an edge that failed
     assert waypoint(planner, (0, 0), (2.0, 1.2), reach=reach) == [1.0, 1.0], "as it has not been tried from here"
     missed = missed_ways(((0.0, 0.0), (1.0, 1.0)))
     assert waypoint(planner, (0, 0), (2.0, 1.2), missed, reach) == [0.0, 1.0]
 
 
 def test_ways_that_are_missed_cost_more(small, monkeypatch):
-    """Segments of 4 steps of 0.1 from 0 towards 1.2: the first one misses (0.8 is left), the last one arrives."""
+    """Segments of 4 steps of 0.1 from 0 towards 1.2: the first one misses (with 0.8 left), the last one arrives."""
     config = LandmarkConfig(n_landmarks=3, n_visited=12, n_members=1, distance="euclidean")
     model = with_bounds(make_model(small, subgoal_steps=20), 0.05, radius=2.0)
     fill(model, subgoal=(1.2, 0.0))
-    monkeypatch.setattr("sb3_hrl.hddpg.planners.landmarks.SIGNIFICANCE", 0.0)  # no edge fails for good
+    monkeypatch.setattr("sb3_hrl.hddpg.planners.landmarks.SIGNIFICANCE", 0.0)  # edges never fail
     planners = []
     for miss_cost in (0.0, 100.0):
         model.replay_buffer.rng = np.random.default_rng(0)
         planner = replace(config, miss_cost=miss_cost)
         planner = planner.bind({name: np.zeros(shape, np.float32) for name, shape in planner.layout(3, 2).items()})
         planners.append(planner.config.bind(planner.update(model.replay_buffer, model.policy.numpy_policy(), np.ones(2))))
-    np.testing.assert_array_equal(planners[0].landmarks, planners[1].landmarks)
-    more, goals = planners[1].steps - planners[0].steps, planners[0].landmarks[:, 0]
+    np.testing.assert_array_equal(planners[0].places, planners[1].places)
+    more, goals = planners[1].steps - planners[0].steps, planners[0].places[:, 0]
     first, last = goals.argmin(), goals.argmax()
     assert (more > 0.0).all()
     assert more[first, last] > more[last, last], "from the start, where segments missed"
@@ -289,9 +293,9 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
     model = make_model(small, **kwargs).learn(200)
     planner = model.policy.numpy_policy().planner
     assert planner.n_landmarks == 10
-    assert len(np.unique(planner.landmarks, axis=0)) == 10
+    assert len(np.unique(planner.places, axis=0)) == 10
     seen = np.concatenate([steps["achieved_goal"] for steps in model.replay_buffer.recent(200, ("achieved_goal",))])
-    assert all((seen == goal).all(axis=1).any() for goal in planner.landmarks)
+    assert all((seen == goal).all(axis=1).any() for goal in planner.places)
     model.save(tmp_path / "model")
     loaded = HierarchicalDDPG.load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.policy.numpy_policy().planner.steps, planner.steps)
@@ -299,15 +303,15 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
     env.seed(0)
     obs = env.reset()
     np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
-    # Goes on without the buffer of the first run
+    # Continue without the buffer of the first run
     loaded.set_env(point_vec_env())
     loaded.learn(100)
-    assert not np.array_equal(loaded.policy.numpy_policy().planner.landmarks, planner.landmarks)
+    assert not np.array_equal(loaded.policy.numpy_policy().planner.places, planner.places)
     snapshot = PolicySnapshot(model.policy)
     vector = np.zeros(snapshot.n_weights, dtype=np.float32)
     snapshot.write(model.policy, vector)
     worker = snapshot.bind(vector)
-    np.testing.assert_array_equal(worker.planner.landmarks, planner.landmarks)
+    np.testing.assert_array_equal(worker.planner.places, planner.places)
     situation = Situation(*model.policy.flatten_obs(obs), np.stack([missed_ways()] * 16))
     decisions = [choose_subgoals(policy, situation) for policy in (worker, model.policy.numpy_policy())]
     np.testing.assert_array_equal(decisions[0].subgoals, decisions[1].subgoals)
@@ -318,7 +322,7 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
 
 
 class CentrePlanner:
-    """Leads to the middle of all that was visited, where the goal lies to the east."""
+    """Leads to the mean of all visited states, if the goal is in the east."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self.centre = arrays["centre"]
@@ -355,7 +359,7 @@ class CentreConfig:
 
 @pytest.fixture
 def centre(monkeypatch) -> dict[str, object]:
-    """Arguments that choose the planner of the tests."""
+    """Arguments that select the planner of these tests."""
     monkeypatch.setitem(PLANNERS, "centre", CentreConfig)
     return WITHOUT_STEPS | dict(planner="centre", planner_kwargs=dict(update_interval=25))
 
@@ -373,7 +377,7 @@ def test_another_planner_is_one_class(small, centre, asynchronous, tmp_path):
         decision = choose(model, np.zeros((2, 2), np.float32), EAST_AND_WEST)
         np.testing.assert_array_equal(decision.subgoals[0], planner.centre)
         assert made_by(decision, planned_waypoint) == 1
-        # In training: one subgoal for all goals to the east, which is another one after each update
+        # During training: one subgoal for all goals in the east, and a different one after each update
         for steps in model.replay_buffer.recent(100, ("subgoal", "desired_goal")):
             is_east = steps["desired_goal"][:, 0] > 0.0
             assert is_east.any()

@@ -1,4 +1,4 @@
-"""Curves from miniature log folders like those of rl_zoo3."""
+"""Learning curves from small log folders like those of rl_zoo3."""
 
 import json
 from collections import OrderedDict
@@ -25,7 +25,7 @@ def write_monitor(folder: Path, start: float, rows: list[tuple[float, int, str]]
 
 
 def write_events(folder: Path, start: float, values: dict[str, list[float]]) -> None:
-    """Event files as SB3 writes them, begun at ``start``; value i is that of step 10 (i + 1)."""
+    """Event files as written by SB3, created at ``start``; value i belongs to step 10 (i + 1)."""
     logger = configure(str(folder), ["tensorboard"])
     for i in range(len(next(iter(values.values())))):
         for key, column in values.items():
@@ -62,7 +62,7 @@ def test_runs_are_found_in_their_order(tmp_path):
         "Point-v0_2",
         "Point-v0_10",
     ]
-    with pytest.raises(ValueError, match=r"No run of ddpg on Point-v0.*hddpg on Point-v0.*Give the folder that `-f`"):
+    with pytest.raises(ValueError, match=r"No run of ddpg on Point-v0.*hddpg on Point-v0.*Pass the values of `-f`"):
         find_runs(tmp_path / "logs", "ddpg", "Point-v0")
     with pytest.raises(ValueError, match="no run at all"):
         find_runs(tmp_path / "nowhere", "ddpg", "Point-v0")
@@ -83,7 +83,7 @@ def test_monitors_of_several_environments(tmp_path):
     folder = write_run(tmp_path, "hddpg", 1, START)
     write_monitor(folder, START + 1.0, [(0.5, 4, "True"), (5.0, 6, "False")], env=1)
     steps, rates, seconds = read_run(folder).series["rollout/success_rate"]
-    # Episodes by the time at which they ended: 1.0 (no), 1.5 (yes), 3.0 (yes), 6.0 (no)
+    # Episodes sorted by their end time: 1.0 (no), 1.5 (yes), 3.0 (yes), 6.0 (no)
     assert seconds.tolist() == [1.0, 1.5, 3.0, 6.0]
     assert steps.tolist() == [10, 14, 24, 30]
     assert rates == pytest.approx([0, 1 / 2, 2 / 3, 2 / 4])
@@ -107,7 +107,7 @@ def test_the_csv_logger(tmp_path):
     steps, values, seconds = run.series["train/low_reward"]
     assert (steps.tolist(), values.tolist(), seconds.tolist()) == ([10, 20], [-0.5, -0.25], [2, 4])
     assert run.advice == ()
-    # The file of evaluations has every episode and goes first
+    # The evaluation file contains every episode, and takes precedence
     assert run.series["eval/success_rate"].values.tolist() == [0.0, 1.0]
 
 
@@ -129,7 +129,7 @@ def test_another_kind_of_csv_is_refused(tmp_path):
 def test_event_files_are_those_that_began_with_the_run(tmp_path):
     folders = [write_run(tmp_path, "hddpg", number, START + 60.0 * number) for number in (1, 2, 3)]
     tb = tmp_path / "tb/Point-v0"
-    # The numbers of TensorBoard's folders need not be those of the runs, and run 2 has none
+    # The numbers of TensorBoard's folders may differ from those of the runs, and run 2 has none
     write_events(tb / "HDDPG_4", START + 61.0, {"train/low_reward": [1.0, 2.0]})
     write_events(tb / "HDDPG_1", START + 183.0, {"train/low_reward": [3.0, 4.0]})
     write_events(tb / "DDPG_1", START + 120.0, {"train/low_reward": [5.0, 6.0]})
@@ -139,7 +139,7 @@ def test_event_files_are_those_that_began_with_the_run(tmp_path):
     assert "train/low_reward" not in runs[1].series
     assert "no TensorBoard log" in runs[1].advice[0]
     assert runs[0].series["train/low_reward"].steps.tolist() == [10, 20]
-    # Moved
+    # After the folder was moved
     (tmp_path / "tb").rename(tmp_path / "elsewhere")
     assert "train/low_reward" not in read_runs(folders)[0].series
     assert "train/low_reward" in read_runs(folders, [tmp_path / "elsewhere"])[0].series
@@ -162,7 +162,7 @@ def test_what_is_missing_is_said(tmp_path):
     run = read_run(folder)
     assert run.series == {}
     assert [word in "".join(run.advice) for word in ("-tb FOLDER", "--eval-freq N", 'info["is_success"]')] == [True] * 3
-    with pytest.raises(ValueError, match="left a curve"):
+    with pytest.raises(ValueError, match="logged a curve"):
         plot_curves({"hddpg": [run]}, "Point-v0")
     with pytest.raises(ValueError, match="is no folder"):
         read_run(tmp_path / "nowhere")
@@ -213,7 +213,7 @@ def test_the_figure_has_all_curves(tmp_path):
     mean = panels["high: actor loss"].lines[-1].get_ydata()
     j = KEYS.index("train/high_actor_loss")
     assert mean.tolist() == [15.0 + j, 1.5]
-    # SB3's flat agent has an actor's loss, and no reward per batch
+    # SB3's flat agent has an actor loss, but no reward per batch
     assert panels["low: actor loss"].lines[-1].get_ydata().tolist() == [5.0, 6.0]
     minutes = panels["success rate (evaluation)"]
     assert minutes.get_xlabel() == "minutes"
@@ -239,7 +239,7 @@ def test_command(tmp_path, capsys):
     write_run(tmp_path, "ddpg", 1, START, seed=4)
     output = tmp_path / "new/curves.png"
     arguments = ["-f", str(tmp_path / "logs"), "--env", "Point-v0", "-o", str(output)]
-    # Of the environment there are only files: its package, named as to the other commands, need not be installed
+    # Only files are needed: the environment's package, which other commands need as well, does not have to be installed
     main([*arguments, "--algo", "hddpg", "ddpg", "--labels", "two levels", "flat", "--gym-packages", "not_installed"])
     printed = capsys.readouterr().out
     assert "two levels: 1 runs, seeds 3" in printed
@@ -259,7 +259,7 @@ def test_command(tmp_path, capsys):
     ],
 )
 def test_command_says_what_is_wrong(tmp_path, capsys, monkeypatch, arguments, message):
-    """Before it reads a run."""
+    """The check comes before runs are read."""
 
     def read_runs(*args):
         raise AssertionError("refused after the reading only")

@@ -1,4 +1,4 @@
-"""``predict`` carries the subgoal in its state; nothing is kept on the model."""
+"""``predict`` keeps the subgoal in its state; the model stores nothing."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def model(small):
 
 
 def far_apart(model, obs):
-    """Move subgoals out of reach, so that a segment lasts for all of its steps."""
+    """Move subgoals out of reach, so that segments use all of their steps."""
     state = model.predict(obs, deterministic=True)[1]
     return state._replace(subgoals=state.subgoals + 100.0)
 
@@ -94,7 +94,7 @@ def test_deterministic_drives_both_levels(model):
     noisy = [model.predict(obs, deterministic=False) for _ in range(2)]
     assert (noisy[0][0] != noisy[1][0]).any()
     assert (noisy[0][1].subgoals != noisy[1][1].subgoals).any()
-    # By SB3's seeding
+    # Random numbers depend on SB3's seed
     seeded = []
     for _ in range(2):
         model.set_random_seed(3)
@@ -112,12 +112,14 @@ def test_without_a_state_there_are_new_subgoals_at_every_step(model):
 def test_state_of_other_environments_is_refused(model):
     obs, (_, state) = point_vec_env(3).reset(), model.predict(point_vec_env(2).reset())
     for wrong in (state, state[:2], (np.zeros((3, 5)), *state[1:])):
-        with pytest.raises(ValueError, match=r"`state` is not one of 3 environments with goals of length 2.*None to choose"):
+        with pytest.raises(
+            ValueError, match=r"`state` does not belong to 3 environments with goals of length 2.*None to choose"
+        ):
             model.predict(obs, state=wrong)
 
 
 def changed(**arrays):
-    """:return: an observation of two environments, with these parts in place of its own"""
+    """:return: an observation of two environments, with some parts replaced"""
     obs = {key: np.zeros((2, 3 if key == "observation" else 2)) for key in ("observation", "achieved_goal", "desired_goal")}
     return {key: array for key, array in (obs | arrays).items() if array is not None}
 

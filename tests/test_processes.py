@@ -1,4 +1,4 @@
-"""Commands that run in a fork are told what they would be told in an interpreter of their own, and tell the same."""
+"""Commands in a fork get the same input, and give the same output, as in a separate interpreter."""
 
 import subprocess
 

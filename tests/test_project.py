@@ -1,4 +1,4 @@
-"""The project's own files: what GitHub, pre-commit and citation tools read parses, and calls what is there."""
+"""The project's own files: the files for GitHub, pre-commit and citation tools are valid, and their commands exist."""
 
 import email
 import importlib.metadata
@@ -28,7 +28,7 @@ def load(path: Path):
 
 
 def commands(workflow: dict) -> list[str]:
-    """:return: what a workflow's steps run"""
+    """:return: commands in the steps of a workflow"""
     return [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
 
 
@@ -149,3 +149,11 @@ def test_the_citation_is_of_this_version():
     assert citation["version"] == (ROOT / "sb3_hrl/version.txt").read_text().strip()
     assert citation["authors"] == [{"name": "The sb3-hrl developers"}]
     assert citation["license"] == "MIT"
+
+
+def test_the_site_is_built_elsewhere_as_it_is_here():
+    settings = load(ROOT / ".readthedocs.yml")
+    assert (ROOT / settings["sphinx"]["configuration"]).exists()
+    assert settings["sphinx"]["fail_on_warning"]
+    extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert {"docs"} <= set(settings["python"]["install"][0]["extra_requirements"]) <= set(extras)

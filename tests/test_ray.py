@@ -120,10 +120,14 @@ def test_an_exception_comes_home_and_the_environments_go_on(make_env):
         env.get_attr("nosuch")
     assert env.get_attr("max_steps") == [20]
     ray.kill(env._handles[0].actor)
-    with pytest.raises(RuntimeError, match=r"Worker 0 \(environment 0\) was lost at `get_attr`"):
+
+    def ask_until_it_is_lost() -> None:
         # The actor dies a moment later
         while True:
             env.get_attr("max_steps")
+
+    with pytest.raises(RuntimeError, match=r"Worker 0 \(environment 0\) was lost at `get_attr`"):
+        ask_until_it_is_lost()
 
 
 def test_environments_that_cannot_be_made_say_why(cluster):

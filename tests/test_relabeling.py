@@ -1,4 +1,4 @@
-"""What the two levels learn from, against cases that were computed by hand."""
+"""The transitions that both levels learn from, compared with results that were computed by hand."""
 
 import math
 from dataclasses import replace
@@ -46,7 +46,7 @@ def set_batch_size(model: HierarchicalDDPG, batch_size: int) -> None:
 
 
 def test_sparse_rewards_end_at_the_subgoal(small):
-    """The subgoal lies at 0.5, and is reached at 0.4, 0.5 and 0.6."""
+    """The subgoal is at 0.5, and is reached at 0.4, 0.5 and 0.6."""
     model = with_bounds(make_model(small, low_kwargs=dict(n_sampled_goal=0, gamma=0.9)))
     fill(model, subgoal=(0.5, 0.0))
     batch = low(model)
@@ -63,7 +63,7 @@ def test_dense_rewards_are_distances(small, task):
     model = with_bounds(make_model(small, low_kwargs=kwargs, high_kwargs=kwargs))
     fill(model)
     batch = low(model)
-    # In units of the radius: x after the step, from what the inputs say of the distance left
+    # In units of the radius; the remaining distance is an entry of the inputs
     left = (batch.next_inputs[:, -2:]).norm(dim=1)
     expected = th.where(left <= 0.15 + 1e-6, 0.0, -(left / math.sqrt(2.0)).clamp(max=1.0))
     assert th.allclose(batch.rewards[:, 0], expected, atol=1e-5)
@@ -89,14 +89,14 @@ FALL = {"is_success": False}
     [(FALL, True), ({"is_success": True}, False), ({}, False), (FALL | {"TimeLimit.truncated": True}, False)],
 )
 def test_an_end_that_is_no_success_is_worth_never_reaching_it(small, task, info, is_failure):
-    """Three steps, one segment, gamma 0.9 and 0.8 on the two levels: -10 and -5, and nothing follows."""
+    """Three steps, one segment, gamma 0.9 and 0.8 on the two levels: values of -10 and -5, and terminal transitions."""
     kwargs = dict(low_kwargs=dict(gamma=0.9, n_sampled_goal=0), high_kwargs=dict(gamma=0.8, n_sampled_goal=0))
     model = with_bounds(make_model(small, **kwargs))
     fill(model, subgoal=(0.3, 0.0), n=3, info=info)
     batch = low(model)
-    is_last = batch.inputs[:, -2] < 0.15  # of 0.3, 0.2 and 0.1 that are left
+    is_last = batch.inputs[:, -2] < 0.15  # of the remaining distances 0.3, 0.2 and 0.1
     assert is_last.any()
-    # The subgoal is at hand after the last two steps, but an episode that has failed has not reached it
+    # The subgoal is within reach after the last two steps, but in a failed episode it does not count as reached
     assert batch.rewards[is_last].unique().tolist() == [pytest.approx(-10.0) if is_failure else 0.0]
     assert (batch.discounts[is_last] == 0.0).all()
     assert (batch.rewards[~is_last] >= -1.0).all()
@@ -106,7 +106,7 @@ def test_an_end_that_is_no_success_is_worth_never_reaching_it(small, task, info,
 
 
 def test_a_goal_in_hindsight_that_was_passed_before_the_fall_is_reached(small, task):
-    """Where episodes end at success, this one would have ended there."""
+    """If episodes end at success, this one would have ended there."""
     task.ends_at_success = True
     model = with_bounds(make_model(small, high_kwargs=dict(n_sampled_goal=10**6)))
     fill(model, n=3, info=FALL)
@@ -114,7 +114,7 @@ def test_a_goal_in_hindsight_that_was_passed_before_the_fall_is_reached(small, t
 
 
 def test_workers_tell_failures_from_success():
-    """The same episodes through SB3's loop and through a worker: falls are marked, and nothing else is."""
+    """The same episodes in SB3's loop and in a worker: falls are marked as failures, and nothing else is."""
 
     class Falling(PointEnv):
         def step(self, action):
@@ -145,14 +145,15 @@ def test_a_penalty_ends_a_transition():
 
 @pytest.mark.parametrize(("tested", "subgoal", "is_punished"), [(1, 9.0, True), (0, 9.0, False), (1, 0.4, False)])
 def test_only_missed_tests_are_punished(small, task, tested, subgoal, is_punished):
-    """One segment of 4 steps from 0 to 0.4, towards a subgoal at 9 or there; what was achieved had been commanded, else."""
+    """One segment of 4 steps from 0 to 0.4, with a subgoal at 9 or at its end; the action in hindsight is the achieved
+    goal."""
     kwargs = dict(high_kwargs=dict(gamma=0.98, n_sampled_goal=0), hindsight_kwargs=dict(action_prob=1.0))
     model = with_bounds(make_model(small, subgoal_steps=4, **kwargs))
     fill(model, subgoal=(subgoal, 0.0), n=4, tested=np.array([tested]))
     batch = high(model, task)
     assert batch.rewards.unique().tolist() == pytest.approx([-50.0 if is_punished else -1.0])
     assert batch.discounts.unique().tolist() == pytest.approx([0.0 if is_punished else 0.98])
-    # The action that is punished is the one that was taken
+    # The penalty is for the real action
     assert batch.actions[:, 0].unique().tolist() == pytest.approx([1.0 if is_punished else 0.4])
 
 
@@ -176,18 +177,18 @@ def test_trivial_segments_are_replaced():
 def test_segments_that_went_nowhere_are_not_learnt_of(small, task):
     hindsight = dict(action_prob=1.0, trivial_segment_prob=0.0)
     model = with_bounds(make_model(small, high_kwargs=dict(n_sampled_goal=0), hindsight_kwargs=hindsight))
-    fill(model, segment=4, step=0.01)  # 0.04 in a segment, the threshold is 0.15
+    fill(model, segment=4, step=0.01)  # 0.04 per segment, with a threshold of 0.15
     fill(model, segment=4, step=0.1)
     assert (high(model, task).actions[:, 0] > 0.3).all(), "the move in hindsight, in units of the radius"
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_hindsight_windows(small, task, ahead):
-    """Targets in hindsight are achieved within so many steps, of 0.1 each."""
+    """Targets in hindsight are achieved within the window, in steps of 0.1."""
     kwargs = dict(hindsight_window=ahead, n_sampled_goal=10**6)
     model = with_bounds(make_model(small, low_kwargs=kwargs, high_kwargs=kwargs), radius=8.0)
     fill(model, n=100, segment=10)
-    # Over a standard deviation of 1, as nothing was seen
+    # Divided by a standard deviation of 1, because there are no data
     moved = low(model, 256).inputs[:255, -2]
     assert 0.09 < moved.min() < 0.11
     assert 0.1 * ahead - 0.01 < moved.max() < 0.1 * ahead + 0.01
@@ -208,7 +209,7 @@ def test_random_targets_are_within_reach(small):
 
 @pytest.mark.parametrize("keep_prob", [0.0, 1.0])
 def test_trivial_targets_are_left_out(small, keep_prob):
-    """Steps of 0.1 and a threshold of 0.15: a target one step ahead is at hand, one of two steps or more is not."""
+    """Steps of 0.1, threshold 0.15: a target one step ahead is already reached, targets farther ahead are not."""
     kwargs = dict(n_sampled_goal=3, trivial_target_prob=keep_prob, hindsight_window=4)
     model = with_bounds(make_model(small, low_kwargs=kwargs), radius=0.2)
     fill(model, subgoal=(7.0, 0.0))
@@ -221,7 +222,7 @@ def test_trivial_targets_are_left_out(small, keep_prob):
 
 
 def test_relative_subgoals_stay_where_they_are(small):
-    """HIRO's transition h(s, g, s') = s + g - s' is a subgoal that stays while the low level sees the way that is left."""
+    """HIRO's transition h(s, g, s') = s + g - s' means that the subgoal stays in place; inputs contain the distance left."""
     model = with_bounds(make_model(small))
     achieved, next_achieved, subgoal = th.zeros(1, 2), th.tensor([[0.1, -0.2]]), th.tensor([[0.5, 0.5]])
     before, after = (model.policy.low_inputs(th.zeros(1, 3), point, subgoal)[:, -2:] for point in (achieved, next_achieved))
@@ -232,7 +233,7 @@ def test_relative_subgoals_stay_where_they_are(small):
 
 
 def test_batches_come_with_their_targets(small, task):
-    """Values of -3 in all targets: what follows is worth -1 - 3 gamma, unless the target is reached."""
+    """With values of -3 in all targets, the target values are -1 - 3 gamma, unless the target is reached."""
     kwargs = dict(gamma=0.5, n_sampled_goal=0)
     model = with_bounds(make_model(small, low_kwargs=kwargs, high_kwargs=kwargs))
     fill(model, subgoal=(0.5, 0.0))
@@ -248,7 +249,7 @@ def test_batches_come_with_their_targets(small, task):
 
 
 def test_batches_that_are_prepared_ahead_follow_the_learner(small):
-    """Targets depend on target networks, random subgoals and dense rewards on the bounds, which grow with what is seen."""
+    """Targets depend on the target networks; random subgoals and dense rewards depend on the bounds, which grow."""
     model = make_model(small).learn(60)
     maker = LowBatchMaker(model.policy, model.replay_buffer, seed=0)
     weights = np.zeros(maker.n_weights, dtype=np.float32)

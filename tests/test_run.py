@@ -1,4 +1,4 @@
-"""Training runs, with each option once, and the accounts they keep."""
+"""Training runs with each option once, and their counters."""
 
 import gymnasium as gym
 import numpy as np
@@ -75,7 +75,7 @@ def test_every_step_belongs_to_one_segment(small, ends_at_success):
         assert (spans[:, 1] - spans[:, 0] <= 5).all()
         rows = buffer.shards.rows[shard]
         for start, end in spans:
-            # One subgoal per segment, and the episode is the same from its first to its last step
+            # One subgoal per segment, and the same episode from its first to its last step
             assert (rows[start:end, buffer.columns["subgoal"]] == rows[start, buffer.columns["subgoal"]]).all()
             assert len(np.unique(episode_spans(rows[start:end]), axis=0)) == 1
 
@@ -124,7 +124,7 @@ def test_log_has_the_keys_of_both_levels(small):
 @pytest.mark.parametrize(("bias", "expected"), [(50.0, 1.0), (-50.0, 1.0), (0.0, 0.0)])
 @pytest.mark.parametrize("policy_delay", [1, 2])
 def test_saturation_of_actions_is_logged(small, bias, expected, policy_delay):
-    """An actor without weights acts by its last bias alone; the delayed actor's turn is every other update."""
+    """Without weights, an actor's output depends on its last bias only; the delayed actor is updated every second time."""
     options = small | dict(learning_starts=0, learning_rate=1e-9, gradient_steps=2, low_kwargs=dict(policy_delay=policy_delay))
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **options)
     with th.no_grad():
@@ -190,7 +190,7 @@ def test_normalised_rewards_change_nothing(small):
 @pytest.mark.parametrize("strategy", ["future", "final", "episode"])
 @pytest.mark.parametrize("buffer_size", [40, 1000])
 def test_bit_flipping(small, n_envs, strategy, buffer_size):
-    """SB3's environment for HER, with a buffer that overflows too: its goals are MultiBinary, so subgoals are bits as well."""
+    """SB3's environment for HER, also with a buffer that overflows: goals are MultiBinary, so subgoals are bits as well."""
     n_bits = 4
     env = make_vec_env(lambda: BitFlippingEnv(n_bits=n_bits, continuous=True), n_envs=n_envs)
     options = small | dict(hindsight_kwargs=dict(goal_selection_strategy=strategy), buffer_size=buffer_size)
@@ -238,7 +238,7 @@ def test_bounds_and_radius_are_found_from_data(small):
     assert threshold == pytest.approx(PointEnv.threshold, rel=1e-3)
     assert (low < -0.5).all()
     assert (high > 0.5).all()
-    # Five steps of at most 0.1
+    # Five steps of at most 0.1 each
     assert (radius >= 2 * threshold - 1e-6).all()
     assert (radius <= 0.5 + 1e-6).all()
 
@@ -260,7 +260,7 @@ def test_dense_rewards_need_a_threshold(small):
 
 
 def test_evaluation_logs_what_becomes_of_subgoals(small):
-    """An oracle that moves 0.1 per step and dimension towards one subgoal, which lies on its way for ever."""
+    """An oracle that moves 0.1 per step and dimension towards one subgoal, without ever reaching it."""
 
     def oracle(observation, achieved_goal, subgoal):
         return (subgoal - achieved_goal) / 0.1

@@ -1,4 +1,4 @@
-"""What is saved comes back, and a run goes on where it stopped."""
+"""Saved data is restored, and a run continues where it stopped."""
 
 import copy
 import io
@@ -67,7 +67,7 @@ def test_a_loaded_model_goes_on(model, tmp_path):
     assert loaded.replay_buffer.size() == 300
     assert (loaded.policy.subgoal_radius >= radius).all()
     assert (loaded.policy.subgoal_low <= low).all()
-    # Each step is taken into the moments once
+    # The moments use each step once
     assert moments < loaded.policy.goal_moments.count.item() <= 2 * 300
 
 
@@ -91,7 +91,7 @@ def test_a_buffer_of_other_environments_is_refused(model, tmp_path):
 
 
 class WideEnv(PointEnv):
-    """Has an observation of 5 numbers."""
+    """Its observation has 5 numbers."""
 
     def __init__(self):
         super().__init__()

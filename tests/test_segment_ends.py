@@ -1,4 +1,4 @@
-"""A stored segment says how it ended, and those who learn from it look there."""
+"""Stored segments record how they ended, and the learners use that."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def store_segment(model, n_steps: int, end: SegmentEnd, done: bool, subgoal: flo
 
 
 def learnt_from(small, ends_at_success: bool, n_steps: int, end: SegmentEnd, done: bool, goal: float, **info):
-    """:return: rewards and discounts that the high level learns from, gamma 0.99"""
+    """:return: rewards and discounts that the high level learns from, with gamma 0.99"""
     high = dict(n_sampled_goal=0, gamma=0.99, batch_size=8)
     model = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **(small | dict(subgoal_steps=10, high_kwargs=high)))
     model.policy.subgoal_threshold.fill_(0.05)
@@ -50,7 +50,7 @@ def learnt_from(small, ends_at_success: bool, n_steps: int, end: SegmentEnd, don
 
 
 def test_a_tested_segment_that_ends_the_episode_at_its_goal_is_a_success(small):
-    """After 2 of 10 steps the goal is reached; the subgoal lies beyond it."""
+    """The goal is reached after 2 of 10 steps; the subgoal is farther away."""
     rewards = learnt_from(small, True, 2, SegmentEnd.EPISODE_OVER, done=True, goal=0.2, is_success=True)
     assert rewards == ([0.0], [0.0])
 
@@ -69,14 +69,14 @@ def test_a_tested_segment_that_misses_its_subgoal_after_all_its_steps_is_punishe
 
 
 def test_a_missed_test_that_led_to_the_goal_is_a_success(small):
-    """Goals in hindsight, too: a segment that reaches its goal is never punished."""
+    """Also for goals in hindsight: a segment that reaches its goal is never penalised."""
     rewards = learnt_from(small, False, 10, SegmentEnd.OUT_OF_STEPS, done=False, goal=1.0)
     assert rewards == ([0.0], [0.0])
 
 
 @pytest.mark.parametrize("is_serial_collector", [False, True])
 def test_every_stored_segment_says_how_it_ended(small, is_serial_collector):
-    """By SB3's loop and by a worker alike: the end is the one that the goals, the lengths and the episodes tell."""
+    """Both in SB3's loop and in a worker, the stored end matches the goals, lengths and episodes."""
     fns = [point_env_fn(max_steps=13)] * 2
     env = SerialCollector(fns) if is_serial_collector else point_vec_env(2, max_steps=13)
     kwargs = dict(async_collection=True) if is_serial_collector else {}
@@ -101,7 +101,8 @@ def test_every_stored_segment_says_how_it_ended(small, is_serial_collector):
 
 
 def test_the_planner_counts_misses_as_the_segments_ended(small):
-    """Out of steps, or ended by a fall: a miss. Cut by the time limit or at the goal: nothing is known."""
+    """A segment that is out of steps, or ends by a fall, is a miss. If it is cut by the time limit or at the goal, it is
+    unknown."""
     config = dict(n_landmarks=2, n_visited=20, n_members=1)
     kwargs = dict(planner="landmarks", planner_kwargs=config, subgoal_steps=10)
     cases = [
@@ -120,7 +121,7 @@ def test_the_planner_counts_misses_as_the_segments_ended(small):
 
 
 def test_random_subgoals_of_exploration_stay_random(small):
-    """In the warm-up subgoals are uniform, those that are reached before the first step included."""
+    """During warm-up, subgoals are uniformly random, including those that are already reached."""
     model = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **(small | dict(learning_starts=10**6)))
     model.learn(50)
     radius = 2.2 * model.policy.subgoal_threshold.item()
@@ -130,6 +131,6 @@ def test_random_subgoals_of_exploration_stay_random(small):
     segments = buffer.sample_high(2000, n_sampled_goal=0, max_steps=1)
     offsets = (segments.subgoals - segments.achieved_goals) / radius
     share = (offsets.norm(dim=1) <= 1 / 2.2).float().mean().item()
-    # A circle of the threshold's radius in a square of 2 x 2.2 of these
+    # A circle with the threshold as radius, in a square with sides of 2 x 2.2 thresholds
     assert share == pytest.approx(np.pi / (2 * 2.2) ** 2, abs=0.05)
     assert th.isfinite(offsets).all()

@@ -1,4 +1,4 @@
-"""When a segment ends, and how: one rule for training, prediction and evaluation."""
+"""When and how a segment ends: the same rule for training, prediction and evaluation."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ GOES_ON, REACHED, OUT_OF_STEPS, EPISODE_OVER = SegmentEnd
 
 
 def started(*subgoals: float, max_steps: int = 3) -> Segments:
-    """:return: environments on a line, at 0, with these subgoals for so many steps"""
+    """:return: environments on a line, at 0, with these subgoals and maximum numbers of steps"""
     segments = Segments(len(subgoals), 1)
     n = len(subgoals)
     segments.start(np.reshape(float32(*subgoals), (n, 1)), np.zeros((n, 1), np.float32), np.full(n, max_steps))
@@ -94,7 +94,7 @@ def test_the_state_is_all_that_there_is():
 @pytest.mark.parametrize("avoid_missed", [False, True])
 @pytest.mark.parametrize("subgoal_steps", [1, 5])
 def test_prediction_and_training_agree_on_segments(small, avoid_missed, subgoal_steps):
-    """The same subgoals at the same steps, by the state of ``predict`` and in training environments."""
+    """The state of ``predict`` has the same subgoals at the same steps as training environments."""
     subgoals = dict(radius=0.3, avoid_missed=avoid_missed)
     quiet = dict(random_action_prob=0.0, noise_std=0.0)
     model = make_model(small, subgoal_kwargs=subgoals, exploration_kwargs=quiet, subgoal_steps=subgoal_steps).learn(60)
@@ -119,7 +119,7 @@ def test_statistics_are_means_over_segments():
     statistics.log(logger)
     assert logger.name_to_value == {}, "there is nothing yet"
     flags = np.eye(4, dtype=bool)
-    is_at_goal = np.array([False] * 4 + [True])  # where an agent stays: nothing is counted but how it ends
+    is_at_goal = np.array([False] * 4 + [True])  # the agent stays at the goal: only the end of the segment is counted
 
     def kinds(**numbers: int) -> dict[str, np.ndarray]:
         return {name: np.append(flags[:n].any(axis=0), True) for name, n in numbers.items()}
@@ -141,7 +141,7 @@ def test_statistics_are_means_over_segments():
         "rollout/subgoal_replaced": 0.5,
         "rollout/subgoal_planned": 0.75,
         "rollout/subgoal_is_goal": 1.0,
-        # Of those that were reached, as far as there was a prediction
+        # Of segments that reached their subgoal and had a prediction
         "rollout/subgoal_predicted_steps": 3.0,
         "rollout/subgoal_needed_steps": 6.0,
     }

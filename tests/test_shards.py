@@ -1,4 +1,4 @@
-"""Shards: blocks are written whole, readers in other processes see whole steps, a successor takes over."""
+"""Shards: blocks are written completely, readers in other processes see complete steps, and another writer can take over."""
 
 import contextlib
 import multiprocessing as mp
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def write(shards: Shards, lengths: list[int], sizes: list[int], segment: int = 3) -> None:
-    """Write episodes of these lengths in blocks of these sizes; the first column counts steps."""
+    """Write episodes of these lengths in blocks of these sizes; the first column numbers the steps."""
     n = sum(lengths)
     rows = np.zeros((n, shards.row_dim), np.float32)
     rows[:, 0] = np.arange(n)
@@ -51,7 +51,7 @@ def test_blocks_are_as_good_as_single_steps(lengths, sizes, capacity):
     write(blocks, lengths, (sizes * n)[:n])
     write(single, lengths, [1] * n)
     assert blocks.head[0] == single.head[0] == n
-    # Blocks may trim a little more: what they hold, they hold alike
+    # With blocks, a few more steps may be dropped; the other steps are identical
     tail = max(int(blocks.tail[0]), int(single.tail[0]))
     assert n - tail <= capacity
     positions = np.arange(tail, n) % capacity
@@ -83,7 +83,7 @@ def test_room_is_made_for_many_steps_at_once():
 def test_a_successor_goes_on_where_a_writer_was_killed():
     shards = Shards(1, 100, 6, trim_interval=10)
     write(shards, [10, 10], [5, 5, 5, 3])
-    # It died when it had told the running episode's steps of an end that was never written
+    # The writer died after it had stored an end for the running episode that was never reached
     spans(shards.rows[0, 10:18])[:, 1] = 20
     shards.roll_back(0, 18)
     shards.release()
@@ -109,7 +109,7 @@ def test_steps_that_do_not_count_are_rolled_back():
 
 
 def checksummed(numbers: np.ndarray, writer: int, row_dim: int) -> np.ndarray:
-    """:return: rows that say which step they are, in every column"""
+    """:return: rows that contain the number of the step in every column"""
     rows = np.empty((len(numbers), row_dim), np.float32)
     rows[:, 0], rows[:, 1] = numbers % 4096, numbers // 4096
     rows[:, 2:] = (numbers % 4096)[:, None] + writer
@@ -117,7 +117,7 @@ def checksummed(numbers: np.ndarray, writer: int, row_dim: int) -> np.ndarray:
 
 
 def assert_whole(rows: np.ndarray, shards: np.ndarray, steps: np.ndarray) -> None:
-    """Every row is the step that it should be, and every column of it is of that step."""
+    """Every row is the expected step, and so is each of its columns."""
     rows = rows[:, :-SPAN_COLUMNS]
     np.testing.assert_array_equal(rows[:, 0] + 4096 * rows[:, 1], steps)
     np.testing.assert_array_equal(rows[:, 2:], np.repeat(rows[:, :1] + shards[:, None], rows.shape[1] - 2, axis=1))
@@ -135,7 +135,7 @@ def keep_writing(connection: Connection, shard: int, n: int, size: int) -> None:
 
 @contextlib.contextmanager
 def writing(shards: Shards, n_steps: int, size: int) -> Iterator[Sequence[BaseProcess]]:
-    """Processes that write so many steps into each shard; they are waited for in the end."""
+    """Processes that write a number of steps into each shard; the context waits for their end."""
     context, processes = mp.get_context("fork"), []
     for shard in range(shards.n_shards):
         ours, theirs = context.Pipe()
@@ -151,7 +151,7 @@ def writing(shards: Shards, n_steps: int, size: int) -> Iterator[Sequence[BasePr
 
 def stress(n_writers: int, n_steps: int, size: int, capacity: int) -> int:
     """
-    Several writers under a sampling reader; raises if a step is torn, lost or double.
+    Several writers and a reader that samples; raises an error if a step is incomplete, missing or duplicated.
 
     :return: number of steps that were read
     """
@@ -172,7 +172,7 @@ def stress(n_writers: int, n_steps: int, size: int, capacity: int) -> int:
                 continue
             assert_whole(*shards.read(read))
             n_read += 256
-    # None is lost and none is double: the newest steps lie one after the other
+    # None is missing and none is duplicated: the newest steps are consecutive
     assert shards.head.tolist() == [n_steps] * n_writers
     for shard in range(n_writers):
         steps = np.arange(shards.tail[shard], shards.head[shard])
@@ -184,7 +184,7 @@ def stress(n_writers: int, n_steps: int, size: int, capacity: int) -> int:
 @pytest.mark.parametrize("moment", ["gather", "gather_segments"])
 @pytest.mark.parametrize("n_written", [20, 350, 1000])
 def test_what_is_written_while_it_is_pickled_does_no_harm(moment, n_written, monkeypatch):
-    """A block that landed between the copies of the counters and of the rows made a pickle that did not load."""
+    """Regression test: a block written between the copies of the counters and the rows led to an invalid pickle."""
     shards, n_stored = Shards(1, 1000, 30 + SPAN_COLUMNS, trim_interval=100), 0
 
     def write_on(n: int) -> None:
@@ -216,7 +216,7 @@ def test_what_is_written_while_it_is_pickled_does_no_harm(moment, n_written, mon
     assert (len(starts) > 0) == (n_written < 1000)
     assert (starts >= tail).all()
     assert (ends <= head).all()
-    # A writer takes over
+    # Another writer takes over
     loaded.writers()[0].write(checksummed(np.arange(head, head + 10), 0, loaded.row_dim), np.zeros(10, bool))
     assert loaded.head[0] == head + 10
 
@@ -243,7 +243,7 @@ def test_readers_see_whole_steps_only(leaves_nothing):
 
 
 def test_counters_are_shared_with_other_processes(leaves_nothing):
-    """A bug of many asynchronous codes: a counter that was replaced instead of written was not shared any more."""
+    """A common bug of asynchronous code: a counter is replaced instead of written, and no longer shared."""
     shards = Shards(1, 100, 30 + SPAN_COLUMNS, trim_interval=10)
     write(shards, [10], [10])
     shards.clear()

@@ -1,4 +1,4 @@
-"""What is accepted, and a sentence with the cure for what is refused."""
+"""Supported spaces, and error messages with a cure for the others."""
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ VECTOR = spaces.Box(-1.0, 1.0, (2,))
 
 
 class SpacesEnv(gym.Env):
-    """Any spaces; everything but the action is a sample."""
+    """Any spaces; everything except the action is sampled."""
 
     def __init__(self, action_space: spaces.Space = VECTOR, **observation_spaces: spaces.Space):
         self.action_space = action_space

@@ -1,4 +1,4 @@
-"""Between the environment and the learner: its own shapes, types and bounds outside, flat float32 inside."""
+"""Between the environment and the learner: shapes, types and bounds of the environment outside, flat float32 inside."""
 
 from typing import Any
 
@@ -23,9 +23,9 @@ from sb3_hrl.visual.episodes import play
 
 class ActionsEnv(PointEnv):
     """
-    Moves by the first entries of its actions, of whatever space, and says so if they do not belong to it.
+    Moves by the first entries of its actions, for any action space, and checks that the actions belong to it.
 
-    :param action_space: of at least one entry
+    :param action_space: action space with at least one entry
     """
 
     def __init__(self, action_space: spaces.Box):
@@ -59,11 +59,11 @@ ACTION_SPACES = [
 def test_actions_of_any_shape(small, space, is_async):
     env: Any = SerialCollector if is_async else DummyVecEnv
     env = env([lambda: ActionsEnv(space)] * 2)
-    # SB3's noise is an array at least
+    # SB3's noise is at least an array
     shape = space.shape or (1,)
     noise = NormalActionNoise(np.zeros(shape), np.full(shape, 0.3))
     model = HierarchicalDDPG("MultiInputPolicy", env, action_noise=noise, async_collection=is_async, **small).learn(80)
-    # In the order of the space's own entries, scaled, as they were taken
+    # Scaled, in the order of the entries of the space
     columns, dim = model.replay_buffer.columns, int(np.prod(space.shape))
     seen = np.stack(env.envs[0].seen)
     if not np.issubdtype(space.dtype, np.integer):
@@ -126,7 +126,7 @@ def test_goals_are_whole_numbers_only_where_both_are():
 
 
 class GridGoals(PointEnv):
-    """Desired goals are points of a grid, the point is anywhere."""
+    """Desired goals are points of a grid, but the point can be anywhere."""
 
     def __init__(self):
         super().__init__()
@@ -140,7 +140,7 @@ class GridGoals(PointEnv):
 
 
 def test_real_goals_are_not_rounded_because_desired_ones_are_whole(small):
-    """They were, and a point at 0.4 had reached its goal at 0."""
+    """Regression test: achieved goals were rounded, so that a point at 0.4 had reached its goal at 0."""
     env = GridGoals()
     task = HierarchicalDDPG("MultiInputPolicy", env, **small).learn(60)._goal_task
     assert task.threshold == pytest.approx(PointEnv.threshold, rel=1e-3)
@@ -152,9 +152,9 @@ def test_real_goals_are_not_rounded_because_desired_ones_are_whole(small):
 
 class TableEnv(PointEnv):
     """
-    A point far outside of the space that is declared for goals.
+    A point far outside the declared space of goals.
 
-    :param goal: this space
+    :param goal: declared space of goals
     """
 
     origin = np.array([6.0, -5.0])
@@ -177,7 +177,8 @@ def bounds_of(model: HierarchicalDDPG) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_the_declared_space_does_not_cut_what_was_achieved(small, dtype, monkeypatch):
-    """A table of 4 m, a Box of 1 m: bounds were turned over, and all subgoals were the corner of the Box."""
+    """Regression test, with a table of 4 m and a Box of 1 m: bounds were reversed, and all subgoals were a corner of the
+    Box."""
     monkeypatch.setattr("sb3_hrl.hddpg.statistics.BOUNDS_INTERVAL", 10)
     env = TableEnv(spaces.Box(-1, 1, (2,), dtype))
     model = HierarchicalDDPG("MultiInputPolicy", env, **small).learn(150)
@@ -192,7 +193,7 @@ def test_the_declared_space_does_not_cut_what_was_achieved(small, dtype, monkeyp
     if dtype == np.int64:
         for whole in (low, high, subgoals):
             np.testing.assert_array_equal(whole, np.rint(whole))
-    # A label is the environment's own
+    # Success is the same as in the environment
     task = model._goal_task
     achieved, desired = (rows[:, columns[field]] for field in ("next_achieved_goal", "desired_goal"))
     np.testing.assert_array_equal(task.success(achieved, desired), env.compute_reward(achieved, desired, {}) == 0)
@@ -244,7 +245,7 @@ def test_probes_ask_a_table_for_what_exists_only():
         assert (achieved >= 0).all(), "indices from behind"
         return table[achieved, desired].all(axis=-1) - 1.0
 
-    # Goals that are seen and not declared exist, too
+    # Goals that are seen but not declared exist, too
     for space in (spaces.Box(0, 7, (2,), np.int64), spaces.Box(0, 3, (2,), np.int64)):
         goals = np.array([[0, 7], [5, 7]], np.float32)
         assert GoalTask(compute_reward, goals, goal_space=space).threshold == 1.0
@@ -272,8 +273,8 @@ def test_wide_spaces_are_not_taken_for_goals_that_are_always_reached(goal):
     "make", [lambda: VecFrameStack(DummyVecEnv([PointEnv]), 3), lambda: FrameStackObservation(PointEnv(), 3)]
 )
 def test_stacked_goals_are_refused(small, make):
-    """Goals were (0, 0, 0, 0, x, y) in the first steps, silently."""
-    with pytest.raises(ValueError, match=r"makes goals of shape .*\(2,\).*HistoryWrapperObsDict"):
+    """Regression test: goals were (0, 0, 0, 0, x, y) in the first steps, without an error."""
+    with pytest.raises(ValueError, match=r"gives goals the shape .*\(2,\).*HistoryWrapperObsDict"):
         HierarchicalDDPG("MultiInputPolicy", make(), **small)
 
 
@@ -284,7 +285,7 @@ def test_an_environment_whose_goals_are_stacked_later_is_refused(small):
 
 
 class FirstCoordinate(gym.ObservationWrapper):
-    """Goals are the first coordinate only, of which it has a reward of its own."""
+    """The goal is the first coordinate only, and the wrapper has its own reward for it."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)

@@ -1,8 +1,8 @@
 """
-Any goal and action spaces: the environment only ever sees its own shapes, types and bounds, and labels are its own.
+Any goal and action spaces: the environment only gets its own shapes, types and bounds, and success is its own.
 
-``SPACES_EXAMPLES=300 pytest tests/test_spaces_matrix.py`` draws more of them, and others each time. What fails there becomes
-an ``example`` here.
+``SPACES_EXAMPLES=300 pytest tests/test_spaces_matrix.py`` samples more spaces, and different ones each time. Add failing cases
+as an ``example`` here.
 """
 
 import io
@@ -20,15 +20,15 @@ from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.parallel.serial import SerialCollector
 
 N_EXAMPLES = int(os.environ.get("SPACES_EXAMPLES", 0))
-# Goals lie so far from their middle, whatever is declared
+# Distance of goals from their middle, independent of the declared space
 REACH = 5.0
 
 
 class Case(NamedTuple):
-    """What is drawn."""
+    """A sampled case."""
 
     goal: spaces.Box | spaces.MultiBinary
-    middle: float  # of what goals are really like
+    middle: float  # of the real goals
     action: spaces.Box
     observation: spaces.Box | spaces.MultiBinary
     n_envs: int
@@ -89,7 +89,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 class MatrixEnv(gym.Env):
     """
-    A point of any shape, pushed by the sum of actions of any shape. Whoever asks it in other terms than its own, fails.
+    A point of any shape, moved by the sum of actions of any shape. Wrong shapes and types raise an error.
 
     :param case: its spaces
     """
@@ -141,13 +141,13 @@ class MatrixEnv(gym.Env):
 
 
 def own(goals: np.ndarray, space: Any) -> np.ndarray:
-    """:return: the learner's goals as the environment has them"""
+    """:return: the learner's goals in the environment's format"""
     goals = goals.reshape(-1, *space.shape)
     return (goals if np.issubdtype(space.dtype, np.floating) else np.rint(goals)).astype(space.dtype)
 
 
 def check_steps(model: HierarchicalDDPG, env: MatrixEnv) -> None:
-    """What is stored, and what it is said to be, is what the environment has said."""
+    """The stored steps and their success match those of the environment."""
     buffer, space = model.replay_buffer, env.observation_space["desired_goal"]
     columns, n = buffer.columns, min(len(env.visited), int(buffer.shards.head[0]))
     rows = buffer.shards.rows[0, :n]
@@ -162,7 +162,7 @@ def check_steps(model: HierarchicalDDPG, env: MatrixEnv) -> None:
 
 
 def check_subgoals(model: HierarchicalDDPG, env: MatrixEnv) -> None:
-    """They lie where the environment can be."""
+    """Subgoals are where the environment can be."""
     low, high, radius = (bound.numpy() for bound in model.policy.bounds)
     assert (low < high).all()
     assert (radius > 0).all()
@@ -175,7 +175,7 @@ def check_subgoals(model: HierarchicalDDPG, env: MatrixEnv) -> None:
 
 
 def check_predict(model: HierarchicalDDPG, case: Case) -> None:
-    """Saved and loaded it acts the same, in the environment's terms."""
+    """After saving and loading, the agent gives the same actions, in the environment's format."""
     file, buffer_file = io.BytesIO(), io.BytesIO()
     model.save(file)
     model.save_replay_buffer(buffer_file)

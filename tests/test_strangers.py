@@ -1,4 +1,4 @@
-"""The benchmark of strangers: its environments are sound, its runner and its report write what they say."""
+"""The benchmark of strangers: its environments are valid, and its runner and its report write correct files."""
 
 import importlib
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_an_environment_that_is_not_there(envs):
 
 def test_a_run_writes_its_curve_and_a_failed_one_stops_no_other(tmp_path):
     command = ["python", "-W", "ignore", str(ROOT / "benchmarks/strangers.py"), "--env", "StrangerArmTip-v0", "--seeds", "1"]
-    # SB3's DDPG has no such argument
+    # SB3's DDPG does not have this argument
     command += ["--algo", "ddpg", "flat", "--params", "low_kwargs:{}", "--jobs", "2"]
     command += ["--timesteps", "60", "--eval-episodes", "2", "--results", "out"]
     output = run(command, tmp_path, check=False)
@@ -115,10 +115,10 @@ def test_the_report_compares_with_flat(tmp_path):
     run([*command, "--check"], tmp_path)
     text = page.read_text()
     assert "| FetchReach-v4 | 2,000 | 0.90 (0.90) | 0.90 (0.90) |  | 1.00 (1.00) |  |" in text
-    # The first evaluation is in the first fifth
+    # The first evaluation is in the first fifth of the run
     assert "| FetchReach-v4 | -8.0 | **no** | -10.0 | 450 | 900 | 2.00 |" in text
     assert "| parking-v0 |  |  |  |  |  |  |" in text
-    assert (tmp_path / "images/strangers.png").exists()
+    assert (tmp_path / "images/strangers.svg").exists()
 
 
 def test_the_page_is_what_the_csv_files_say(tmp_path):

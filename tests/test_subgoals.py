@@ -1,4 +1,4 @@
-"""Subgoals and relabelling: pure functions, checked by their properties."""
+"""Pure functions on subgoals, tested by their properties."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_actions_in_hindsight_are_actions(subgoal, achieved):
 
 def test_subgoals_by_hand():
     assert action_to_subgoal(th.tensor([1.0, -0.5]), th.tensor([1.0, 1.0]), BOUNDS).tolist() == [1.5, 0.0]
-    # Beyond the bounds: clipped to them
+    # Outside the bounds: clipped
     assert action_to_subgoal(th.tensor([1.0, 0.0]), th.tensor([2.9, 0.0]), BOUNDS).tolist() == [3.0, 0.0]
     assert subgoal_to_action(th.tensor([1.5, 9.0]), th.tensor([1.0, 0.0]), BOUNDS).tolist() == [1.0, 1.0]
 

@@ -1,4 +1,4 @@
-"""What success is where the reward is dense: what the environment says beside it, or does where it succeeds."""
+"""The definition of success for dense rewards: from the environment's other methods, or from infos of a copy."""
 
 import warnings
 
@@ -18,21 +18,21 @@ FROM_EXPERIENCE = "1,000 random steps in a copy"
 
 
 class Judging(UnjudgedEnv):
-    """Says what success is of arrays of goals."""
+    """Defines success for arrays of goals."""
 
     def _is_success(self, achieved, desired):
         return np.linalg.norm(achieved - desired, axis=-1) <= self.threshold
 
 
 class JudgingOne(UnjudgedEnv):
-    """Says what success is of one pair of goals."""
+    """Defines success for one pair of goals."""
 
     def is_success(self, achieved, desired):
         return bool(np.linalg.norm(achieved - desired) <= self.threshold)
 
 
 class Tasked(UnjudgedEnv):
-    """Leaves it to an object of its own, as panda-gym does."""
+    """Uses a separate object for success, like panda-gym."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class Tasked(UnjudgedEnv):
 
 
 class TwoKinds(UnjudgedEnv):
-    """Has a sparse version, as the environments of gymnasium-robotics."""
+    """Has a sparse version, like the environments of gymnasium-robotics."""
 
     reward_type = "dense"
 
@@ -50,7 +50,7 @@ class TwoKinds(UnjudgedEnv):
 
 
 class Confused(Judging):
-    """Has a method of that name that talks of something else."""
+    """Has a method with this name, but another meaning."""
 
     def is_success(self, achieved, desired):
         return np.ones(len(achieved))
@@ -98,11 +98,11 @@ def test_info_of_steps_says_what_success_is(small):
     position = first.position.copy()
     with pytest.warns(UserWarning, match=FROM_EXPERIENCE):
         check_reward(env)
-    # The environment itself has not been touched
+    # The environment itself has not changed
     assert np.array_equal(np.random.get_state()[1], state)
     assert first.np_random.bit_generator.state == own
     np.testing.assert_array_equal(first.position, position)
-    # It is said once, and stays
+    # The warning is given once, and the result is kept
     model = HierarchicalDDPG("MultiInputPolicy", env, **small).learn(40)
     task = model._goal_task
     assert 0.9 * PointEnv.threshold < task.threshold <= PointEnv.threshold
@@ -132,7 +132,7 @@ def test_a_copy_of_a_registered_environment_has_its_attributes():
 
 
 class Aligned(PointEnv):
-    """Success depends on what is not in the goals: the reward does not tell it."""
+    """Success does not depend on the goals only, so the reward cannot define it."""
 
     def step(self, action):
         *step, info = super().step(action)
@@ -152,7 +152,7 @@ def test_what_cannot_be_copied_is_refused():
 
 
 class Weighted(UnjudgedEnv):
-    """A weighted sum of differences, as in highway-env's parking; its last entry does not count."""
+    """A weighted sum of differences, as in highway-env's parking; the last entry does not count."""
 
     weights = np.array([1.0, 0.5])
 
@@ -175,7 +175,7 @@ def test_subgoals_are_reached_inside_of_success(weights, radius):
 
 
 class Penalised(PointEnv):
-    """Pays for goals, and for effort as well."""
+    """Rewards goals, but also effort."""
 
     def step(self, action):
         obs, reward, *rest = super().step(action)
@@ -186,7 +186,7 @@ class Penalised(PointEnv):
 def test_penalties_beside_the_goal_are_named_once(dense, small):
     options = dict(subgoal_kwargs=dict(threshold=0.1)) if dense else {}
     model = HierarchicalDDPG("MultiInputPolicy", Penalised(dense=dense), **options, **small)
-    with pytest.warns(UserWarning, match="another reward than `compute_reward`.*is not learnt from") as said:
+    with pytest.warns(UserWarning, match="another reward than `compute_reward`.*are not learnt from") as said:
         model.learn(60)
     assert len(said) == 1
     model.learn(1_100, reset_num_timesteps=False)

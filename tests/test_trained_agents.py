@@ -1,4 +1,4 @@
-"""The trained agents do what they are there for, and the zoo finds them."""
+"""The trained agents reach their goals, and the zoo finds them."""
 
 from pathlib import Path
 

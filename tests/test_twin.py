@@ -1,4 +1,4 @@
-"""The learner's twin of an environment of the workers: where it comes from, and who closes it."""
+"""The learner's twin of the workers' environments: how it is created, and who closes it."""
 
 import gc
 
@@ -29,7 +29,7 @@ def test_an_environment_that_cannot_be_made_from_its_spec_is_refused_by_a_senten
 
 
 class Closing(PointEnv):
-    """Not registered, and counts its open instances."""
+    """It is not registered, and counts its open instances."""
 
     n_open = 0
 
@@ -57,7 +57,7 @@ def test_collectors_make_the_twin_of_an_environment_without_a_spec():
         bits.close()
     assert task.ends_at_success
     assert task.success(GOALS, GOALS).all()
-    # It is closed when the task is needed no more
+    # The twin is closed with its task
     assert Closing.n_open == 1
     del task
     gc.collect()

@@ -1,4 +1,4 @@
-"""What is to be seen: videos with subgoals in the scene, maps, both in TensorBoard, and the command that makes them."""
+"""Videos with subgoals in the scene, maps, their callbacks for TensorBoard, and the command that creates them."""
 
 import gc
 import itertools
@@ -44,7 +44,7 @@ def maze(**kwargs: Any) -> gym.Env:
 
 @pytest.fixture(scope="module")
 def maze_model() -> HierarchicalDDPG:
-    """An agent that has seen a little of the maze, and plans over landmarks."""
+    """An agent that has seen a small part of the maze, and plans over landmarks."""
     config = dict(n_landmarks=8, n_members=1, n_visited=50, update_interval=100)
     planner = dict(planner="landmarks", planner_kwargs=config, subgoal_kwargs=dict(radius=1.0))
     model = HierarchicalDDPG("MultiInputPolicy", maze(), subgoal_steps=5, **planner, **SETTINGS)
@@ -61,9 +61,9 @@ def test_moments_are_those_of_the_episode():
     assert [moment.step for moment in moments] == [*range(13), *range(13)]
     assert [moment.is_last for moment in moments] == [step == 12 for step in [*range(13), *range(13)]]
     assert {moment.episode for moment in moments[13:]} == {1}
-    # The environment is as the last moment says
+    # The environment is in the state of the last moment
     np.testing.assert_allclose(env.position, moments[-1].achieved_goal, rtol=1e-6)
-    # A subgoal stays until it is reached or its steps are over
+    # A subgoal stays until it is reached, or its steps are used up
     for before, after in itertools.pairwise(moments[:12]):
         assert after.issued or np.array_equal(before.subgoal, after.subgoal)
     issued = [moment.step for moment in moments[:12] if moment.issued]
@@ -82,7 +82,7 @@ def test_an_episode_without_end_is_left():
 @needs_renderer
 @pytest.mark.parametrize(("env_id", "goal_dim"), [("FetchReach-v4", 3), ("PointMaze_UMaze-v3", 2), ("AntMaze_UMaze-v4", 2)])
 def test_the_subgoal_changes_pixels(env_id, goal_dim):
-    """Amber appears where the subgoal is, and goes with it."""
+    """There is amber where the subgoal is, and it disappears with it."""
     env = gym.make(env_id, **SMALL)
     obs, _ = env.reset(seed=0)
     scene = Scene(env, threshold=0.05 if goal_dim == 3 else 0.45)
@@ -97,7 +97,7 @@ def test_the_subgoal_changes_pixels(env_id, goal_dim):
     pixels, colour = with_subgoal[changed].astype(float), np.array(SUBGOAL_COLOUR)
     likeness = (pixels @ colour) / np.linalg.norm(pixels, axis=1) / np.linalg.norm(colour)
     assert likeness.max() > 0.98
-    # Past ones are drawn as well, and markers do not stay
+    # Previous subgoals are drawn as well, and markers do not stay
     assert (scene.frame(goal, subgoal, [obs["achieved_goal"] * 0.9]) != with_subgoal).any()
     np.testing.assert_array_equal(scene.frame(goal), without)
     env.close()
@@ -128,7 +128,7 @@ def test_the_camera_is_the_users():
 
 
 @needs_renderer
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # imageio's, of ffmpeg's pipes when it reads
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # from imageio's pipes to ffmpeg
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_record_agent(maze_model, tmp_path, suffix):
     path = tmp_path / "folder" / f"agent{suffix}"
@@ -141,14 +141,14 @@ def test_record_agent(maze_model, tmp_path, suffix):
     assert frames.shape == (12, 96, 96, 3)
     assert (frames[0] != frames[5]).any()
     env.close()
-    gc.collect()  # here, where that is ignored
+    gc.collect()  # here, where the warning is ignored
 
 
 @needs_renderer
 def test_record_agent_says_what_was_reached(maze_model, tmp_path):
     env = gym.make("FetchReach-v4", **SMALL)
     model = HierarchicalDDPG("MultiInputPolicy", env, **SETTINGS)
-    # At once at the goal
+    # At the goal immediately
     env.unwrapped.distance_threshold = 10.0
     assert record_agent(model, DummyVecEnv([lambda: env]), tmp_path / "a.gif", n_episodes=1, max_steps=2) == [True]
     env.unwrapped.distance_threshold = 0.0
@@ -189,7 +189,9 @@ def test_record_agent_refuses(maze_model, tmp_path, arguments, sentence):
 
 def test_environments_that_cannot_be_drawn_are_refused(maze_model, tmp_path, small):
     path = tmp_path / "agent.gif"
-    with pytest.raises(ValueError, match=r'render_mode is None: make it by `gymnasium.make\(..., render_mode="rgb_array"\)`'):
+    with pytest.raises(
+        ValueError, match=r'render_mode is None: create it with `gymnasium.make\(..., render_mode="rgb_array"\)`'
+    ):
         record_agent(maze_model, maze(), path)
     with pytest.raises(ValueError, match="The agent was trained on observations"):
         record_agent(maze_model, gym.make("FetchReach-v4"), path)
@@ -197,7 +199,7 @@ def test_environments_that_cannot_be_drawn_are_refused(maze_model, tmp_path, sma
         record_agent(maze_model, gym.make("CartPole-v1"), path)
     with pytest.raises(ValueError, match="must be one environment in this process, not DummyVecEnv of 2"):
         record_agent(maze_model, point_vec_env(2), path)
-    with pytest.raises(ValueError, match="normalises observations by VecNormalize"):
+    with pytest.raises(ValueError, match="normalises observations with VecNormalize"):
         plot_maze(maze_model, VecNormalize(point_vec_env()))
     assert not path.exists()
 
@@ -222,7 +224,7 @@ def test_goals_that_are_no_places_are_refused():
 
 @pytest.fixture
 def unprobed(monkeypatch) -> Iterator[pytest.MonkeyPatch]:
-    """What renders here is found out anew, and ``MUJOCO_GL`` is what it was after the test."""
+    """Renderers are tested again, and ``MUJOCO_GL`` is restored after the test."""
     monkeypatch.setenv("MUJOCO_GL", "")
     _works.cache_clear()
     yield monkeypatch
@@ -241,7 +243,7 @@ def test_without_a_renderer_it_is_said_what_to_install(unprobed):
 @needs_renderer
 @pytest.mark.parametrize("display", ["", ":1234"])
 def test_a_renderer_is_found_without_a_display(unprobed, display):
-    """Also where a display is named that is not there."""
+    """Also if the display in the variable does not exist."""
     unprobed.setenv("DISPLAY", display)
     unprobed.setenv("WAYLAND_DISPLAY", "")
     use_offscreen_renderer()
@@ -249,7 +251,7 @@ def test_a_renderer_is_found_without_a_display(unprobed, display):
 
 
 def test_nothing_is_rendered_by_importing(tmp_path):
-    """The package can be imported where MUJOCO_GL is wrong, to say so."""
+    """The package can be imported with a wrong MUJOCO_GL, so that it can report it."""
     code = "import sys, sb3_hrl.visual; print('mujoco' in sys.modules)"
     assert run_command(["python", "-c", code], tmp_path).split()[-1] == "False"
 
@@ -267,7 +269,7 @@ def test_map_of_a_maze(maze_model, tmp_path):
     axes = figure.axes[0]
     walls = artists(axes, PatchCollection)[0]
     assert len(walls.get_paths()) == sum(cell == 1 for row in env.unwrapped.maze.maze_map for cell in row)
-    # The upper left block is where the maze begins
+    # The maze starts at the upper left block
     assert walls.get_paths()[0].get_extents().bounds == pytest.approx((-2.5, 1.5, 1.0, 1.0))
     cells = artists(axes, PolyCollection)[0]
     assert len(cells.get_array()) > 5
@@ -300,7 +302,7 @@ def test_map_without_a_maze_and_a_buffer():
 
 
 def test_values_are_those_of_the_high_level():
-    """Of the two critics the lower one counts, and the state in question is that of each row."""
+    """The value is the lower one of the two critics, for the state of each row."""
     kwargs = SETTINGS | dict(policy_kwargs=dict(net_arch=[16], n_critics=2))
     policy = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **kwargs).policy
     assert isinstance(policy, HierarchicalPolicy)
@@ -332,7 +334,7 @@ def test_the_environment_of_a_vec_env_is_the_one_inside():
 
 
 def images(folder: Path, tag: str) -> list[Any]:
-    """:return: what TensorBoard has under the tag"""
+    """:return: what TensorBoard has stored for the tag"""
     (path,) = folder.rglob("events.*")
     events = EventAccumulator(str(path), size_guidance={"images": 0}).Reload()
     return events.Images(tag) if tag in events.Tags()["images"] else []
@@ -341,7 +343,7 @@ def images(folder: Path, tag: str) -> list[Any]:
 @needs_renderer
 def test_video_in_tensorboard(tmp_path):
     model = HierarchicalDDPG("MultiInputPolicy", maze(), subgoal_steps=5, tensorboard_log=str(tmp_path), **SETTINGS)
-    # The twin is made from the training environment's spec, which renders nothing
+    # The twin is created from the training environment's spec, which does not render
     callback = SubgoalVideoCallback(render_freq=20, max_steps=4, frame_skip=2)
     model.learn(50, callback=callback)
     logged = images(tmp_path, "visual/episode")
@@ -357,12 +359,12 @@ def test_map_in_tensorboard(tmp_path, vec_env, leaves_nothing):
     model = HierarchicalDDPG("MultiInputPolicy", env, subgoal_steps=5, tensorboard_log=str(tmp_path), **SETTINGS)
     model.learn(60, callback=SubgoalPlotCallback(render_freq=25, max_steps=5, n_states=20))
     env.close()
-    # Every 25 steps, or as soon after as both environments have taken one
+    # Every 25 steps, or as soon as possible afterwards, because both environments step together
     assert [image.step for image in images(tmp_path, "visual/map")] == [26, 52]
 
 
 def test_pictures_change_nothing(tmp_path):
-    """A seeded run with them is the same run."""
+    """A run with a seed is the same with pictures."""
     weights = []
     for callback in (None, SubgoalPlotCallback(PointEnv(), render_freq=20, n_states=20)):
         kwargs = SETTINGS | dict(tensorboard_log=str(tmp_path / str(callback is None)))
@@ -384,13 +386,13 @@ def test_callbacks_refuse(tmp_path, small):
         SubgoalPlotCallback(n_states=0)
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **small)
     with pytest.warns(
-        UserWarning, match=r"no TensorBoard to log to and makes no pictures.*`tensorboard_log`, or the zoo `-tb"
+        UserWarning, match=r"no TensorBoard to log to, and makes no pictures.*`tensorboard_log`.*or `-tb FOLDER` to the zoo"
     ):
         model.learn(30, callback=SubgoalPlotCallback(render_freq=10))
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), tensorboard_log=str(tmp_path), **small)
     with pytest.raises(ValueError, match="have no `spec`: pass `eval_env`"):
         model.learn(30, callback=SubgoalPlotCallback(render_freq=10))
-    # What cannot be drawn is not found out at the first picture
+    # Errors come before training, not only at the first picture
     with pytest.raises(ValueError, match="render_mode is None"):
         model.learn(30, callback=SubgoalVideoCallback(PointEnv()))
     with pytest.raises(ValueError, match="The agent was trained on observations"):
@@ -426,7 +428,7 @@ PointMaze_UMaze-v3:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A folder with a short run of the zoo, whose hyperparameters ask for maps in TensorBoard."""
+    """A folder with a short run of the zoo, whose hyperparameters request maps in TensorBoard."""
     folder = tmp_path_factory.mktemp("watch")
     (folder / "tiny.yml").write_text(CALLBACKS)
     train = ["--algo", "hddpg", "--env", "PointMaze_UMaze-v3", "--conf-file", "tiny.yml", "--eval-freq", "-1"]
@@ -462,7 +464,7 @@ def test_watch_refuses(tmp_path):
     assert "watch: The logs/hddpg folder was not found" in output
     assert "Train an agent first (--train STEPS does)" in output
     assert "Traceback" not in output
-    # Before anything is trained
+    # Before training
     broken = dict(MUJOCO_GL="egl", MUJOCO_EGL_DEVICE_ID="99")
     output = watch("watch", "--env", "FetchReach-v4", "--train", "100", cwd=tmp_path, check=False, **broken)
     assert "watch: No offscreen renderer for MuJoCo" in output
@@ -471,7 +473,7 @@ def test_watch_refuses(tmp_path):
 
 @pytest.fixture
 def untrained(tmp_path, monkeypatch) -> pytest.MonkeyPatch:
-    """An empty folder to be in, where nothing may be trained."""
+    """Changes to an empty folder, in which nothing may be trained."""
 
     def train(args):
         raise AssertionError("refused after the training only")
@@ -485,17 +487,17 @@ def untrained(tmp_path, monkeypatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("--train 0", "--train takes a number of environment steps of at least 1, not 0"),
+        ("--train 0", "--train needs a number of environment steps of at least 1, not 0"),
         ("--train 9 --load-best", "leave out --exp-id and --load-..., or --train"),
         ("--train 9 --exp-id 3", "leave out --exp-id and --load-..., or --train"),
         ("--train 9 --seed -1", "--seed must be at least 0, not -1"),
         ("--train 9 -o agent.avi", "-o must end in one of .gif, .mp4, not agent.avi"),
-        ("--train 9 -o file/agent.gif", "-o: the folder of file/agent.gif cannot be made"),
+        ("--train 9 -o file/agent.gif", "-o: the folder of file/agent.gif cannot be created"),
         ("--train 9 --map map.gif", "--map must end in one of .png, .pdf, .svg, not map.gif"),
         ("--train 9 --map map.png --algo ddpg", "ddpg has none: leave it out, or use --algo hddpg"),
         ("--train 9 --env FetchReech-v4", "FetchReech-v4 is not registered (did you mean FetchReach-v4?)"),
         ("--train 9 --gym-packages nowhere", "--gym-packages: nowhere cannot be imported"),
-        ("--train 9 --map m.png --env-kwargs wind:1", "cannot be made with {'wind': 1}: "),
+        ("--train 9 --map m.png --env-kwargs wind:1", "cannot be created with {'wind': 1}: "),
         ("--train 9 --map m.png --env CartPole-v1", "`env` must be goal-conditioned"),
         ("--train 9 --map m.png --env-kwargs include_cfrc_ext_in_observation:True", "changes the observations"),
     ],
@@ -515,7 +517,7 @@ def test_watch_refuses_before_it_trains(untrained, capsys, arguments, sentence):
         ("--fps 0", "`fps` must be positive"),
         ("--frame-skip 0", "`frame_skip` must be at least 1"),
         ("--camera zoom:2", "`camera` has unknown keys: `zoom`"),
-        ("--env PointEnv-v0", "cannot be made with {'render_mode': 'rgb_array'}"),
+        ("--env PointEnv-v0", "cannot be created with {'render_mode': 'rgb_array'}"),
     ],
 )
 def test_watch_refuses_a_video_before_it_trains(untrained, arguments, sentence):
@@ -525,7 +527,7 @@ def test_watch_refuses_a_video_before_it_trains(untrained, arguments, sentence):
 
 @needs_renderer
 def test_watch_trains_what_can_be_drawn(untrained):
-    """The folders of both files are there when they are written; what was registered for it is for the training as well."""
+    """The folders of both files are created, and environments of `--gym-packages` are also registered for training."""
     trained = []
     untrained.setattr(watch_command, "train", trained.append)
     untrained.setattr(watch_command, "watch", lambda args: None)

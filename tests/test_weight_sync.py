@@ -1,4 +1,4 @@
-"""Weights arrive whole, in order, and as published."""
+"""Weights arrive complete, in order, and as published."""
 
 import multiprocessing as mp
 import threading
@@ -53,7 +53,7 @@ def test_no_vector_is_torn(leaves_nothing):
     versions = [0]
     while not ours.poll():
         versions.append(subscriber.fetch(vector))
-        # What is fetched is at least as new as it says, and of one version
+        # Fetched weights are at least as new as their version, and never mixed
         assert (vector == vector[0]).all()
         assert vector[0] == versions[-1]
     assert (np.diff(versions) >= 0).all()
@@ -71,7 +71,7 @@ def test_a_reader_that_is_lapped_reads_again():
         def __getitem__(self, slot):
             reads.append(slot)
             if len(reads) == 1:
-                # While the first version is being read the third is begun in its place
+                # While the first version is being read, writing of the third one starts in the same slot
                 publisher.publish(constant(2))
                 publisher.publish(constant(3))
             return slots[slot]

@@ -1,4 +1,4 @@
-"""What goes wrong in a worker is told as it would be in this process, and a collector starts and ends as a whole."""
+"""Errors in a worker are reported as in this process, and starting or closing a collector never stops halfway."""
 
 import functools
 import os
@@ -45,11 +45,11 @@ def make_model(small):
 
 
 class CustomError(Exception):
-    """Survives pickling only where it is known."""
+    """It can only be unpickled where the class is known."""
 
 
 class Unruly(PointEnv):
-    """Raises whatever it is asked for, or gives what cannot be pickled."""
+    """Raises any requested error, or returns objects that cannot be pickled."""
 
     def __init__(self, error: Exception | None = None):
         super().__init__()
@@ -114,7 +114,7 @@ def test_an_exception_comes_home_and_the_environments_go_on(unruly, ask, kind, m
     if kind is not TypeError:
         assert re.match(r"Worker \d \(environments? \d", str(info.value))
         assert "Traceback" in str(info.value)
-    # No answer is left that is taken for one to what is asked next
+    # No old answer is left that could be mistaken for the next one
     unruly.set_options()
     unruly.reset()
     _, rewards, dones, _ = unruly.step(ACTIONS)
@@ -157,7 +157,7 @@ def test_nothing_is_left_of_a_start_that_fails():
 
 
 class Stubborn(PointEnv):
-    """Cannot be closed."""
+    """It cannot be closed."""
 
     def close(self):
         raise ArithmeticError("it does not close")
@@ -216,7 +216,7 @@ def test_a_start_that_fails_leaves_the_environments_as_they_were(make_model, mon
         start(model, held=lock())
     assert not model.env.is_collecting
     model.env.step(np.zeros((2, 2), np.float32))
-    # Half a task is worse than none
+    # A task that was sent only in part
     monkeypatch.setattr(SharedArrays, "send", fail)
     with pytest.raises(ArithmeticError):
         start(model)
@@ -252,10 +252,10 @@ def test_noise_and_activation_may_be_local_classes(make_model, start_method):
         exploration_kwargs=dict(random_action_prob=0.0),
         learning_starts=0,
     )
-    # Actions of 0 show the noise
+    # With actions of 0, only the noise is left
     for parameter in model.policy.low.actor.mu[-2].parameters():
         th.nn.init.zeros_(parameter)
-    # Batches come from a process, too
+    # Also prepare batches in a process
     model.prefetch_depth = 2
     model.learn(100)
     assert model.num_timesteps == 100
@@ -266,7 +266,7 @@ def test_noise_and_activation_may_be_local_classes(make_model, start_method):
 @pytest.mark.parametrize("where", ["callback", "thread"])
 @pytest.mark.parametrize("kind", [functools.partial(ParallelCollector, start_method="fork"), SerialCollector])
 def test_closing_the_environments_ends_the_run_with_a_sentence(make_model, small, where, kind):
-    """It waited for ever."""
+    """Regression test: it waited forever."""
 
     class Close(BaseCallback):
         def _on_step(self) -> bool:
@@ -299,7 +299,7 @@ def test_environments_closed_while_they_are_asked_are_not_taken_for_a_bad_reward
 
 
 class SlowStart(FaultyEnv):
-    """Takes longer to be made than a step may take."""
+    """Creating it takes longer than the time limit of a step."""
 
     def __init__(self, **kwargs):
         time.sleep(1.0)
@@ -307,7 +307,7 @@ class SlowStart(FaultyEnv):
 
 
 def test_the_time_to_start_is_not_that_of_a_step(make_model, tmp_path):
-    """One hang used up all restarts, as each of the new workers was taken for hanging while it started."""
+    """Regression test: one hang used up all restarts, because new workers counted as hanging while they started."""
     make = lambda: Monitor(SlowStart(fault="hang", at=30, once=str(tmp_path / "once")), info_keywords=("is_success",))  # noqa: E731
     model = make_model([make], dict(step_timeout=0.5))
     with pytest.warns(RuntimeWarning, match=r"made no progress for 0.5 seconds"):
@@ -333,7 +333,7 @@ def test_a_start_takes_no_longer_than_it_may(make_model, tmp_path, monkeypatch):
 
 
 def test_a_worker_that_dies_when_it_is_to_stop_is_replaced(make_model):
-    """Its successor says where its environments begin."""
+    """The replacement sends the first observations of its environments."""
     model = make_model()
     start(model)
     model.env.grant(20)

@@ -1,4 +1,4 @@
-"""Ordinary environments with goals from their observations, on every way that leads an environment to an agent."""
+"""Ordinary environments with goals from their observations, in all ways to use them with an agent."""
 
 import gymnasium as gym
 import numpy as np
@@ -25,7 +25,7 @@ CAR = dict(goal_indices=[0], threshold=0.05, goals=[[0.5]])
 
 
 class LineEnv(gym.Env):
-    """The observation is (n, -n, 10 n) for the number of steps n, or without the sign; it ends by itself after the fifth."""
+    """The observation is (n, -n, 10 n) for the number of steps n, or without the sign; it ends by itself after step 5."""
 
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
@@ -120,7 +120,7 @@ def test_whole_numbers_are_goals_too():
 def test_sb3_checks_it(env_id, options):
     env = GoalFromObservationWrapper(gym.make(env_id), **options)
     check_env(env)
-    # What the check does for goals it does for unwrapped environments only
+    # The check skips goals if the environment is wrapped, so they are checked here
     env.reset(seed=0)
     obs, reward, _, _, info = env.step(env.action_space.sample())
     assert env.observation_space.contains(obs)
@@ -145,14 +145,14 @@ def test_sb3_checks_it(env_id, options):
         (dict(low=[0.0, 0.0]), "a number or 1 of them"),
         (dict(high="far"), "`high` must be finite"),
         (dict(high=np.nan), "`high` must be finite"),
-        (dict(high=101.0), "`high` lies outside"),
+        (dict(high=101.0), "`high` is outside"),
         (dict(goals=[[1.0]], low=0.0), "leave one of them out"),
         (dict(goals=[1.0]), "list of points of 1 finite"),
         (dict(goals=[]), "list of points"),
         (dict(goals=[[1.0, 2.0]]), "list of points of 1 finite"),
         (dict(goals=[[1.0], [1.0, 2.0]]), "list of points of 1 finite"),
         (dict(goals=[[np.nan]]), "finite"),
-        (dict(goals=[[-101.0]]), "`goals` lies outside"),
+        (dict(goals=[[-101.0]]), "`goals` is outside"),
     ],
 )
 def test_bad_arguments_are_refused(options, match):
@@ -163,7 +163,7 @@ def test_bad_arguments_are_refused(options, match):
 @pytest.mark.parametrize(
     ("env", "match"),
     [
-        (PointEnv(), "goal-conditioned already"),
+        (PointEnv(), "already goal-conditioned"),
         (Monitor(LineEnv()), "add_goals"),
         (gym.make("FrozenLake-v1"), "FlattenObservation"),
         (gym.make("CartPole-v1"), r"`low` must be finite.*or the goals themselves"),
@@ -204,7 +204,7 @@ def test_a_two_level_agent_learns_from_it(small):
 
 def test_sb3s_own_hindsight_learns_from_it():
     env = make_vec_env("MountainCarContinuous-v0", wrapper_class=add_goals, wrapper_kwargs=CAR)
-    # HerReplayBuffer samples from episodes that are over
+    # HerReplayBuffer only samples from complete episodes
     model = DDPG(
         "MultiInputPolicy",
         env,
@@ -216,7 +216,7 @@ def test_sb3s_own_hindsight_learns_from_it():
 
 
 class Telling(gym.Wrapper):
-    """Tells of each step what it is given, and ends the episode."""
+    """Adds a given info to each step, and ends the episode."""
 
     told: dict[str, object] = {}  # noqa: RUF012
 
@@ -241,7 +241,7 @@ def test_success_is_taken_over_and_not_made_up(told, expected):
     obs, _ = env.reset(seed=0)
     next_obs, _, _, _, info = env.step(np.zeros(2))
     assert info == expected
-    # An end about which nothing is known is no failure, which would be worth -1 / (1 - gamma)
+    # An end with unknown success is not a failure, which would have the value -1 / (1 - gamma)
     buffer = SharedMemoryReplayBuffer(10, env.observation_space, env.action_space)
     obs, next_obs = ({key: value[None] for key, value in o.items()} for o in (obs, next_obs))
     buffer.add(obs, next_obs, np.zeros((1, 2)), np.zeros(1), np.ones(1, bool), [info])
@@ -249,7 +249,7 @@ def test_success_is_taken_over_and_not_made_up(told, expected):
 
 
 class Generous(gym.Wrapper):
-    """A wrapper that cannot be made again from a spec, and says something about goals."""
+    """A wrapper that cannot be created from a spec, and has a goal method."""
 
     def compute_reward(self, achieved, desired, info):
         return np.zeros(len(achieved))
@@ -271,7 +271,7 @@ def test_the_learner_has_a_twin_with_the_wrapper():
 
 def test_other_wrappers_may_come_from_anywhere():
     class Local(gym.Wrapper):
-        """Cannot be imported."""
+        """It cannot be imported."""
 
     env = SubprocVecEnv([lambda: Local(Monitor(gym.make("conftest:PointEnv-v0")))], start_method="fork")
     try:

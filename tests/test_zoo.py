@@ -1,4 +1,4 @@
-"""The zoo's real command lines, in processes of their own, with nothing but the package installed."""
+"""The zoo's real command lines, in separate processes, with nothing but the package installed."""
 
 import importlib.metadata
 import os
@@ -39,7 +39,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
     arguments = ["-n", "300", "-f", "logs", "--save-replay-buffer", "-P", "-tb", "tb", "--seed", "1", *TINY]
     output = run("-m", "rl_zoo3.train", "--algo", "hddpg", "--env", "FetchReach-v2", *arguments, cwd=folder, cold=True)
-    assert output.count("FetchReach-v4 (the same task) takes its place") == 1
+    assert output.count("using FetchReach-v4 (the same task) instead") == 1
     assert "300/300" in output
     return folder
 
@@ -94,7 +94,7 @@ def test_train(trained):
 def test_curves(trained):
     output = run("-m", "sb3_hrl", "curves", "-f", "logs", "--env", "FetchReach-v2", "-o", "curves.png", cwd=trained)
     assert "hddpg: 1 runs, seeds 1" in output
-    # Its TensorBoard log was found by what the zoo wrote down
+    # Its TensorBoard log was found from the zoo's files
     assert "no TensorBoard log" not in output
     assert "train with `--eval-freq N`" in output
     assert (trained / "curves.png").is_file()
@@ -131,7 +131,7 @@ def test_continue(trained, tmp_path):
     assert "Loading replay buffer" in output
     saved = HierarchicalDDPG.load(tmp_path / "logs/hddpg/FetchReach-v2_1/FetchReach-v2.zip")
     saved.load_replay_buffer(tmp_path / "logs/hddpg/FetchReach-v2_1/replay_buffer.pkl")
-    # The zoo counts anew; the buffer and the updates go on
+    # The zoo starts counting again; the buffer and the updates continue
     assert saved.replay_buffer.size() == 400
     assert saved._n_updates == 200 + 100
 
@@ -146,7 +146,7 @@ def test_subprocess_environments(tmp_path, asynchronous):
     folder = tmp_path / "logs/hddpg/FetchReach-v4_1"
     assert len(list(folder.glob("*.monitor.csv"))) == 2
     if asynchronous:
-        # Goes on in one process
+        # Continues in one process
         arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-n", "100", "-i", str(folder / "FetchReach-v4.zip")]
         output = run("-m", "rl_zoo3.train", *arguments, "--log-interval", "1", *TINY, "n_envs:2", cwd=tmp_path)
         assert "Loading replay buffer" in output
@@ -184,7 +184,7 @@ def test_every_family_trains(env_id, tmp_path):
 
 
 def test_evaluation_uses_the_environment_of_the_file(tmp_path):
-    """An episode of the maze ends at success; in rl_zoo3's own evaluation it would not, and last for 300 steps."""
+    """An episode of the maze ends at success; in rl_zoo3's own evaluation it would continue for 300 steps."""
     code = (
         f"import runpy, sys; sys.argv = {['train', '--algo', 'hddpg', '--env', 'PointMaze_UMaze-v3', '-n', '50', *TINY]}; "
         "import rl_zoo3.import_envs; from rl_zoo3.exp_manager import ExperimentManager; "
@@ -267,7 +267,7 @@ def test_every_environment_named_is_there():
         if "Maze" in env_id:
             assert hyperparams[env_id]["env_kwargs"]["continuing_task"] is False
         if "Dense" in env_id:
-            # What success is, it says itself
+            # Its success is defined by the environment itself
             assert "threshold" not in (hyperparams[env_id].get("subgoal_kwargs") or {})
 
 
@@ -285,7 +285,7 @@ def test_aliases_are_todays_environments(version):
 
 @pytest.fixture
 def installed(monkeypatch) -> dict[str, str]:
-    """What versions are said to be installed; afterwards the registry is what it was."""
+    """Changes the reported versions of packages; afterwards the registry is restored."""
     register_robotics()
     versions = {"mujoco": "3.14.0", "gymnasium-robotics": "1.4.2"}
     monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
@@ -296,9 +296,9 @@ def installed(monkeypatch) -> dict[str, str]:
 
 @pytest.mark.parametrize("env_id", ["FetchReach-v4", "FetchPushDense-v2", "HandReach-v3", "FrankaKitchen-v1"])
 def test_environments_that_the_installed_mujoco_breaks_say_so(installed, env_id):
-    """MuJoCo 3.12 as other packages bring it: an AssertionError in the middle of an environment helps nobody."""
+    """With MuJoCo 3.12, as installed by other packages: an AssertionError inside an environment would not help the user."""
     register_robotics()
-    sentence = r"robotics 1\.4\.2 do not work with mujoco 3\.14\.0, which is installed.*`pip install \"mujoco<3\.12\"`"
+    sentence = r"robotics 1\.4\.2 do not work with the installed mujoco 3\.14\.0.*`pip install \"mujoco<3\.12\"`"
     with pytest.raises(RuntimeError, match=sentence):
         gym.make(env_id)
 
@@ -326,7 +326,7 @@ def test_sampled_hyperparameters_are_valid_and_read_back():
 
 
 class MazeLike(PointEnv):
-    """Says ``success`` instead of ``is_success``, and at the first step nothing."""
+    """Reports ``success`` instead of ``is_success``, and nothing in the first step."""
 
     def step(self, action):
         obs, reward, terminated, truncated, _ = super().step(action)

@@ -1,9 +1,9 @@
 """
-Makes rl_zoo3 know sb3-hrl: run by ``sb3_hrl_zoo.pth`` (``sb3_hrl_zoo.start`` from Python 3.15 on) at interpreter start-up.
+Registers sb3-hrl in rl_zoo3. ``sb3_hrl_zoo.pth`` (``sb3_hrl_zoo.start`` from Python 3.15 on) runs it at interpreter start-up.
 
-It only puts a finder into ``sys.meta_path`` that waits for a handful of module names. When one of them is imported,
-``sb3_hrl.zoo.registration`` adds what it needs to it. ``SB3_HRL_NO_ZOO=1`` switches the hook off, ``SB3_HRL_DEBUG=1`` makes it
-speak. Nothing but the standard library is imported here, and nothing that is not imported anyway.
+It only adds a finder to ``sys.meta_path`` that waits for a few module names. When one of them is imported,
+``sb3_hrl.zoo.registration`` adds our entries to it. ``SB3_HRL_NO_ZOO=1`` disables the hook, ``SB3_HRL_DEBUG=1`` prints
+messages. It only imports modules of the standard library that are imported at start-up anyway.
 """
 
 import os
@@ -21,7 +21,7 @@ MODULES = frozenset(
 
 
 class _Finder:
-    """Lets the other finders find the module, and patches it once it has been executed."""
+    """Uses the other finders to find the module, and patches it after its execution."""
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         if name not in MODULES:
@@ -49,7 +49,7 @@ def _patch_after_execution(name, loader):  # type: ignore[no-untyped-def]
 
 
 def patch(name, module):  # type: ignore[no-untyped-def]
-    """Add to a module what hddpg needs. A failure is told, it never breaks the zoo for other algorithms."""
+    """Add the entries of hddpg to a module. A failure only gives a warning, so that it does not affect other algorithms."""
     try:
         from sb3_hrl.zoo import registration
 
@@ -59,7 +59,7 @@ def patch(name, module):  # type: ignore[no-untyped-def]
         import warnings
 
         warnings.warn(
-            f"sb3-hrl could not register with {name}: {error!r}. Set SB3_HRL_NO_ZOO=1 to switch it off.", stacklevel=2
+            f"sb3-hrl could not register with {name}: {error!r}. Set SB3_HRL_NO_ZOO=1 to disable the hook.", stacklevel=2
         )
 
 
@@ -69,7 +69,7 @@ def _debug(message):  # type: ignore[no-untyped-def]
 
 
 def install(force=False):  # type: ignore[no-untyped-def]
-    """Put the finder into place, once; ``force`` overrules ``SB3_HRL_NO_ZOO``."""
+    """Add the finder if it has not been added yet; ``force`` overrides ``SB3_HRL_NO_ZOO``."""
     if os.environ.get("SB3_HRL_NO_ZOO") and not force:
         return
     if not any(type(finder).__module__ == __name__ for finder in sys.meta_path):

@@ -1,4 +1,4 @@
-"""The replay buffer of both levels: batches of steps and of segments, in hindsight, from steps stored once."""
+"""The replay buffer of both levels: samples steps and segments with goals in hindsight, and stores each step once."""
 
 import copy
 from typing import Any
@@ -26,31 +26,33 @@ class SharedMemoryReplayBuffer(StepStorage):
     """
     Replay buffer of goal-conditioned environment steps in shared memory, from which both levels sample.
 
-    Every step is stored once, as one packed float32 row, so that a batch is one gather. Each environment has its own
-    shard: a ring of ``buffer_size // n_envs`` steps whose oldest episodes go as a whole. A step knows where its episode begins
-    and ends, and a ring of (start, end) pairs lists the segments of the high level. Nothing is scanned: the cost of a batch
-    does not grow with the buffer. Steps of running episodes are sampled as well.
+    Every step is stored once, as a packed float32 row, so that a batch is a single gather. Each environment has its own shard:
+    a ring of ``buffer_size // n_envs`` steps that drops its oldest episodes as a whole. Each step stores where its episode
+    starts and ends, and a second ring stores the segments of the high level as (start, end) pairs. The cost of a batch does
+    not grow with the size of the buffer. Steps of running episodes are sampled as well.
 
-    A shard has one writer at a time, this process by ``add`` or a worker of a collector, and readers that take no lock:
-    see :class:`~sb3_hrl.common.shards.ShardWriter`. The memory is taken at the first ``add``. Pickles hold the filled part.
+    A shard has one writer at a time (this process with ``add``, or a worker of a collector), and its readers do not need a
+    lock: see :class:`~sb3_hrl.common.shards.ShardWriter`. The memory is allocated at the first ``add``. A pickled buffer
+    contains only the stored steps.
 
-    It also serves SB3's own algorithms (``DDPG(..., replay_buffer_class=SharedMemoryReplayBuffer)``), with hindsight if
-    ``compute_reward`` is given. The desired goal of a step is also that of its next observation. ``compute_reward`` belongs to
-    an environment and is not pickled: after ``load_replay_buffer`` set it again, else :meth:`sample` refuses.
+    The buffer also works with SB3's own algorithms (``DDPG(..., replay_buffer_class=SharedMemoryReplayBuffer)``), with
+    hindsight if ``compute_reward`` is given. The desired goal of a step is also used for its next observation.
+    ``compute_reward`` belongs to an environment and is not pickled: set it again after ``load_replay_buffer``, otherwise
+    :meth:`sample` raises an error.
 
-    :param buffer_size: steps to store, over all environments
+    :param buffer_size: total number of steps to store, over all environments
     :param observation_space: Dict space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
     :param action_space: action space
     :param device: device of the sampled tensors
-    :param n_envs: number of parallel environments, one shard each
+    :param n_envs: number of parallel environments, with one shard each
     :param optimize_memory_usage: not supported, must be False
-    :param handle_timeout_termination: a time limit is no termination (bootstrapping goes on)
-    :param n_sampled_goal: virtual transitions per real one in :meth:`sample`, which needs ``compute_reward``; ``None``: 4 with
-        ``compute_reward``, else 0
+    :param handle_timeout_termination: do not treat time limits as terminations (bootstrapping continues)
+    :param n_sampled_goal: number of virtual transitions per real one in :meth:`sample`, needs ``compute_reward``; ``None``: 4
+        with ``compute_reward``, else 0
     :param goal_selection_strategy: ``future``, ``final`` or ``episode``, as in SB3's ``HerReplayBuffer``
-    :param compute_reward: vectorised ``compute_reward(achieved, desired, infos)`` of the environment, called in this process
-        with goals in the shape and type of the goal space, and an array of empty infos
-    :param trim_interval: when a shard is full, drop old episodes once per so many steps (but no more than a tenth of it)
+    :param compute_reward: vectorised ``compute_reward(achieved, desired, infos)`` of the environment; it is called in this
+        process with goals in the shape and type of the goal space, and an array of empty infos
+    :param trim_interval: a full shard drops old episodes once every so many steps (at most a tenth of its capacity)
     """
 
     def __init__(
@@ -83,9 +85,9 @@ class SharedMemoryReplayBuffer(StepStorage):
             raise ValueError(f"`n_sampled_goal` must be at least 0 (virtual transitions per real one), not {n_sampled_goal}.")
         if n_sampled_goal > 0 and compute_reward is None:
             raise ValueError(
-                f"`n_sampled_goal={n_sampled_goal}` needs the reward of other goals: pass the environment's method as "
-                "`compute_reward` too, as in `replay_buffer_kwargs=dict(compute_reward=env.unwrapped.compute_reward)`. "
-                "HierarchicalDDPG has hindsight without it: there pass `n_sampled_goal` to the algorithm."
+                f"`n_sampled_goal={n_sampled_goal}` needs the reward of other goals: also pass the environment's method as "
+                "`compute_reward`, as in `replay_buffer_kwargs=dict(compute_reward=env.unwrapped.compute_reward)`. "
+                "HierarchicalDDPG does not need it for hindsight: pass `n_sampled_goal` to the algorithm instead."
             )
         self.n_sampled_goal = n_sampled_goal
         self.goal_selection_strategy = goal_strategy(goal_selection_strategy)
@@ -105,40 +107,40 @@ class SharedMemoryReplayBuffer(StepStorage):
         window: int | None = None,
     ) -> np.ndarray:
         """
-        Put goals in hindsight into a field of rows, in place.
+        Replace a field of rows by goals in hindsight, in place.
 
         :param rows: packed rows to relabel, shape (n, row_dim); copies, not the storage
         :param field: ``desired_goal`` or ``subgoal``
-        :param shards: shards of the rows, shape (n,), or the only one
+        :param shards: shards of the rows, shape (n,), or the number of the only shard
         :param steps: numbers of the rows' steps, shape (n,)
-        :param strategy: which steps of the episode may give the goal
-        :param view: what was stored when the rows were read
-        :param window: how many steps ahead the goal may lie, counting the row's own; ``None``: the rest of the episode
+        :param strategy: which steps of the episode the goals come from
+        :param view: range of the stored steps when the rows were read
+        :param window: maximum number of steps to the goal, including the row's own; ``None``: the rest of the episode
         :return: the steps that achieved the goals, shape (n,)
         """
-        # Steps are numbered from the first one that a shard ever stored, not by their places in the ring. So an episode is the
-        # range [first, last) also where it goes across the end of the ring. A running one ends, for now, at its newest step
+        # Steps are numbered from the first one that the shard ever stored, not by their index in the ring. So an episode is
+        # the range [first, last) even if it wraps around. A running episode currently ends at its newest step
         first, last = self.shards.episode_span(rows, shards, view)
         if window is not None:
-            # The goal is what was achieved after 1 to `window` steps, so the last step that may give it is steps + window - 1
+            # The goal is achieved after 1 to `window` steps, so the last step that can achieve it is steps + window - 1
             last = np.minimum(last, steps + window)
         goal_steps = sample_goal_steps(steps, first, last, strategy, self.rng)
-        # A goal is what was achieved after its step: a step may be relabelled with its own outcome, as in HerReplayBuffer
+        # A goal is achieved after its step, so a step may be relabelled with its own outcome, as in HerReplayBuffer
         rows[:, self._columns[field]] = self._goals_after(shards, goal_steps)
         return goal_steps
 
     def _goals_after(self, shards: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
-        """Goals achieved by steps of any shape: only these columns are read."""
+        """Goals achieved by steps, an array of any shape; only these columns are read."""
         return self.shards.gather_columns(shards, steps, self._columns["next_achieved_goal"])
 
     def sample_low(self, batch_size: int, n_sampled_goal: int, window: int | None = None) -> LowSamples:
         """
-        Environment steps for the low level. The first entries get subgoals in hindsight: what was achieved within the next
-        ``window`` steps; the others keep the subgoal that was in force.
+        Sample environment steps for the low level. The first entries get subgoals in hindsight, achieved within the next
+        ``window`` steps; the others keep the subgoal that was issued.
 
         :param batch_size: number of steps
-        :param n_sampled_goal: entries in hindsight per entry with the commanded subgoal
-        :param window: how many steps ahead a subgoal in hindsight may lie
+        :param n_sampled_goal: number of entries in hindsight per entry with the issued subgoal
+        :param window: maximum number of steps to a subgoal in hindsight; ``None``: the rest of the episode
         :return: a batch of steps
         """
         columns = self._columns
@@ -148,10 +150,10 @@ class SharedMemoryReplayBuffer(StepStorage):
             shards, steps = self.shards.draw(view.head, view.tail, batch_size, self.rng)
             rows = self.shards.gather(shards, steps)
             if n_hindsight > 0:
-                # Rows are copies: the subgoal in hindsight replaces the one in force here, not in the buffer
+                # Rows are copies: the buffer keeps the issued subgoal
                 shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
                 self._relabel(rows[:n_hindsight], "subgoal", shards_, steps_, GoalSelectionStrategy.FUTURE, view, window)
-            # Goals in hindsight come from later steps, which are trimmed later than these
+            # Goals in hindsight come from later steps, which are dropped later than these
             return rows, Read(shards, steps)
 
         rows = self.shards.read(read)
@@ -161,13 +163,14 @@ class SharedMemoryReplayBuffer(StepStorage):
 
     def sample_high(self, batch_size: int, n_sampled_goal: int, max_steps: int, window: int | None = None) -> HighSamples:
         """
-        Segments for the high level. The first entries get goals in hindsight, by ``goal_selection_strategy``, from the
-        achieved goals of the episode; the others keep the desired goal.
+        Sample segments for the high level. The first entries get goals in hindsight from the achieved goals of the episode,
+        according to ``goal_selection_strategy``; the others keep the desired goal.
 
         :param batch_size: number of segments
-        :param n_sampled_goal: entries in hindsight per entry with the desired goal
-        :param max_steps: length of ``visited_goals``: 1 for the segment's end only; every step of segments up to this length
-        :param window: how many environment steps ahead a goal in hindsight may lie; ``None``: the rest of the episode
+        :param n_sampled_goal: number of entries in hindsight per entry with the desired goal
+        :param max_steps: number of ``visited_goals`` per segment: 1 for the end of the segment only; segments up to this
+            length have all their steps
+        :param window: maximum number of environment steps to a goal in hindsight; ``None``: the rest of the episode
         :return: a batch of segments
         """
         columns = self._columns
@@ -175,7 +178,7 @@ class SharedMemoryReplayBuffer(StepStorage):
 
         def read(view: View) -> tuple[tuple[np.ndarray, ...], Read]:
             shards, numbers = self.shards.draw(view.segment_head, view.segment_tail, batch_size, self.rng)
-            # A segment is what lies between the state before its first step and the state after its last one
+            # A segment goes from the state before its first step to the state after its last step
             start, end = self.shards.gather_segments(shards, numbers)
             first_rows, last_rows = self.shards.gather(shards, start), self.shards.gather(shards, end - 1)
             oldest = start
@@ -184,12 +187,12 @@ class SharedMemoryReplayBuffer(StepStorage):
                 strategy = self.goal_selection_strategy
                 rows_ = first_rows[:n_hindsight]
                 goal_steps = self._relabel(rows_, "desired_goal", shards_, start_, strategy, view, window)
-                # With the strategy `episode` a goal may come from before the segment
+                # With the strategy `episode`, a goal may come from before the segment
                 oldest = np.append(np.minimum(start_, goal_steps), start[n_hindsight:])
             if max_steps == 1:
                 visited = last_rows[:, None, columns["next_achieved_goal"]]
             else:
-                # Evenly spaced, the last step always among them: of a shorter segment some repeat
+                # Evenly spaced, always with the last step; shorter segments repeat some steps
                 shares = np.arange(1, max_steps + 1) / max_steps
                 steps = start[:, None] + np.ceil((end - start)[:, None] * shares).astype(np.int64) - 1
                 visited = self._goals_after(_column(shards), steps)
@@ -202,7 +205,7 @@ class SharedMemoryReplayBuffer(StepStorage):
         arrays += [last_rows[:, columns[field]] for field in last_fields]
         tested = first_rows[:, columns["tested"]].ravel() > 0
         planned = first_rows[:, columns["planned"]].ravel() > 0
-        # What was planned for the desired goal says nothing of a goal in hindsight
+        # A waypoint to the desired goal is not a waypoint to a goal in hindsight
         planned[:n_hindsight] = False
         failed = last_rows[:, columns["failed"]].ravel() > 0
         ends = last_rows[:, columns["segment_end"]].ravel()
@@ -210,7 +213,7 @@ class SharedMemoryReplayBuffer(StepStorage):
 
     def recent_segments(self, n: int) -> SegmentOutcomes:
         """
-        :param n: how many segments at most, over all shards
+        :param n: maximum number of segments, over all shards
         :return: the newest segments
         """
         columns, per_shard = self._columns, -(-n // self.n_envs)
@@ -230,7 +233,7 @@ class SharedMemoryReplayBuffer(StepStorage):
     def sample_states(self, n: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """
         :param n: number of states
-        :param rng: source of randomness; ``None``: the buffer's own
+        :param rng: random number generator; ``None``: the buffer's own
         :return: visited states, ``observation`` of shape (n, obs_dim) and ``achieved_goal`` of shape (n, goal_dim)
         """
 
@@ -249,18 +252,19 @@ class SharedMemoryReplayBuffer(StepStorage):
             raise ValueError(
                 f"`n_sampled_goal` is {self.n_sampled_goal}, but the buffer has no `compute_reward`, which belongs to an "
                 "environment and is not saved with the buffer. After `load_replay_buffer` set it again: "
-                "`model.replay_buffer.compute_reward = env.unwrapped.compute_reward` (what `replay_buffer_kwargs` has). To do "
+                "`model.replay_buffer.compute_reward = env.unwrapped.compute_reward` (as in `replay_buffer_kwargs`). To train "
                 "without hindsight set `model.replay_buffer.n_sampled_goal = 0`."
             )
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
         """
-        Transitions for SB3's own algorithms, ``n_sampled_goal`` virtual ones (with a goal in hindsight) per real one.
+        Sample transitions for SB3's own algorithms, with ``n_sampled_goal`` virtual ones (with a goal in hindsight) per real
+        one.
 
         :param batch_size: number of transitions
-        :param env: normalises observations and rewards, if given
+        :param env: ``VecNormalize`` that normalises observations and rewards, if given
         :return: a batch of transitions
-        :raises ValueError: if virtual transitions are asked for without ``compute_reward``
+        :raises ValueError: if virtual transitions are requested without ``compute_reward``
         """
         columns = self._columns
         n_hindsight = hindsight_count(batch_size, self.n_sampled_goal)
@@ -268,23 +272,23 @@ class SharedMemoryReplayBuffer(StepStorage):
             self._check_hindsight()
 
         def read(view: View) -> tuple[np.ndarray, Read]:
-            # Uniform over all stored steps, also those of running episodes: unlike HerReplayBuffer's, these have a span
+            # Uniform over all stored steps, including running episodes, which have a span, unlike in HerReplayBuffer
             shards, steps = self.shards.draw(view.head, view.tail, batch_size, self.rng)
             rows, oldest = self.shards.gather(shards, steps), steps
             if n_hindsight > 0:
-                # The first entries become virtual. As the draw is uniform, it does not matter which ones do
+                # The first entries become virtual; which ones does not matter, because sampling is uniform
                 shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
                 strategy = self.goal_selection_strategy
                 goal_steps = self._relabel(rows[:n_hindsight], "desired_goal", shards_, steps_, strategy, view)
-                # An entry depends on its own step and on the one that gave its goal, which may be an earlier one (`episode`).
-                # If a writer has trimmed the older of the two meanwhile, the batch is read again
+                # An entry depends on its own step and on the step that achieved its goal, which may be earlier (`episode`). If
+                # a writer has dropped the older of the two in the meantime, the batch is read again
                 oldest = np.append(np.minimum(steps_, goal_steps), steps[n_hindsight:])
             return rows, Read(shards, oldest)
 
         rows = self.shards.read(read)
         if n_hindsight > 0:
-            # r_t = reward(s_{t+1}, g): what was achieved after the step, with the new goal. In this process, by the
-            # environment's method: `env_method` would cost a round trip, and meet a pending step of asynchronous workers
+            # r_t = reward(s_{t+1}, g), for the goal achieved after the step, and the new goal. It is computed in this process:
+            # `env_method` would cost a round trip, and interfere with a pending step of asynchronous workers
             assert self.compute_reward is not None
             space = goal_space(self.observation_space)
             achieved, goals = (rows[:n_hindsight, columns[field]] for field in ("next_achieved_goal", "desired_goal"))
@@ -295,7 +299,7 @@ class SharedMemoryReplayBuffer(StepStorage):
             obs = {
                 "observation": rows[:, columns[f"{prefix}observation"]],
                 "achieved_goal": rows[:, columns[f"{prefix}achieved_goal"]],
-                # The goal of the next observation is the same one
+                # The goal of the next observation is the same
                 "desired_goal": rows[:, columns["desired_goal"]],
             }
             obs = self._normalize_obs(self._unflatten(obs), env)  # type: ignore[assignment]
@@ -317,11 +321,11 @@ class SharedMemoryReplayBuffer(StepStorage):
 
     def recent(self, n_steps: int, fields: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
         """
-        The newest steps of each shard in the order of their happening, with ``episode``, the first step of each one's episode.
+        The newest steps of each shard in chronological order, with ``episode``: the first step of each step's episode.
 
-        :param n_steps: how many steps at most, over all shards
-        :param fields: columns wanted, such as ``observation`` or ``next_achieved_goal``
-        :return: for each shard, arrays of shape (n, dim) by field
+        :param n_steps: maximum number of steps, over all shards
+        :param fields: names of the fields, such as ``observation`` or ``next_achieved_goal``
+        :return: arrays of shape (n, dim) by field, for each shard
         """
         heads = self.shards.head.copy()
         # An equal share of each shard, rounded up
@@ -329,26 +333,26 @@ class SharedMemoryReplayBuffer(StepStorage):
 
     def between(self, first: np.ndarray, last: np.ndarray, fields: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
         """
-        Steps of each shard by their numbers, counted from the first one ever stored, as far as they are still there.
+        Steps of each shard by their numbers, counted from the first one ever stored. Steps that were dropped are left out.
 
         :param first: first step of each shard, shape (n_envs,)
         :param last: one past the last step of each shard, shape (n_envs,)
-        :param fields: as of :meth:`recent`
+        :param fields: as in :meth:`recent`
         :return: as :meth:`recent`
         """
         shards = []
         for shard, span in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
             rows = self.shards.between(shard, *span)
             columns = {field: rows[:, self._columns[field]] for field in fields}
-            # Steps of one episode have the same number here, also where its first steps are not among them or were trimmed
+            # Steps of the same episode have the same number here, even if its first steps are not included or were dropped
             columns["episode"] = spans(rows)[:, 0]
             shards.append(columns)
         return shards
 
     def detached(self, seed: int) -> "SharedMemoryReplayBuffer":
         """
-        :param seed: of what it draws
-        :return: a buffer that samples what this one has, in another process, once it is told where that is (:meth:`attach`)
+        :param seed: seed for sampling
+        :return: a buffer that samples from the same memory in another process, after a call of :meth:`attach`
         """
         reader = copy.copy(self)
         reader.shards = None  # type: ignore[assignment]
@@ -357,16 +361,16 @@ class SharedMemoryReplayBuffer(StepStorage):
 
     def attach(self, blocks: tuple[SharedArrays, SharedArrays]) -> None:
         """
-        :param blocks: the shared memory of the buffer that this one was detached from, see ``Shards.blocks``
+        :param blocks: shared memory of the original buffer, see ``Shards.blocks``
         """
         self.shards = Shards.attached(blocks)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the reward function: as a rule it is a method of an environment, which would be pickled with it."""
+        """Without the reward function: it is usually a method of an environment, which would be pickled with it."""
         return {**self.__dict__, "compute_reward": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SharedMemoryReplayBuffer":
-        """A copy in this process keeps the reward function, of the same environment."""
+        """A copy in the same process keeps the reward function of the environment."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__getstate__(), memo), compute_reward=self.compute_reward)
@@ -374,7 +378,7 @@ class SharedMemoryReplayBuffer(StepStorage):
 
 
 def new_generator() -> np.random.Generator:
-    """:return: a generator that follows from NumPy's global one, which is what SB3 seeds, and that is faster"""
+    """:return: a generator seeded by NumPy's global one, which SB3 seeds; it is faster than the global one"""
     return np.random.default_rng(np.random.randint(2**31))
 
 
@@ -391,10 +395,10 @@ def goal_strategy(strategy: GoalSelectionStrategy | str) -> GoalSelectionStrateg
 
 
 def _column(shards: np.ndarray | int) -> np.ndarray | int:
-    """Shards as a column, to go with several steps of each; a single shard is just its number."""
+    """Shards as a column, to combine with several steps each; a single shard stays a number."""
     return shards if isinstance(shards, int) else shards[:, None]
 
 
 def _first(shards: np.ndarray | int, n: int) -> np.ndarray | int:
-    """Shards of the first ``n`` entries; a single shard is just its number."""
+    """Shards of the first ``n`` entries; a single shard stays a number."""
     return shards if isinstance(shards, int) else shards[:n]

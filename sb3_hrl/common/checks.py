@@ -1,4 +1,4 @@
-"""Checks of arguments: what is refused, is refused by a sentence that names the parameter and the cure."""
+"""Checks of arguments. The error messages name the parameter and the cure."""
 
 import difflib
 import functools
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 def require(valid: bool, name: str, rule: str, value: Any) -> None:
     """
-    Refuse an argument that breaks its rule.
+    Raise an error if an argument breaks its rule.
 
-    :param valid: whether the value keeps the rule
+    :param valid: whether the value follows the rule
     :param name: name of the parameter
-    :param rule: what it must be, with its unit, such as "at least 1 (steps)"
-    :param value: what it is
+    :param rule: what the value must be, with its unit, such as "at least 1 (steps)"
+    :param value: the value
     :raises ValueError: if it is not valid
     """
     if not valid:
@@ -29,12 +29,12 @@ def require(valid: bool, name: str, rule: str, value: Any) -> None:
 
 def check_keys(what: str, keys: Iterable[str], known: Iterable[str]) -> None:
     """
-    Refuse keys that nobody reads, most of which are misspelled.
+    Raise an error for unknown keys, most of which are misspelled.
 
-    :param what: the parameter that has these keys, such as "high_kwargs"
+    :param what: the parameter with these keys, such as "high_kwargs"
     :param keys: its keys
-    :param known: those that it may have
-    :raises ValueError: naming the unknown keys, the known one nearest to each, and all that are known
+    :param known: the valid keys
+    :raises ValueError: with the unknown keys, the closest valid key to each, and all valid keys
     """
     known = sorted(known)
     unknown = sorted(set(keys).difference(known))
@@ -48,8 +48,8 @@ def check_keys(what: str, keys: Iterable[str], known: Iterable[str]) -> None:
 def is_integer(value: Any, least: int) -> bool:
     """
     :param value: an argument
-    :param least: what it must be at least
-    :return: whether it is a whole number (no bool, no float, no string) that is large enough
+    :param least: minimum
+    :return: whether it is an integer (not a bool, a float or a string) and at least the minimum
     """
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
@@ -59,7 +59,7 @@ def is_number(value: Any, low: float = -sys.float_info.max, high: float = sys.fl
     :param value: an argument
     :param low: lower bound, included
     :param high: upper bound, included; ``math.inf`` to allow infinity
-    :return: whether it is a number (no bool, no string, not NaN) within the bounds
+    :return: whether it is a number (not a bool, a string or NaN) within the bounds
     """
     is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return is_real and low <= float(value) <= high
@@ -67,9 +67,9 @@ def is_number(value: Any, low: float = -sys.float_info.max, high: float = sys.fl
 
 def check_argument_names(groups: Mapping[str, Iterable[str]]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """
-    Decorate a function, so that a misspelled argument is refused by a message that names the nearest known one.
+    Decorate a function so that a misspelled argument raises an error that names the closest valid argument.
 
-    :param groups: options that travel in an argument of the function, as a mapping, by the name of that argument
+    :param groups: names of options by the argument that holds them as a mapping
     :return: the decorator
     """
 

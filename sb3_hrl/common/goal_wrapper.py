@@ -17,26 +17,26 @@ Numbers = float | list[float] | np.ndarray
 
 class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
     """
-    Make a goal-conditioned environment of an ordinary one, by choosing the entries of its observation that are the goal, as
-    HIRO does with the ant's position (https://arxiv.org/abs/1805.08296). The observation becomes a Dict of the whole
-    ``observation``, its entries as ``achieved_goal``, and a ``desired_goal`` that is drawn anew for each episode.
+    Make an ordinary environment goal-conditioned, by choosing the entries of its observation that are the goal, as HIRO does
+    with the ant's position (https://arxiv.org/abs/1805.08296). The observation becomes a Dict of the whole ``observation``,
+    the chosen entries as ``achieved_goal``, and a ``desired_goal`` that is sampled for each episode.
 
-    The reward becomes 0 within ``threshold`` of the goal, else -1; the environment's own is kept as
-    ``info["original_reward"]``. ``info["is_success"]`` says whether the goal is reached. What ends an episode without the
-    wrapper still ends it.
+    The reward becomes 0 within ``threshold`` of the goal, and -1 otherwise; the original reward is kept as
+    ``info["original_reward"]``. ``info["is_success"]`` tells whether the goal is reached. The environment's own terminations
+    are kept.
 
-    To wrap an environment that has a ``Monitor`` already, as in the zoo or with ``make_vec_env``, use
+    To wrap an environment that already has a ``Monitor``, as in the zoo or with ``make_vec_env``, use
     :func:`~sb3_hrl.common.wrappers.add_goals`.
 
     :param env: environment whose observations are vectors (Box)
-    :param goal_indices: which entries of the observation are the goal, counted from 0
-    :param threshold: Euclidean distance at which a goal counts as reached, in the units of these entries
-    :param low: lower bounds of the box that goals are drawn from uniformly, a number or one per entry of the goal;
-        ``None``: those of the observation space
+    :param goal_indices: indices of the observation's entries that are the goal
+    :param threshold: maximum Euclidean distance at which a goal counts as reached, in the units of these entries
+    :param low: lower bounds of the box from which goals are sampled uniformly, a number or one per entry of the goal;
+        ``None``: the bounds of the observation space
     :param high: upper bounds of that box
-    :param goals: points to draw from instead, shape (n_goals, goal_dim); with one point the goal is fixed
+    :param goals: points to sample goals from instead, shape (n_goals, goal_dim); with a single point the goal is fixed
     :param ends_at_success: whether an episode ends when its goal is reached
-    :raises ValueError: if an argument does not fit the environment, or could never be reached
+    :raises ValueError: if an argument does not fit the environment, or a goal could never be reached
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
         goals: list[list[float]] | np.ndarray | None = None,
         ends_at_success: bool = True,
     ):
-        # What worker processes are made of is made again from the spec in the learner's
+        # The learner's process recreates the environment of a worker process from its spec
         RecordConstructorArgs.__init__(
             self,
             goal_indices=goal_indices,
@@ -66,11 +66,11 @@ class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
             raise ValueError(f"`threshold` must be a positive distance, in the units of the goal, not {threshold!r}.")
         self._threshold: float = float(threshold)
         self._ends_at_success: bool = bool(ends_at_success)
-        # Differences of unsigned integers are not distances
+        # Differences of unsigned integers would wrap around
         dtype = observation.dtype.type if np.issubdtype(observation.dtype, np.floating) else np.float32
         goal = spaces.Box(observation.low[self._indices], observation.high[self._indices], dtype=dtype)
         if goals is not None and (low is not None or high is not None):
-            raise ValueError("Goals are drawn either from `goals` or between `low` and `high`: leave one of them out.")
+            raise ValueError("Goals are sampled either from `goals` or between `low` and `high`: leave one of them out.")
         self._points: np.ndarray | None = None if goals is None else _checked_points(goals, goal)
         self._box: tuple[np.ndarray, ...] = _checked_box(low, high, goal) if goals is None else ()
         self._goal: np.ndarray = np.zeros(goal.shape, dtype=goal.dtype)
@@ -78,9 +78,9 @@ class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """
-        :param seed: of the environment, whose random numbers goals are drawn with
-        :param options: of the environment
-        :return: the first observation of an episode with a goal of its own, and its info
+        :param seed: seed of the environment, whose random numbers are also used to sample goals
+        :param options: options of the environment
+        :return: the first observation of an episode, with its goal, and its info
         """
         obs, info = self.env.reset(seed=seed, options=options)
         if self._points is not None:
@@ -113,7 +113,7 @@ class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
         :param achieved_goal: shape (..., goal_dim)
         :param desired_goal: shape (..., goal_dim)
         :param info: not used
-        :return: 0 where the goal is reached, else -1, shape (...,)
+        :return: 0 if the goal is reached, else -1, shape (...,)
         """
         return np.asarray(is_reached(achieved_goal, desired_goal, self._threshold), dtype=np.float64) - 1.0
 
@@ -131,22 +131,22 @@ def _checked_space(env: gym.Env) -> spaces.Box:
     """:return: the space of the environment's observations, which are vectors"""
     if is_wrapped(env, Monitor):
         raise ValueError(
-            "GoalFromObservationWrapper belongs beneath Monitor, which would not see episodes end at their goals: use "
+            "GoalFromObservationWrapper must be below Monitor, which would otherwise not see episodes end at their goals: use "
             "`sb3_hrl.common.wrappers.add_goals` with the same arguments, also as `wrapper_class` or `env_wrapper`."
         )
     space = env.observation_space
     if isinstance(space, spaces.Dict) and "achieved_goal" in space.spaces:
-        raise ValueError("The environment is goal-conditioned already: leave GoalFromObservationWrapper out.")
+        raise ValueError("The environment is already goal-conditioned: remove GoalFromObservationWrapper.")
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
         raise ValueError(
-            f"GoalFromObservationWrapper takes goals from observations that are vectors (Box), not {space}: put "
-            "`gymnasium.wrappers.FlattenObservation` beneath it."
+            f"GoalFromObservationWrapper needs observations that are vectors (Box), not {space}: apply "
+            "`gymnasium.wrappers.FlattenObservation` first."
         )
     return space
 
 
 def _checked_indices(goal_indices: list[int], observation: spaces.Box) -> np.ndarray:
-    """:return: which entries of the observation are the goal, shape (goal_dim,)"""
+    """:return: indices of the observation's entries that are the goal, shape (goal_dim,)"""
     indices, n = np.asarray(goal_indices), observation.shape[0]
     valid = indices.ndim == 1 and indices.size > 0 and np.issubdtype(indices.dtype, np.integer)
     if not valid or indices.min() < 0 or indices.max() >= n or len(set(indices.tolist())) < indices.size:
@@ -158,7 +158,7 @@ def _checked_indices(goal_indices: list[int], observation: spaces.Box) -> np.nda
 
 
 def _numbers(value: Any, dtype: Any) -> np.ndarray:
-    """:return: the value as an array of numbers; one of NaN if it is none"""
+    """:return: the value as an array of numbers; NaN if it is not numeric"""
     try:
         return np.asarray(value, dtype=dtype)
     except (TypeError, ValueError):
@@ -166,7 +166,7 @@ def _numbers(value: Any, dtype: Any) -> np.ndarray:
 
 
 def _checked_points(goals: list[list[float]] | np.ndarray, space: spaces.Box) -> np.ndarray:
-    """:return: goals within the space of goals, shape (n_goals, goal_dim)"""
+    """:return: goals inside the goal space, shape (n_goals, goal_dim)"""
     points, dim = _numbers(goals, space.dtype), space.shape[0]
     if points.ndim != 2 or len(points) == 0 or points.shape[1] != dim or not np.isfinite(points).all():
         raise ValueError(
@@ -178,7 +178,7 @@ def _checked_points(goals: list[list[float]] | np.ndarray, space: spaces.Box) ->
 
 
 def _checked_box(low: Numbers | None, high: Numbers | None, space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """:return: bounds of the goals that are drawn, within the space of goals, each of shape (goal_dim,)"""
+    """:return: bounds for sampling goals, inside the goal space, each of shape (goal_dim,)"""
     bounds = []
     for name, value, default in (("low", low, space.low), ("high", high, space.high)):
         bound, dim = _numbers(default if value is None else value, space.dtype), space.shape[0]
@@ -187,7 +187,7 @@ def _checked_box(low: Numbers | None, high: Numbers | None, space: spaces.Box) -
         if not np.isfinite(bound).all():
             given = f"{value!r}" if value is not None else f"the observation space's {default.tolist()}"
             raise ValueError(
-                f"`{name}` must be finite, not {given}: pass the box from which goals are to be drawn as `low` and `high`, or "
+                f"`{name}` must be finite, not {given}: pass the box from which goals are sampled as `low` and `high`, or "
                 "the goals themselves as `goals`."
             )
         bounds.append(np.broadcast_to(bound, (dim,)))
@@ -198,9 +198,9 @@ def _checked_box(low: Numbers | None, high: Numbers | None, space: spaces.Box) -
 
 
 def _check_inside(name: str, points: np.ndarray, space: spaces.Box) -> None:
-    """Refuse goals that could never be reached."""
+    """Raise an error for goals that could never be reached."""
     if np.any(points < space.low) or np.any(points > space.high):
         raise ValueError(
-            f"`{name}` lies outside of what the environment observes, between {space.low.tolist()} and {space.high.tolist()}: "
-            "check that it is in the units of the observation, and in the order of `goal_indices`."
+            f"`{name}` is outside the environment's observations, which are between {space.low.tolist()} and "
+            f"{space.high.tolist()}: check its units, and the order of `goal_indices`."
         )

@@ -1,4 +1,4 @@
-"""Pure functions of hindsight: how many entries of a batch get another goal, and which."""
+"""Pure functions for hindsight: which entries of a batch get another goal, and from which steps."""
 
 import numpy as np
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
@@ -6,10 +6,10 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
 def hindsight_count(batch_size: int, n_sampled_goal: int) -> int:
     """
-    Number of entries of a batch that get a goal in hindsight: SB3's ratio, ``n_sampled_goal`` virtual ones per real one.
+    Number of entries of a batch with a goal in hindsight: as in SB3, ``n_sampled_goal`` virtual ones per real one.
 
     :param batch_size: number of entries
-    :param n_sampled_goal: virtual transitions per real one; 0 switches hindsight off
+    :param n_sampled_goal: number of virtual transitions per real one; 0 disables hindsight
     :return: between 0 and ``batch_size``
     """
     return int((1.0 - 1.0 / (n_sampled_goal + 1)) * batch_size)
@@ -24,13 +24,13 @@ def sample_goal_steps(
 ) -> np.ndarray:
     """
     Steps whose achieved goals serve as goals in hindsight (HER, section 4.5, https://arxiv.org/abs/1707.01495).
-    As in SB3 the ``future`` strategy is inclusive: a step may get what it achieved itself.
+    As in SB3, the ``future`` strategy includes the step itself: a step may get its own achieved goal.
 
     :param steps: step numbers, shape (n,)
-    :param first: first step of each one's episode, shape (n,)
+    :param first: first step of each step's episode, shape (n,)
     :param last: one past the last step that may be chosen, shape (n,)
     :param strategy: ``future`` (uniform from the step on), ``final`` (the last step) or ``episode`` (uniform)
-    :param rng: source of randomness
+    :param rng: random number generator
     :return: chosen step numbers, shape (n,)
     """
     if strategy == GoalSelectionStrategy.FINAL:

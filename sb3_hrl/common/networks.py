@@ -1,6 +1,6 @@
 """
-Torch networks as functions on NumPy arrays: on the few observations of a step that is three times as fast as torch for a
-perceptron (:class:`NumpyMLP`); any other network is called through torch (:class:`NumpyModule`).
+Torch networks as functions on NumPy arrays. For the few observations of an environment step, an MLP in NumPy is three times as
+fast as in torch (:class:`NumpyMLP`); any other network is called through torch (:class:`NumpyModule`).
 """
 
 import copy
@@ -22,7 +22,7 @@ class NumpyNetwork(Protocol):
         """
 
     def refresh(self) -> None:
-        """Take new weights from the vector that the network is bound to, if there is one."""
+        """Load new weights from the vector that the network is bound to, if there is one."""
 
 
 def _relu(x: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def _tanh(x: np.ndarray) -> np.ndarray:
     return np.tanh(x, out=x)
 
 
-# Activations in place
+# In-place activations
 _ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {nn.ReLU: _relu, nn.Tanh: _tanh}
 
 Layers = list[nn.Linear | Callable[[np.ndarray], np.ndarray]]
@@ -42,7 +42,7 @@ Layers = list[nn.Linear | Callable[[np.ndarray], np.ndarray]]
 def mlp_layers(network: nn.Module) -> Layers | None:
     """
     :param network: a network
-    :return: its linear layers and activations, if it is a perceptron of layers that NumPy can run; else ``None``
+    :return: its linear layers and activations if it is an MLP that NumPy can run, otherwise ``None``
     """
     if not isinstance(network, nn.Sequential):
         return None
@@ -59,10 +59,10 @@ def mlp_layers(network: nn.Module) -> Layers | None:
 
 class NumpyMLP:
     """
-    The forward pass of a perceptron in NumPy, on views of its weights: what is written into them is seen at once.
+    The forward pass of an MLP in NumPy. It uses views of the weights, so changes of the weights take effect immediately.
 
     :param layers: see :func:`mlp_layers`
-    :param flat: a vector of weights to be used in place of the layers' own, see :func:`weights_vector`; looked at, not copied
+    :param flat: vector of weights that replaces those of the layers, see :func:`weights_vector`; not copied
     """
 
     def __init__(self, layers: Layers, flat: np.ndarray | None = None):
@@ -85,8 +85,8 @@ class NumpyMLP:
                 self._views.append(layer)
 
     def _look(self) -> None:
-        """Views of the layers' weights. Weights that were replaced, not written into, lie elsewhere: then new views."""
-        # Not by `layer.weight`: a module looks for its attributes in several places, and this happens at every step
+        """Create views of the layers' weights, again if the weights were replaced by new tensors."""
+        # Not by `layer.weight`: the attribute lookup of a module is slow, and this runs at every step
         pointers = [tensor.data_ptr() for layer in self._linear for tensor in layer._parameters.values() if tensor is not None]
         if pointers != self._pointers:
             self._pointers = pointers
@@ -108,15 +108,15 @@ class NumpyMLP:
         return x
 
     def refresh(self) -> None:
-        """Nothing to do: the weights are looked at where they are."""
+        """Does nothing: the weights are views."""
 
 
 class NumpyModule:
     """
-    Any network behind the call of :class:`NumpyMLP`.
+    Wraps any other network in the interface of :class:`NumpyMLP`.
 
-    :param network: the network; called as it is, on its device
-    :param flat: a vector that its weights are taken from at :meth:`refresh`, if they come from elsewhere
+    :param network: the network, which is called on its own device
+    :param flat: vector from which :meth:`refresh` loads the weights, if they come from elsewhere
     """
 
     def __init__(self, network: nn.Module, flat: np.ndarray | None = None):
@@ -132,7 +132,7 @@ class NumpyModule:
 
     @th.no_grad()
     def refresh(self) -> None:
-        """Take the weights from the vector."""
+        """Load the weights from the vector."""
         if self._flat is not None:
             nn.utils.vector_to_parameters(th.from_numpy(self._flat), self._network.parameters())
 
@@ -140,7 +140,7 @@ class NumpyModule:
 def live_network(network: nn.Module) -> NumpyNetwork:
     """
     :param network: a network
-    :return: the same as a function on arrays, with the network's weights as they are at each time
+    :return: a function on arrays that always uses the network's current weights
     """
     layers = mlp_layers(network)
     is_on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
@@ -149,7 +149,7 @@ def live_network(network: nn.Module) -> NumpyNetwork:
 
 class NetworkCopy:
     """
-    A network as it is sent to a worker: its weights come as a vector.
+    A copy of a network for workers, which get its weights as a vector.
 
     :param network: the network
     """
@@ -160,11 +160,11 @@ class NetworkCopy:
 
     def bind(self, flat: np.ndarray) -> NumpyNetwork:
         """
-        :param flat: weights, see :func:`weights_vector`; looked at, not copied
-        :return: the network as a function on arrays; call its ``refresh`` when the vector has changed
+        :param flat: weights, see :func:`weights_vector`; not copied
+        :return: the network as a function on arrays; call its ``refresh`` after the vector has changed
         """
         layers = mlp_layers(self._network)
-        # Workers in one process share this object: each gets a module of its own
+        # Workers in one process share this object: each one gets its own module
         return NumpyMLP(layers, flat) if layers is not None else NumpyModule(copy.deepcopy(self._network), flat)
 
 

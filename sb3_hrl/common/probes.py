@@ -1,10 +1,10 @@
-"""Goals at given distances from others, to find out by probing how near is near enough."""
+"""Points at given distances from goals, used to find the tolerance of success by probing."""
 
 import numpy as np
 
 # In the units of the goal
 _DISTANCES = np.logspace(-6, 4, 101)
-# Quaternions, directions in space, angles as (cos, sin): the lengths of what lies on a sphere
+# Sizes of unit vectors: quaternions, directions in space, angles as (cos, sin)
 _BLOCK_SIZES = (4, 3, 2)
 # Directions between the axes
 _N_SIGNS = 32
@@ -23,16 +23,17 @@ def between(low: float, high: float, whole: bool) -> np.ndarray:
     :param low: a distance
     :param high: a larger one
     :param whole: whether goals are whole numbers or bits
-    :return: increasing distances between the two, to probe once more
+    :return: increasing distances between the two, for a finer search
     """
     return np.arange(low, high) if whole else np.linspace(low, high, 1001)
 
 
 def unit_blocks(goals: np.ndarray) -> list[slice]:
     """
-    Find the quaternions in goals, and what else has length 1 in all of them. Off that sphere a reward means nothing.
+    Find the unit vectors in goals, such as quaternions: groups of entries whose norm is 1 in all goals. Rewards are undefined
+    elsewhere.
 
-    :param goals: goals that the environment gave, shape (n, goal_dim)
+    :param goals: goals of the environment, shape (n, goal_dim)
     :return: the entries of each unit vector
     """
     blocks, start, dim = [], 0, goals.shape[1]
@@ -41,7 +42,7 @@ def unit_blocks(goals: np.ndarray) -> list[slice]:
             part = goals[:, start : start + size]
             if part.shape[1] < size:
                 continue
-            # Goals like (1, 0) lie on the axes by accident rather than on a sphere
+            # Goals like (1, 0) may have norm 1 by coincidence
             is_oblique = np.abs(part).max(axis=1).min() < 0.999
             if is_oblique and np.allclose(np.linalg.norm(part, axis=1), 1.0, rtol=0.0, atol=1e-5):
                 blocks.append(slice(start, start + size))
@@ -53,13 +54,13 @@ def unit_blocks(goals: np.ndarray) -> list[slice]:
 
 def around(goals: np.ndarray, distances: np.ndarray, blocks: list[slice]) -> np.ndarray:
     """
-    Goals at each distance from others, in both directions of each axis. Within a unit block the direction is that of a great
-    circle, and the distance (at most 2) the chord.
+    Points at each distance from each goal, in both directions of each axis. Within a unit vector the points follow a great
+    circle, and the distance (at most 2) is the length of the chord.
 
     :param goals: shape (n, goal_dim)
     :param distances: shape (n_distances,)
     :param blocks: entries of the goals' unit vectors, from :func:`unit_blocks`
-    :return: goals, shape (n_distances, 2 * goal_dim, n, goal_dim), in the precision of ``goals``
+    :return: points, shape (n_distances, 2 * goal_dim, n, goal_dim), in the precision of ``goals``
     """
     axes = np.concatenate([np.eye(goals.shape[1]), -np.eye(goals.shape[1])])
     offsets = (distances[:, None, None, None] * axes[:, None, :]).astype(goals.dtype)
@@ -67,7 +68,7 @@ def around(goals: np.ndarray, distances: np.ndarray, blocks: list[slice]) -> np.
     for block in blocks:
         within = np.flatnonzero(axes[:, block].any(axis=1))
         center, direction = goals[:, block].astype(np.float64), axes[within][:, None, block]
-        # What is left of the axis without its part along the vector itself, shape (2 * size, n, size)
+        # The axis minus its projection on the vector, shape (2 * size, n, size)
         tangent = direction - (direction * center).sum(axis=-1, keepdims=True) * center
         length = np.linalg.norm(tangent, axis=-1, keepdims=True)
         has_tangent = length > 1e-3
@@ -79,13 +80,14 @@ def around(goals: np.ndarray, distances: np.ndarray, blocks: list[slice]) -> np.
 
 def inscribed(goals: np.ndarray, tolerances: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    Goals between the axes, where a norm other than the Euclidean one may be out of its tolerance: perpendicular to the plane
-    through the tolerances on the axes, which for a (weighted) sum of absolute differences is the nearest way out.
+    Points between the axes, where a norm other than the Euclidean one may exceed its tolerance. The directions are
+    perpendicular to the plane through the tolerances on the axes, where a (weighted) sum of absolute differences is exceeded
+    first.
 
     :param goals: shape (n, goal_dim)
-    :param tolerances: of each entry of the goal alone, infinite for entries that do not count or are not to be moved
-    :param radius: largest distance
-    :return: increasing distances, the last one ``radius`` itself but for rounding, shape (n_distances,), and goals there,
+    :param tolerances: tolerance of each entry of the goal alone, infinite for entries that do not count or must not change
+    :param radius: maximum distance
+    :return: increasing distances, of which the last one is ``radius`` up to rounding, shape (n_distances,), and the points,
         shape (n_distances, n_directions, n, goal_dim), in the precision of ``goals``
     """
     weights = np.where(np.isfinite(tolerances), radius / tolerances, 0.0)

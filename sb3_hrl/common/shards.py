@@ -1,6 +1,6 @@
 """
 The shards of the replay buffer in shared memory: rings of packed steps and of segments. Each shard has one writer at a time,
-in whatever process, and any number of readers; none of them takes a lock.
+in any process, and any number of readers. They do not use locks.
 """
 
 import itertools
@@ -13,19 +13,19 @@ from sb3_hrl.common.shared_memory import SharedArrays, memory_fence
 
 T = TypeVar("T")
 
-# Columns of the counters: numbers of steps and of segments since the first one, one past the newest and the oldest
+# Columns of the counters: total numbers of steps and segments, one past the newest (head) and the oldest (tail)
 HEAD, TAIL, SEGMENT_HEAD, SEGMENT_TAIL = range(4)
-# A row of counters fills a cache line, as each row has a writer of its own
+# A row of counters fills a cache line, because each row has its own writer
 N_COUNTERS = 8
-# The last columns of a step's row hold its episode's span as two integers
+# The last columns of a step's row store the span of its episode as two integers
 SPAN_COLUMNS = 4
 
 
 def spans(rows: np.ndarray) -> np.ndarray:
     """
     :param rows: packed rows, float32, shape (..., row_dim)
-    :return: a view of the episode that each one belongs to, shape (..., 2): its first step, and one past its last
-        (0: still running)
+    :return: a view of the span of each row's episode, shape (..., 2): its first step, and one past its last step (0 if it is
+        still running)
     """
     return rows[..., -SPAN_COLUMNS:].view(np.int64)
 
@@ -34,23 +34,23 @@ class ShardWriter:
     """
     Writes steps into one shard. There is one writer per shard at a time.
 
-    Step ``t`` (counted from the first one ever stored) lies at ``t % capacity``. A reader is never shown a torn step, as
-    steps are complete before the head counts them, and the tail gives up old steps before their places are written again:
-    a reader looks at the tail once more when it has read.
+    Step ``t`` (counted from the first one ever stored) is at index ``t % capacity``. Readers never see incomplete steps: the
+    head only counts complete steps, and the tail drops old steps before they are overwritten. After reading, a reader checks
+    the tail again.
 
     :param rows: the shard's ring of steps, float32, shape (capacity, row_dim)
-    :param segments: its ring of (start, end) of segments, int64, shape (capacity, 2)
+    :param segments: the shard's ring of segments (start, end), int64, shape (capacity, 2)
     :param counters: int64, shape (N_COUNTERS,)
-    :param trim_interval: when the shard is full, make room for so many steps at once
+    :param trim_interval: number of steps for which room is made at once when the shard is full
     """
 
     def __init__(self, rows: np.ndarray, segments: np.ndarray, counters: np.ndarray, trim_interval: int = 100):
         self._rows, self._segments, self._counters = rows, segments, counters
         self._spans = spans(rows)
         self._capacity = len(rows)
-        # Never more than a tenth, for small buffers
+        # At most a tenth of a small buffer
         self._room = min(trim_interval, self._capacity // 10)
-        # Where another writer left off. One that was killed may have given rows an end that it never reached
+        # Continue where the previous writer stopped. If it was killed, rows may have an end that was never reached
         head, tail = int(counters[HEAD]), int(counters[TAIL])
         start, end = (int(number) for number in self._spans[(head - 1) % self._capacity])
         self._start = start if head > tail and not 0 < end <= head else head
@@ -86,13 +86,13 @@ class ShardWriter:
             self._add_segments(head + np.flatnonzero(segment_ends | episode_ends) + 1)
 
     def end_episode(self) -> None:
-        """Close the running episode where it is (its environment was reset from outside); an open segment is dropped."""
+        """Close the running episode (its environment was reset from outside); an open segment is dropped."""
         head = int(self._counters[HEAD])
         self._close_stored(head, head)
         self._start = self._segment_start = head
 
     def _close_stored(self, head: int, end: int) -> None:
-        """Tell the running episode's steps, as far as they are stored, where it ends."""
+        """Store the end of the running episode in those of its steps that are still stored."""
         first = max(self._start, int(self._counters[TAIL]))
         if first < head:
             self._spans[np.arange(first, head) % self._capacity, 1] = end
@@ -102,7 +102,7 @@ class ShardWriter:
             return
         starts = np.append(self._segment_start, ends[:-1])
         self._segment_start = int(ends[-1])
-        # A segment may have lost its beginning
+        # The first steps of a segment may already be dropped
         kept = starts >= self._counters[TAIL]
         number = self._counters[SEGMENT_HEAD]
         positions = np.arange(number, number + kept.sum()) % self._capacity
@@ -112,7 +112,7 @@ class ShardWriter:
         self._counters[SEGMENT_HEAD] = number + len(positions)
 
     def _make_room(self, n: int) -> None:
-        """Drop the oldest episodes as a whole; of an episode that fills the shard alone, its oldest steps."""
+        """Drop the oldest episodes as a whole; if a single episode fills the shard, drop its oldest steps."""
         head, tail = int(self._counters[HEAD]), int(self._counters[TAIL])
         while head + max(n, self._room) - tail > self._capacity:
             end = int(self._spans[tail % self._capacity, 1])
@@ -129,7 +129,7 @@ class ShardWriter:
 
 
 class View(NamedTuple):
-    """What the shards held at one moment, each of shape (n_shards,)."""
+    """The range of the shards' contents at one moment, each of shape (n_shards,)."""
 
     tail: np.ndarray
     head: np.ndarray
@@ -138,20 +138,20 @@ class View(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a reader has read, to be told whether it was there all the time."""
+    """What a reader has read, to check that nothing was dropped in the meantime."""
 
     shards: np.ndarray | int
-    steps: np.ndarray  # the oldest step that each entry was made of
+    steps: np.ndarray  # the oldest step that each entry depends on
     segments: np.ndarray | None = None  # the segment of each entry
 
 
 class Shards:
     """
-    All shards of a replay buffer: the reading side, and the owner of the memory, which is taken when it is first needed.
+    All shards of a replay buffer, for reading. It owns the memory, which is allocated when it is first needed.
 
     :param n_shards: number of shards
-    :param capacity: steps per shard
-    :param row_dim: length of a packed row, with the columns of its span
+    :param capacity: number of steps per shard
+    :param row_dim: length of a packed row, including the columns of its span
     :param trim_interval: see :class:`ShardWriter`
     """
 
@@ -162,7 +162,7 @@ class Shards:
         self._writers: list[ShardWriter] | None = None
 
     def _set_counters(self, block: SharedArrays) -> None:
-        """Counters are written in place, never replaced: they are what readers of the shards look at."""
+        """Counters are written in place and never replaced, because the readers of the shards use them."""
         self._counter_block = block
         counters = block["counters"]
         self.head, self.tail = counters[:, HEAD], counters[:, TAIL]
@@ -171,7 +171,7 @@ class Shards:
     @classmethod
     def attached(cls, blocks: tuple[SharedArrays, SharedArrays]) -> "Shards":
         """
-        :param blocks: what :meth:`blocks` gave in another process
+        :param blocks: result of :meth:`blocks` in another process
         :return: the same shards, for reading
         """
         counters, storage = blocks
@@ -183,14 +183,14 @@ class Shards:
 
     @property
     def is_allocated(self) -> bool:
-        """Whether the memory was taken."""
+        """Whether the memory has been allocated."""
         return self._storage is not None
 
     def allocate(self) -> None:
         """
-        Take the memory.
+        Allocate the memory.
 
-        :raises MemoryError: if there is no room
+        :raises MemoryError: if there is not enough memory
         """
         shape = (self.n_shards, self.capacity)
         layout = {"rows": ((*shape, self.row_dim), "float32"), "segments": ((*shape, 2), "int64")}
@@ -199,7 +199,7 @@ class Shards:
     def _set_storage(self, block: SharedArrays) -> None:
         self._storage = block
         self.rows, self.segments = block["rows"], block["segments"]
-        # The same as one table each, for gathering
+        # The same data as one table each, for gathering
         self._flat_rows, self._flat_segments = self.rows.reshape(-1, self.row_dim), self.segments.reshape(-1, 2)
 
     def blocks(self) -> tuple[SharedArrays, SharedArrays]:
@@ -211,23 +211,23 @@ class Shards:
 
     def writers(self) -> list[ShardWriter]:
         """
-        :return: this process's writer of each shard. It takes over where the last writer left off, in whatever process, when
-            :meth:`release` was called since
+        :return: this process's writer of each shard. After :meth:`release`, it continues where the last writer stopped, even
+            if that writer was in another process
         """
         if self._writers is None:
             self._writers = make_writers(self.blocks(), range(self.n_shards), self.trim_interval)
         return self._writers
 
     def release(self) -> None:
-        """Leave the shards to other writers."""
+        """Release the shards to other writers."""
         self._writers = None
 
     def roll_back(self, shard: int, head: int) -> None:
         """
-        Forget the newest steps of a shard, whose writer died before it could count them, and end the running episode.
+        Drop the newest steps of a shard, whose writer died before it could report them, and close the running episode.
 
         :param shard: number of the shard
-        :param head: one past the newest step that counts
+        :param head: one past the newest valid step
         """
         self.head[shard] = min(head, self.head[shard])
         while (
@@ -238,7 +238,7 @@ class Shards:
         make_writers(self.blocks(), [shard], self.trim_interval)[0].end_episode()
 
     def clear(self) -> None:
-        """Forget all steps."""
+        """Delete all steps."""
         self._counter_block["counters"][:] = 0
         self.release()
 
@@ -246,15 +246,16 @@ class Shards:
 
     def read(self, read: Callable[[View], tuple[T, Read]]) -> T:
         """
-        Read from shards that others may be writing: what was trimmed meanwhile may have been overwritten, and is read again.
+        Read from shards that other processes may be writing. If steps are dropped meanwhile, they may be overwritten, so
+        reading is repeated.
 
-        :param read: reads from what a view says is there, and says what it has read
-        :return: what was read, whole
+        :param read: function that reads within the range of a view, and returns what it has read
+        :return: a consistent result
         """
         for attempt in itertools.count():
             tail, head, segment_tail, segment_head = self._view()
             if attempt > 0:
-                # Stay clear of what a fast writer is about to trim
+                # Avoid the steps that a fast writer is about to drop
                 tail += (head - tail) // 8
                 segment_tail += (segment_head - segment_tail) // 8
             result, (shards, steps, segments) = read(View(tail, head, segment_tail, segment_head))
@@ -268,8 +269,8 @@ class Shards:
 
     def _view(self) -> View:
         """
-        :return: what is there. Tails are looked at first and heads last, segments before steps: a segment that is seen has
-            its steps seen
+        :return: the current range. Tails are read first and heads last, segments before steps, so that a visible segment only
+            has visible steps
         """
         segment_tail, segment_head = self.segment_tail.copy(), self.segment_head.copy()
         memory_fence()
@@ -279,19 +280,19 @@ class Shards:
         self, head: np.ndarray, tail: np.ndarray, n: int, rng: np.random.Generator
     ) -> tuple[np.ndarray | int, np.ndarray]:
         """
-        Uniform numbers in ``[tail, head)`` over all shards, of steps or of segments.
+        Sample uniform numbers in ``[tail, head)`` of all shards, for steps or segments.
 
         :param head: shape (n_shards,)
         :param tail: shape (n_shards,)
-        :param n: how many
-        :param rng: source of randomness
-        :return: the shards that they belong to (0 for all if there is one only), and the numbers, shape (n,)
-        :raises RuntimeError: if there are none
+        :param n: number of samples
+        :param rng: random number generator
+        :return: the shard of each number (0 for all if there is only one shard), and the numbers, shape (n,)
+        :raises RuntimeError: if the range is empty
         """
         counts = head - tail
         total = int(counts.sum())
         if total <= 0:
-            raise RuntimeError("The replay buffer is empty, or without a finished segment: raise `learning_starts`.")
+            raise RuntimeError("The replay buffer is empty, or has no finished segment: raise `learning_starts`.")
         numbers = rng.integers(total, size=n)
         if self.n_shards == 1:
             return 0, numbers + tail[0]
@@ -302,20 +303,20 @@ class Shards:
     def gather(self, shards: np.ndarray | int, steps: np.ndarray) -> np.ndarray:
         """
         :param shards: shards of the steps
-        :param steps: numbers of steps, of any shape
+        :param steps: numbers of the steps, of any shape
         :return: packed rows, shape (*steps.shape, row_dim)
         """
         return np.take(self._flat_rows, self._locate(shards, steps), axis=0, mode="clip")
 
     def gather_columns(self, shards: np.ndarray | int, steps: np.ndarray, columns: slice) -> np.ndarray:
-        """As :meth:`gather`, of some columns only."""
+        """As :meth:`gather`, for some columns only."""
         return self._flat_rows[self._locate(shards, steps), columns]
 
     def gather_segments(self, shards: np.ndarray | int, numbers: np.ndarray) -> np.ndarray:
         """
         :param shards: shards of the segments
-        :param numbers: numbers of segments, shape (n,)
-        :return: first step and one past the last of each, shape (2, n)
+        :param numbers: numbers of the segments, shape (n,)
+        :return: first step and one past the last step of each segment, shape (2, n)
         """
         return np.take(self._flat_segments, self._locate(shards, numbers), axis=0, mode="clip").T
 
@@ -326,13 +327,13 @@ class Shards:
     def episode_span(rows: np.ndarray, shards: np.ndarray | int, view: View) -> tuple[np.ndarray, np.ndarray]:
         """
         :param rows: packed rows, shape (n, row_dim)
-        :param shards: their shards
-        :param view: what is there
-        :return: first and one past the last step of the episode of each, as far as they are stored, shapes (n,)
+        :param shards: shards of the rows
+        :param view: range of the stored steps
+        :return: first step and one past the last step of each row's episode, limited to stored steps, shapes (n,)
         """
         first, last = spans(rows).T
         head = view.head[shards]
-        # An end may be ahead of its steps
+        # The end may already be set when the last steps are not stored yet
         return np.maximum(first, view.tail[shards]), np.where(last > 0, np.minimum(last, head), head)
 
     def between(self, shard: int, first: int, last: int) -> np.ndarray:
@@ -340,26 +341,26 @@ class Shards:
         :param shard: number of a shard
         :param first: number of a step
         :param last: one past the number of the last step, at most the shard's head
-        :return: packed rows of these steps, as far as they are still there, in the order of their happening
+        :return: packed rows of these steps that are still stored, in chronological order
         """
         steps = np.arange(max(int(self.tail[shard]), first), last)
         if len(steps) == 0:
             return np.empty((0, self.row_dim), dtype=np.float32)
         rows = self.gather(shard, steps)
         memory_fence()
-        # What was trimmed meanwhile may have been overwritten
+        # Steps that were dropped meanwhile may have been overwritten
         return rows[steps >= self.tail[shard]]
 
     # ----------------------------------------------------------------- pickling
 
     def __getstate__(self) -> dict[str, Any]:
-        """Only what is filled, in the order of its happening, as of one moment: workers may be writing meanwhile."""
+        """Only the stored steps, in chronological order, as of one moment: workers may be writing meanwhile."""
         state: dict[str, Any] = {name: getattr(self, name) for name in ("n_shards", "capacity", "row_dim", "trim_interval")}
         view, counters = self._view(), np.zeros((self.n_shards, N_COUNTERS), dtype=np.int64)
         if self.is_allocated:
             copies = [self._copy_shard(shard, *(int(count[shard]) for count in view)) for shard in range(self.n_shards)]
             state["rows"], state["segments"] = [rows for rows, _ in copies], [segments for _, segments in copies]
-            # Counted from the heads, as what was trimmed during the copy is not in it
+            # Counted from the heads, because steps that were dropped during the copy are missing
             view = view._replace(
                 tail=view.head - [len(rows) for rows, _ in copies],
                 segment_tail=view.segment_head - [len(segments) for _, segments in copies],
@@ -372,15 +373,15 @@ class Shards:
         self, shard: int, tail: int, head: int, segment_tail: int, segment_head: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """
-        :return: rows and segments of a view, but for those that were trimmed meanwhile: they may have been overwritten. (To
-            read again, as :meth:`read` does, would not help: a copy of the whole shard takes longer than the next trimming)
+        :return: rows and segments of a view, without those that were dropped meanwhile and may have been overwritten. Reading
+            again, as in :meth:`read`, does not help: copying the whole shard takes longer than it takes a writer to drop steps
         """
         rows = self.gather(shard, np.arange(tail, head))
         segments = self.gather_segments(shard, np.arange(segment_tail, segment_head)).T
         memory_fence()
         first, first_segment = int(self.tail[shard]), int(self.segment_tail[shard])
         rows, segments = rows[max(first - tail, 0) :], segments[max(first_segment - segment_tail, 0) :]
-        # The tail of steps moves before that of segments; and an end may be ahead of its steps
+        # The tail of steps moves before that of segments, and an episode's end may be set before its last steps are stored
         segments = segments[segments[:, 0] >= first]
         ends = spans(rows)[:, 1]
         ends[ends > head] = 0
@@ -406,10 +407,10 @@ class Shards:
 
 def make_writers(blocks: tuple[SharedArrays, SharedArrays], shards: Iterable[int], trim_interval: int) -> list[ShardWriter]:
     """
-    :param blocks: what :meth:`Shards.blocks` gave, in whatever process
-    :param shards: numbers of shards
+    :param blocks: result of :meth:`Shards.blocks`, in any process
+    :param shards: numbers of the shards
     :param trim_interval: see :class:`ShardWriter`
-    :return: a writer for each of them
+    :return: one writer per shard
     """
     counters, storage = blocks
     return [

@@ -1,8 +1,9 @@
 """
-Blocks of named arrays that processes share.
+Blocks of named arrays that are shared between processes.
 
-A block has no name: it is an anonymous file (``memfd`` on Linux, elsewhere a file that is unlinked at once) whose descriptor
-travels to other processes over a pipe. So it goes with its last process, however that ends, and can never be left behind.
+A block has no name: it is an anonymous file (``memfd`` on Linux, elsewhere a file that is deleted immediately), and its
+descriptor is sent to other processes through a pipe. So it disappears with the last process that uses it, however that process
+ends.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import numpy as np
 # Shape and dtype of each array of a block
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
 
-# Arrays begin at multiples of a cache line: numbers of 8 bytes are written whole, writers do not disturb each other
+# Arrays start at multiples of a cache line: 8-byte numbers are written atomically, and writers do not slow each other down
 _ALIGNMENT = 64
 
 _fence_lock = threading.Lock()
@@ -30,8 +31,8 @@ _fence_lock = threading.Lock()
 
 def memory_fence() -> None:
     """
-    Order memory accesses: what was written before is visible to other processes before what is written after. x86 keeps
-    stores in order by itself, other processors need a pair of atomic operations, which taking a lock twice is.
+    Order memory accesses: other processes see the writes before the fence before those after it. x86 keeps stores in order by
+    itself; other processors need a pair of atomic operations, such as locking twice.
     """
     with _fence_lock:
         pass
@@ -45,7 +46,7 @@ def _aligned(n_bytes: int) -> int:
 
 class SharedArrays:
     """
-    Arrays in one block of shared memory, zeros at first. Pages are taken from the system when they are first written.
+    Arrays in one block of shared memory, initially zero. The system allocates a page when it is first written.
 
     :param layout: shape and dtype of each array, by name
     :param handle: descriptor of an existing block with this layout, from :meth:`receive`; ``None`` for a new block
@@ -59,7 +60,7 @@ class SharedArrays:
             handle = _new_block(self.n_bytes)
         self._handle = handle
         self._finalizer = weakref.finalize(self, os.close, handle)
-        # Arrays keep the mapping alive, the descriptor is for sending it on
+        # The arrays keep the mapping alive; the descriptor is only needed to send the block
         memory = mmap.mmap(handle, max(self.n_bytes, 1))
         self._arrays: dict[str, np.ndarray] = {}
         offset = 0
@@ -74,7 +75,7 @@ class SharedArrays:
         """
         Give another process access to the block.
 
-        :param connection: duplex pipe to it, where it calls :meth:`receive`
+        :param connection: duplex pipe to the process, which calls :meth:`receive`
         """
         connection.send(self.layout)
         send_handle(connection, self._handle, None)
@@ -89,27 +90,27 @@ class SharedArrays:
         return cls(layout, recv_handle(connection))
 
     def close(self) -> None:
-        """Let go of the block; its memory is freed when no array of it is in use any more, in any process."""
+        """Release the block; its memory is freed when no process uses its arrays any more."""
         self._arrays = {}
         self._finalizer()
 
     def __reduce__(self) -> str:
-        raise TypeError("Shared memory is not pickled but sent over a pipe, by SharedArrays.send.")
+        raise TypeError("Shared memory cannot be pickled: send it through a pipe with SharedArrays.send.")
 
 
 def _new_block(n_bytes: int) -> int:
     """
     :param n_bytes: size of the block
     :return: its descriptor
-    :raises MemoryError: if there is no room for it
+    :raises MemoryError: if there is not enough memory
     """
     folder = None if hasattr(os, "memfd_create") else _shared_folder()
     room = _free_memory() if folder is None else shutil.disk_usage(folder).free
     if n_bytes > room:
-        where = "memory" if folder is None else f"{folder} (in Docker it has 64 MB unless `--shm-size` says more)"
+        where = "memory" if folder is None else f"{folder} (64 MB in Docker, unless `--shm-size` is larger)"
         raise MemoryError(
             f"{n_bytes / 1e6:,.0f} MB of shared memory are needed, but there are only {room / 1e6:,.0f} MB in {where}: "
-            "lower `buffer_size`, or make more room."
+            "lower `buffer_size`, or free some memory."
         )
     if folder is None:
         handle = os.memfd_create("sb3_hrl", os.MFD_CLOEXEC)
@@ -125,12 +126,12 @@ def _shared_folder() -> str:
 
 
 def _free_memory() -> int:
-    """:return: bytes that can be had: what Linux calls available, within the limit of the container"""
+    """:return: available memory in bytes, according to Linux and within the limit of the container"""
     room = 2**63
     with contextlib.suppress(OSError):
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         room = int(fields["MemAvailable"].split()[0]) * 1024
     with contextlib.suppress(OSError, ValueError):
-        # "max" where there is no limit
+        # "max" if there is no limit
         room = min(room, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return room

@@ -1,6 +1,6 @@
 """
-The border between the environment and the learner: flat float32 arrays inside; outside, what the environment's spaces say.
-What crosses it, crosses it here.
+Conversion between the environment and the learner: the learner uses flat float32 arrays, the environment uses its own spaces.
+All conversions are in this module.
 """
 
 from typing import Any, TypeAlias
@@ -17,11 +17,12 @@ _MAX_WHOLE = 2.0**53
 
 def flatten(values: Any, n: int, dtype: DTypeLike = np.float32) -> np.ndarray:
     """
-    Observations, goals or actions of the environment as the learner has them.
+    Flatten observations, goals or actions of the environment for the learner.
 
-    :param values: of ``n`` environments or steps, an array of shape (n, ...); for ``n=1`` also without the first dimension
-    :param n: how many there are
-    :param dtype: of the result
+    :param values: values of ``n`` environments or steps, an array of shape (n, ...); for ``n=1`` also without the first
+        dimension
+    :param n: number of environments or steps
+    :param dtype: dtype of the result
     :return: one row each, shape (n, dim)
     """
     return np.asarray(values, dtype=dtype).reshape(n, -1)
@@ -37,8 +38,8 @@ def is_whole(space: spaces.Space | None) -> bool:
 
 def goal_space(observation_space: spaces.Space) -> GoalSpace:
     """
-    :param observation_space: that of a goal-conditioned environment
-    :return: the space of both goals: each may become the other in hindsight, so it holds both where they differ
+    :param observation_space: observation space of a goal-conditioned environment
+    :return: a space that contains both goals, because each may replace the other in hindsight
     """
     assert isinstance(observation_space, spaces.Dict)
     achieved, desired = observation_space["achieved_goal"], observation_space["desired_goal"]
@@ -52,7 +53,7 @@ def goal_space(observation_space: spaces.Space) -> GoalSpace:
 def flat_limits(space: GoalSpace) -> tuple[np.ndarray, np.ndarray]:
     """
     :param space: goal space
-    :return: lowest and highest goals that it declares, float64, shape (goal_dim,) each; infinite where there are none
+    :return: lowest and highest goals that the space declares, float64, shape (goal_dim,) each; infinite if unbounded
     """
     if isinstance(space, spaces.MultiBinary):
         dim = spaces.flatdim(space)
@@ -63,13 +64,13 @@ def flat_limits(space: GoalSpace) -> tuple[np.ndarray, np.ndarray]:
 
 def in_goal_space(goals: np.ndarray, space: spaces.Space | None) -> np.ndarray:
     """
-    Goals as the environment has them, in its shape and type.
+    Convert goals to the environment's shape and type.
 
-    Whole numbers and bits are rounded, as an environment may look them up in a table. Nothing is cut by the bounds of the
-    space, which may be wrong: what was achieved was achieved.
+    Integers and bits are rounded, because an environment may use them as indices of a table. Goals are not clipped to the
+    bounds of the space, which may be wrong: an achieved goal is real.
 
     :param goals: shape (n, goal_dim)
-    :param space: goal space; ``None`` to leave them as they are
+    :param space: goal space; ``None`` to return the goals unchanged
     :return: shape (n, *space.shape)
     """
     if space is None or space.shape is None:
@@ -79,7 +80,7 @@ def in_goal_space(goals: np.ndarray, space: spaces.Space | None) -> np.ndarray:
         return goals.astype(space.dtype, copy=False)
     if isinstance(space, spaces.MultiBinary):
         return np.clip(np.rint(goals), 0, 1).astype(space.dtype)
-    # Not beyond what the type can hold
+    # Clip to the range of the type
     info = np.iinfo(space.dtype)
     low, high = max(float(info.min), -_MAX_WHOLE), min(float(info.max), _MAX_WHOLE)
     return np.clip(np.rint(goals.astype(np.float64)), low, high).astype(space.dtype)
@@ -87,12 +88,12 @@ def in_goal_space(goals: np.ndarray, space: spaces.Space | None) -> np.ndarray:
 
 def existing_goals(points: np.ndarray, space: spaces.Space | None, seen: np.ndarray) -> np.ndarray:
     """
-    Points to probe the environment with. A table of whole numbers has no place for others than those that exist.
+    Points for probing the environment. An environment that looks up integer goals in a table only accepts goals that exist.
 
     :param points: shape (..., goal_dim)
-    :param space: goal space; ``None``: it is not known
-    :param seen: goals of the environment, which may lie outside of the space that it declares, shape (n, goal_dim)
-    :return: the points; whole numbers are moved between those that are declared or were seen
+    :param space: goal space; ``None`` if it is unknown
+    :param seen: goals of the environment, which may be outside the space that it declares, shape (n, goal_dim)
+    :return: the points; integers are clipped to the range of the declared and seen goals
     """
     if not is_whole(space):
         return points
@@ -103,24 +104,24 @@ def existing_goals(points: np.ndarray, space: spaces.Space | None, seen: np.ndar
 
 class ActionBorder:
     """
-    Actions, on their way to the environment.
+    Converts actions to the environment's action space.
 
     :param space: action space of the environment, with finite bounds
     """
 
     def __init__(self, space: spaces.Box):
         self._shape, self._dtype, self._is_whole = space.shape, space.dtype, is_whole(space)
-        # Differences of small whole numbers overflow
+        # Differences of small integer types overflow
         dtype = np.float64 if self._is_whole else space.low.dtype
         self._low, self._high = flatten(space.low, 1, dtype), flatten(space.high, 1, dtype)
         self._half_range = 0.5 * self._high - 0.5 * self._low
-        # Rounding errors lead out of some bounds that are not symmetric, and out of the upper ones only
+        # For some asymmetric bounds, rounding errors exceed the upper bound (never the lower one)
         self._overshoots = bool((self._low + self._half_range * np.float32(2.0) > self._high).any())
 
     def unflatten(self, scaled: np.ndarray) -> np.ndarray:
         """
         :param scaled: actions scaled to [-1, 1], shape (n, action_dim)
-        :return: the environment's own actions, within their bounds, shape (n, *space.shape); whole numbers are rounded
+        :return: the environment's own actions, within their bounds, shape (n, *space.shape); integers are rounded
         """
         actions = self._low + self._half_range * (scaled + np.float32(1.0))
         if self._overshoots:

@@ -12,7 +12,7 @@ from sb3_hrl.common.shards import SPAN_COLUMNS, Shards
 from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.subgoals import SegmentEnd
 
-# Predicted steps that are not finite, as they are stored
+# Stored values for predicted steps that are not finite
 _NOT_KNOWN, _NEVER = np.float32(-1.0), np.float32(1e6)
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
@@ -20,19 +20,19 @@ GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
 class StepStorage(ReplayBuffer):
     """
-    What a replay buffer holds, without the ways to sample it. See :class:`~sb3_hrl.SharedMemoryReplayBuffer`.
+    The storage of a replay buffer, without sampling. See :class:`~sb3_hrl.SharedMemoryReplayBuffer`.
 
-    :param buffer_size: steps to store, over all environments
+    :param buffer_size: total number of steps to store, over all environments
     :param observation_space: Dict space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
     :param action_space: action space
     :param device: device of the sampled tensors
-    :param n_envs: number of parallel environments, one shard each
+    :param n_envs: number of parallel environments, with one shard each
     :param optimize_memory_usage: not supported, must be False
-    :param handle_timeout_termination: a time limit is no termination (bootstrapping goes on)
-    :param trim_interval: when a shard is full, drop old episodes once per so many steps (but no more than a tenth of it)
+    :param handle_timeout_termination: do not treat time limits as terminations (bootstrapping continues)
+    :param trim_interval: a full shard drops old episodes once every so many steps (at most a tenth of its capacity)
     """
 
-    # What a row consists of, and the part of the observation space that gives its length
+    # The fields of a row, and the part of the observation space that defines their length
     _FIELDS: ClassVar[dict[str, str]] = {
         "observation": "observation",
         "achieved_goal": "achieved_goal",
@@ -64,26 +64,26 @@ class StepStorage(ReplayBuffer):
             raise ValueError(f"`buffer_size` must be at least the number of environments ({n_envs}), not {buffer_size}.")
         if trim_interval < 1:
             raise ValueError(f"`trim_interval` must be at least 1, not {trim_interval}.")
-        # Not ReplayBuffer's constructor: it would allocate its own arrays
+        # Do not call ReplayBuffer's constructor: it would allocate its own arrays
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.buffer_size = buffer_size // n_envs
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
 
-        # By key, as the space is a Dict
+        # A dict, because the space is a Dict
         shapes: Any = self.obs_shape
         sizes = {field: int(np.prod(shapes[key])) for field, key in self._FIELDS.items()}
         sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "failed": 1, "tested": 1, "planned": 1}
         sizes |= {"predicted_steps": 1, "segment_end": 1}
         ends = np.cumsum(list(sizes.values())).tolist()
         self._columns = {field: slice(end - size, end) for (field, size), end in zip(sizes.items(), ends, strict=True)}
-        # The span of the episode comes last, on an even column as its integers take two
+        # The span of the episode comes last, at an even column, because each of its integers takes two columns
         self._staging = np.zeros((n_envs, ends[-1] + ends[-1] % 2 + SPAN_COLUMNS), dtype=np.float32)
         self.shards = Shards(n_envs, self.buffer_size, self._staging.shape[1], trim_interval)
 
     @property
     def columns(self) -> dict[str, slice]:
-        """Where each field lies in a packed row."""
+        """Position of each field in a packed row."""
         return dict(self._columns)
 
     # ------------------------------------------------------------------ writing
@@ -106,21 +106,21 @@ class StepStorage(ReplayBuffer):
         Store one step of every environment.
 
         :param obs: observations before the step, arrays of shape (n_envs, ...)
-        :param next_obs: observations after it (the terminal one where an episode ended)
+        :param next_obs: observations after the step (the terminal observation if an episode ended)
         :param action: actions scaled to [-1, 1], shape (n_envs, action_dim)
         :param reward: the environment's rewards, shape (n_envs,)
         :param done: whether the episode ended, shape (n_envs,)
-        :param infos: the environment's infos; ``TimeLimit.truncated`` marks time limits, ``is_success`` what is no failure
-        :param subgoal: subgoals in force, shape (n_envs, goal_dim); ``None`` without a hierarchy
+        :param infos: the environment's infos; ``TimeLimit.truncated`` marks time limits, ``is_success`` marks successes
+        :param subgoal: current subgoals, shape (n_envs, goal_dim); ``None`` without a hierarchy
         :param segment_ends: how segments ended with this step, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape
             (n_envs,)
         :param tested: whether the segment is a subgoal test, shape (n_envs,)
         :param planned: whether the subgoal is a planner's waypoint, shape (n_envs,)
-        :param predicted_steps: environment steps that the subgoal was predicted to take when it was issued, infinite or NaN
-            where there was no prediction, shape (n_envs,)
+        :param predicted_steps: number of environment steps to the subgoal, predicted when it was issued; infinite or NaN
+            without a prediction, shape (n_envs,)
         """
         timeouts = [info.get("TimeLimit.truncated", False) for info in infos] if self.handle_timeout_termination else False
-        # A row per environment. The desired goal is stored once: it stays the same throughout an episode
+        # One row per environment. The desired goal is stored only once, because it is constant in an episode
         self._stage("observation", obs["observation"])
         self._stage("achieved_goal", obs["achieved_goal"])
         self._stage("desired_goal", obs["desired_goal"])
@@ -128,7 +128,7 @@ class StepStorage(ReplayBuffer):
         self._stage("next_achieved_goal", next_obs["achieved_goal"])
         self._stage("action", action)
         self._stage("reward", reward)
-        # Two kinds of ends: SB3's algorithms stop bootstrapping at any termination, the hierarchy at failures only
+        # Two kinds of ends: SB3's algorithms stop bootstrapping at every termination, the hierarchy only at failures
         self._stage("terminated", done & ~np.asarray(timeouts, dtype=bool))
         self._stage("failed", np.array([is_failure(*end) for end in zip(done, infos, strict=True)]))
         if subgoal is not None:
@@ -137,21 +137,21 @@ class StepStorage(ReplayBuffer):
             self._stage("planned", planned if planned is not None else np.zeros(self.n_envs))
             self._stage("predicted_steps", storable_steps(predicted_steps, self.n_envs))
             self._stage("segment_end", SegmentEnd.EPISODE_OVER * done if segment_ends is None else segment_ends)
-        # Before anything is stored: a step that is refused leaves no trace
+        # Check first: a step that is refused is not stored at all
         check_finite(self._staging, self._columns)
-        # Without a hierarchy nothing lists segments
+        # Without a hierarchy there are no segments
         is_end = None if subgoal is None else (done if segment_ends is None else segment_ends != SegmentEnd.NONE)
         for i, writer in enumerate(self.shards.writers()):
-            # A slice, not a number: writers take several consecutive steps of an environment, here one
+            # A slice, because writers take several consecutive steps of an environment; here it is one step
             step = slice(i, i + 1)
             writer.write(self._staging[step], done[step], None if is_end is None else is_end[step])
 
     def _stage(self, field: str, value: np.ndarray) -> None:
-        """Put a value of every environment, shape (n_envs, ...), into its columns of the rows to be written."""
+        """Write a value of every environment, shape (n_envs, ...), into its columns of the staged rows."""
         self._staging[:, self._columns[field]] = flatten(value, self.n_envs)
 
     def end_episodes(self) -> None:
-        """Close the running episodes where they are (the environments were reset from outside); open segments are dropped."""
+        """Close the running episodes (their environments were reset from outside); open segments are dropped."""
         if self.shards.is_allocated:
             for writer in self.shards.writers():
                 writer.end_episode()
@@ -159,7 +159,7 @@ class StepStorage(ReplayBuffer):
     truncate_last_trajectory = end_episodes  # HerReplayBuffer's name
 
     def reset(self) -> None:
-        """Forget all steps."""
+        """Delete all steps."""
         self.shards.clear()
 
     # ----------------------------------------------------------------- counting
@@ -177,12 +177,12 @@ class StepStorage(ReplayBuffer):
         """Number of steps ever added, over all environments."""
         return int(self.shards.head.sum())
 
-    # SB3 counts steps in these two attributes. Here they are read from the counters, which workers write as well: where each
-    # worker has its own pace, they are the average over the environments. Only SB3's constructor sets them, to 0
+    # SB3 counts steps in these two attributes. Here they come from the counters, which workers also update: workers may differ
+    # in speed, so they are averages over the environments. Only SB3's constructor sets them, to 0
 
     @property
     def pos(self) -> int:
-        """Where in the ring of each environment the next step goes, as in SB3, below ``buffer_size``."""
+        """Position of the next step in the ring of each environment, as in SB3, below ``buffer_size``."""
         return self.n_added // self.n_envs % self.buffer_size
 
     @pos.setter
@@ -191,7 +191,7 @@ class StepStorage(ReplayBuffer):
 
     @property
     def full(self) -> bool:
-        """Whether the rings have gone round at least once, as in SB3."""
+        """Whether the rings have been filled at least once, as in SB3."""
         return self.n_added // self.n_envs >= self.buffer_size
 
     @full.setter
@@ -202,18 +202,18 @@ class StepStorage(ReplayBuffer):
 
     def check_replacement(self, saved: Any) -> None:
         """
-        :param saved: what was loaded from a file to take the place of this buffer
-        :raises ValueError: if it is no such buffer, or one of other environments
+        :param saved: an object loaded from a file, to replace this buffer
+        :raises ValueError: if it is not a buffer of the same class, or belongs to other environments
         """
         if not isinstance(saved, type(self)):
             raise ValueError(
-                f"The file holds a {type(saved).__name__}, and the model has a {type(self).__name__}: load what "
+                f"The file contains a {type(saved).__name__}, but the model has a {type(self).__name__}: load a buffer that "
                 "`save_replay_buffer` of such a model wrote, or pass the class as `replay_buffer_class`."
             )
         if saved.n_envs != self.n_envs:
             raise ValueError(
                 f"The saved replay buffer has n_envs={saved.n_envs}, the model n_envs={self.n_envs}: load the model with as "
-                f"many environments as the buffer was saved with (in the zoo `-params n_envs:{saved.n_envs}`), or go on "
+                f"many environments as the buffer was saved with (in the zoo `-params n_envs:{saved.n_envs}`), or continue "
                 "without the buffer (in the zoo move `replay_buffer.pkl` out of the agent's folder)."
             )
         if (saved.obs_shape, saved.action_space.shape) != (self.obs_shape, self.action_space.shape):
@@ -226,9 +226,9 @@ class StepStorage(ReplayBuffer):
 
 def storable_steps(steps: np.ndarray | None, n_envs: int) -> np.ndarray:
     """
-    :param steps: predicted environment steps, infinite: never, NaN: not known, shape (n_envs,); ``None``: none is known
+    :param steps: predicted environment steps, infinite: never, NaN: unknown, shape (n_envs,); ``None``: all are unknown
     :param n_envs: number of environments
-    :return: as a finite column, shape (n_envs, 1)
+    :return: finite values, shape (n_envs, 1)
     """
     if steps is None:
         return np.full((n_envs, 1), _NOT_KNOWN, dtype=np.float32)
@@ -237,7 +237,7 @@ def storable_steps(steps: np.ndarray | None, n_envs: int) -> np.ndarray:
 
 def read_steps(column: np.ndarray) -> np.ndarray:
     """
-    :param column: what :func:`storable_steps` has made, shape (n,)
+    :param column: values from :func:`storable_steps`, shape (n,)
     :return: predicted environment steps, shape (n,)
     """
     return np.where(column == _NOT_KNOWN, np.float32(np.nan), np.where(column == _NEVER, np.float32(np.inf), column))
@@ -245,11 +245,11 @@ def read_steps(column: np.ndarray) -> np.ndarray:
 
 def is_failure(done: bool, info: Mapping[str, Any]) -> bool:
     """
-    Whether an episode has ended for good elsewhere than at its goal, as by a fall.
+    Whether an episode has terminated without success, such as by a fall.
 
-    :param done: whether it has ended
-    :param info: the environment's info; ``TimeLimit.truncated`` marks time limits, which are no failure. Without
-        ``is_success`` nothing is known, and nothing is a failure
+    :param done: whether the episode has ended
+    :param info: the environment's info; ``TimeLimit.truncated`` marks time limits, which are not failures. Without
+        ``is_success`` success is unknown, and an end is not a failure
     :return: whether the goal can no longer be reached
     """
     return bool(done) and not info.get("TimeLimit.truncated", False) and not info.get("is_success", True)
@@ -258,14 +258,14 @@ def is_failure(done: bool, info: Mapping[str, Any]) -> bool:
 def check_finite(rows: np.ndarray, columns: Mapping[str, slice]) -> None:
     """
     :param rows: packed rows, shape (n, row_dim)
-    :param columns: where each field lies in a row
+    :param columns: position of each field in a row
     :raises ValueError: if a value is not finite
     """
-    # The span's integers, read as float32, may be anything
+    # The integers of the span may be any values as float32
     if np.isfinite(rows[:, : rows.shape[1] - SPAN_COLUMNS]).all():
         return
     bad = [field for field, part in columns.items() if not np.isfinite(rows[:, part]).all()]
     raise ValueError(
-        f"The environment or the policy gave a value that is not finite (NaN or infinite) in {', '.join(bad)}: "
+        f"The environment or the policy returned a value that is not finite (NaN or infinite) in {', '.join(bad)}: "
         "check the environment with stable_baselines3.common.env_checker.check_env, or lower the learning rate."
     )

@@ -1,8 +1,8 @@
 """
 Pure functions on subgoals.
 
-A subgoal is a point in the space of achieved goals. The high level commands it by an action in [-1, 1]^goal_dim, an offset
-from the goal that is achieved now in units of a radius (HIRO, https://arxiv.org/abs/1805.08296), within bounds.
+A subgoal is a point in the space of achieved goals. A high-level action in [-1, 1]^goal_dim is the offset of the subgoal from
+the current achieved goal, in units of a radius (HIRO, https://arxiv.org/abs/1805.08296). Subgoals are clipped to bounds.
 """
 
 from enum import IntEnum
@@ -13,10 +13,10 @@ import torch as th
 
 ArrayT = TypeVar("ArrayT", th.Tensor, np.ndarray)
 
-# A segment misses its subgoal if more than this share of the way to it is left
+# A segment misses its subgoal if more than this share of the distance is left at its end
 MISSED_SHARE = 0.5
 
-# For so many segments of an episode a missed subgoal is remembered; it is not issued again for so many
+# For how many segments of an episode a missed subgoal is remembered, and for how many it is not issued again
 N_MISSED = 20
 N_MISSED_RECENTLY = 4
 
@@ -24,14 +24,14 @@ N_MISSED_RECENTLY = 4
 class SegmentEnd(IntEnum):
     """How a segment, one step of the high level, ended."""
 
-    NONE = 0  # it goes on
-    REACHED = 1  # at its subgoal
-    OUT_OF_STEPS = 2  # after the environment steps that it was given, its subgoal not reached
-    EPISODE_OVER = 3  # with the episode, before either: it says nothing about the subgoal
+    NONE = 0  # it continues
+    REACHED = 1  # its subgoal was reached
+    OUT_OF_STEPS = 2  # it used up its environment steps before its subgoal was reached
+    EPISODE_OVER = 3  # the episode ended before either, which tells nothing about the subgoal
 
 
 class SubgoalBounds(NamedTuple):
-    """Where subgoals may lie, all tensors or all arrays of shape (goal_dim,), in the units of the achieved goal."""
+    """Limits of subgoals: tensors or arrays of shape (goal_dim,), in the units of the achieved goal."""
 
     low: Any
     high: Any
@@ -40,11 +40,11 @@ class SubgoalBounds(NamedTuple):
 
 def action_to_subgoal(action: ArrayT, achieved_goal: ArrayT, bounds: SubgoalBounds) -> ArrayT:
     """
-    Subgoal that a high-level action commands.
+    Convert a high-level action to a subgoal.
 
     :param action: high-level action in [-1, 1], shape (..., goal_dim)
-    :param achieved_goal: goal achieved now, shape (..., goal_dim)
-    :param bounds: where subgoals may lie
+    :param achieved_goal: current achieved goal, shape (..., goal_dim)
+    :param bounds: limits of subgoals
     :return: subgoal within the bounds, shape (..., goal_dim)
     """
     return (achieved_goal + bounds.radius * action).clip(bounds.low, bounds.high)
@@ -52,13 +52,12 @@ def action_to_subgoal(action: ArrayT, achieved_goal: ArrayT, bounds: SubgoalBoun
 
 def subgoal_to_action(subgoal: ArrayT, achieved_goal: ArrayT, bounds: SubgoalBounds) -> ArrayT:
     """
-    High-level action that commands a subgoal: the inverse of :func:`action_to_subgoal`, clipped to [-1, 1].
-    With the goal that a segment achieved as ``subgoal`` it is HAC's hindsight action (section 4.1,
-    https://arxiv.org/abs/1712.00948).
+    Convert a subgoal to a high-level action: the inverse of :func:`action_to_subgoal`, clipped to [-1, 1]. If ``subgoal`` is
+    the goal that a segment achieved, the result is HAC's hindsight action (section 4.1, https://arxiv.org/abs/1712.00948).
 
     :param subgoal: subgoal, shape (..., goal_dim)
-    :param achieved_goal: goal achieved when the subgoal was issued, shape (..., goal_dim)
-    :param bounds: where subgoals may lie
+    :param achieved_goal: achieved goal when the subgoal was issued, shape (..., goal_dim)
+    :param bounds: limits of subgoals
     :return: high-level action, shape (..., goal_dim)
     """
     return ((subgoal - achieved_goal) / bounds.radius).clip(-1.0, 1.0)
@@ -70,7 +69,7 @@ def is_reached(achieved_goal: ArrayT, subgoal: ArrayT, threshold: float) -> Arra
 
     :param achieved_goal: tensor or array of shape (..., goal_dim)
     :param subgoal: shape (..., goal_dim)
-    :param threshold: distance, in the units of the goal
+    :param threshold: maximum distance, in the units of the goal
     :return: booleans, shape (...,)
     """
     return ((achieved_goal - subgoal) ** 2).sum(-1) <= threshold * threshold
@@ -78,11 +77,11 @@ def is_reached(achieved_goal: ArrayT, subgoal: ArrayT, threshold: float) -> Arra
 
 def is_missed(reached: np.ndarray | bool, left: np.ndarray | float, way: np.ndarray | float) -> np.ndarray:
     """
-    Whether segments missed their subgoals: they did not even come near.
+    Whether segments missed their subgoals: they did not reach them, and ended far away from them.
 
     :param reached: whether the subgoals were reached
-    :param left: distances to the subgoals when the segments ended
-    :param way: distances to the subgoals when they were issued
+    :param left: distances to the subgoals at the end of the segments
+    :param way: distances to the subgoals at the start of the segments
     :return: booleans of the same shape
     """
     return np.logical_not(reached) & (np.asarray(left) > MISSED_SHARE * np.asarray(way))
@@ -92,11 +91,11 @@ def visited_bounds(
     goals: np.ndarray, margin: float, limits: tuple[Any, Any] = (-np.inf, np.inf), quantile: float = 0.005
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Box of the goals seen so far, without the outermost ``quantile`` on each side.
+    Bounding box of the goals seen so far, without the outermost ``quantile`` on each side.
 
     :param goals: achieved and desired goals, shape (n, goal_dim)
-    :param margin: added on each side, in the units of the goal
-    :param limits: lowest and highest goals of the declared space, which the margin does not cross; goals that were seen do
+    :param margin: distance added on each side, in the units of the goal
+    :param limits: lowest and highest goals of the declared space; the margin does not exceed them, but seen goals may
     :param quantile: share of outliers dropped on each side
     :return: lower and upper bounds, each of shape (goal_dim,)
     """
@@ -106,13 +105,13 @@ def visited_bounds(
 
 def reachable_radius(moves: np.ndarray, low: np.ndarray, high: np.ndarray, threshold: float) -> np.ndarray:
     """
-    How far the low level gets within one segment: per dimension the 95 % quantile of the displacement, at least
-    twice the threshold (a subgoal nearer than that is reached when it is issued), at most half the box.
+    Distance that the low level covers within one segment: for each dimension the 95 % quantile of the displacement, at least
+    twice the threshold (closer subgoals could be reached when they are issued), and at most half the box.
 
-    :param moves: displacements over one segment, see :func:`displacements`, shape (n, goal_dim)
+    :param moves: displacements within one segment, see :func:`displacements`, shape (n, goal_dim)
     :param low: lower bounds of the box, shape (goal_dim,)
     :param high: upper bounds of the box, shape (goal_dim,)
-    :param threshold: distance at which a subgoal counts as reached
+    :param threshold: maximum distance at which a subgoal counts as reached
     :return: radius, shape (goal_dim,)
     """
     radius = np.quantile(np.abs(moves), 0.95, axis=0)
@@ -122,13 +121,13 @@ def reachable_radius(moves: np.ndarray, low: np.ndarray, high: np.ndarray, thres
 
 def displacements(achieved: np.ndarray, next_achieved: np.ndarray, episodes: np.ndarray, n_steps: int) -> np.ndarray:
     """
-    How the achieved goal moves over ``n_steps`` consecutive steps of an episode.
+    Displacement of the achieved goal within ``n_steps`` consecutive steps of an episode.
 
-    :param achieved: goals achieved before each step, in the order of their happening, shape (n, goal_dim)
+    :param achieved: goals achieved before each step, in chronological order, shape (n, goal_dim)
     :param next_achieved: goals achieved after each step, shape (n, goal_dim)
-    :param episodes: the episode that each step belongs to, shape (n,)
-    :param n_steps: how many steps
-    :return: differences, of as many steps as have ``n_steps`` in one episode ahead of them, shape (m, goal_dim)
+    :param episodes: the episode of each step, shape (n,)
+    :param n_steps: number of steps
+    :return: displacements, for all steps that are followed by enough steps of the same episode, shape (m, goal_dim)
     """
     n_starts = max(len(achieved) - n_steps + 1, 0)
     in_episode = episodes[:n_starts] == episodes[n_steps - 1 :][:n_starts]

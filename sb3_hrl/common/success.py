@@ -1,4 +1,4 @@
-"""What success is where the reward does not say it by two values: the environment's other methods, else its experience."""
+"""Finds the definition of success if the reward is dense: other methods of the environment, or infos in a copy of it."""
 
 import random
 import warnings
@@ -15,29 +15,29 @@ from sb3_hrl.common.rewards import ComputeReward, goal_rewards
 from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.twin import Twin
 
-# So many steps are taken in a copy of the environment, of which so many have to be successes
+# Number of steps in a copy of the environment, and how many of them must be successes
 _N_STEPS, _N_SUCCESSES = 1_000, 10
-# How long the copy stays at a goal
+# Number of steps that the copy stays at a goal
 _N_AT_GOAL = 5
-# So many pairs of goals tell whether a method takes arrays
+# Number of pairs of goals to test whether a method accepts arrays
 _N_COMPARED = 32
 
-# The least reward of success, of environments whose copy has been stepped
+# The lowest reward of a success, for each VecEnv of which a copy has been stepped
 _found: weakref.WeakKeyDictionary[VecEnv, float] = weakref.WeakKeyDictionary()
 
 
 class Pairs(NamedTuple):
-    """Goals to try a method with."""
+    """Goals to test a method with."""
 
-    goals: np.ndarray  # shape (n, goal_dim), each as good as itself
-    achieved: np.ndarray  # what lies around them, near and far, shape (m, goal_dim)
-    desired: np.ndarray  # the goal of each, shape (m, goal_dim)
+    goals: np.ndarray  # shape (n, goal_dim); each goal is also used as achieved
+    achieved: np.ndarray  # points around the goals, near and far, shape (m, goal_dim)
+    desired: np.ndarray  # the goal of each point, shape (m, goal_dim)
 
 
 def has_two_values(rewards: np.ndarray, best_reward: float) -> bool:
     """
-    :param rewards: of probes at many distances; NaN where the reward of a probe is not defined
-    :param best_reward: that of a goal for itself
+    :param rewards: rewards of probes at many distances; NaN if the reward of a probe is undefined
+    :param best_reward: reward of a goal for itself
     :return: whether the reward is sparse
     """
     values = np.append(rewards, best_reward)
@@ -48,12 +48,13 @@ def judge(
     twin: Twin, compute_reward: ComputeReward, threshold: float | None, space: spaces.Space | None, pairs: Pairs
 ) -> tuple[ComputeReward | None, float | None]:
     """
-    :param twin: the environment that is asked
+    :param twin: the environment that is called
     :param compute_reward: its reward
-    :param threshold: distance at which a goal counts as reached, if given
+    :param threshold: maximum distance at which a goal counts as reached, if given
     :param space: goal space
-    :param pairs: goals to try with
-    :return: what says success where the reward is dense, if anything does; and the threshold, if need be the environment's own
+    :param pairs: goals to test with
+    :return: a sparse reward that defines success if the reward is dense and there is one; and the threshold, which may be the
+        environment's own
     """
     best_reward = goal_rewards(compute_reward, space, pairs.goals, pairs.goals).max()
     if np.isnan(best_reward) or has_two_values(goal_rewards(compute_reward, space, *pairs[1:]), best_reward):
@@ -71,16 +72,16 @@ def success_method(
     env: gym.Env, compute_reward: ComputeReward, space: spaces.Space | None, pairs: Pairs
 ) -> ComputeReward | None:
     """
-    Ask the environment beside its reward. In this order: the reward of its sparse version (``reward_type``, as the Fetch,
-    maze and panda-gym environments have), ``_is_success(achieved_goal, desired_goal)`` or ``is_success`` of the environment
-    or of its ``task``, and ``compute_terminated``. The first that has two values, says yes of each goal for itself and no of
-    others is taken.
+    Find a method of the environment that defines success. These are tried in this order: the reward of its sparse version
+    (``reward_type``, in Fetch, maze and panda-gym environments), ``_is_success(achieved_goal, desired_goal)`` or
+    ``is_success`` of the environment or of its ``task``, and ``compute_terminated``. The first method that has two values,
+    accepts each goal for itself and rejects some other points is used.
 
     :param env: an environment of this process
     :param compute_reward: its reward, which is dense
     :param space: goal space
-    :param pairs: goals to try with
-    :return: a sparse reward, whose higher value is success; ``None`` if there is none
+    :param pairs: goals to test with
+    :return: a sparse reward whose higher value means success; ``None`` if there is none
     """
     for candidate in _candidates(env, compute_reward, space, pairs):
         try:
@@ -97,8 +98,8 @@ def success_method(
 def _candidates(
     env: gym.Env, compute_reward: ComputeReward, space: spaces.Space | None, pairs: Pairs
 ) -> Iterator[ComputeReward]:
-    """:return: what may say what success is; each may raise, or talk of something else"""
-    # panda-gym leaves goals to an object of its own
+    """:return: functions that may define success; each may raise an error, or have another meaning"""
+    # In panda-gym a separate object handles the goals
     owners = [owner for owner in (env.unwrapped, getattr(env.unwrapped, "task", None)) if owner is not None]
     for owner in owners:
         if getattr(owner, "reward_type", None) == "dense":
@@ -113,7 +114,7 @@ def _candidates(
 
 
 def _sparse_version(owner: Any, compute_reward: ComputeReward) -> ComputeReward:
-    """:return: the reward that the environment would give if it had been made with ``reward_type="sparse"``"""
+    """:return: the reward that the environment would return if it had been created with ``reward_type="sparse"``"""
 
     def sparse_reward(achieved: np.ndarray, desired: np.ndarray, infos: Any) -> np.ndarray:
         given, owner.reward_type = owner.reward_type, "sparse"
@@ -127,11 +128,11 @@ def _sparse_version(owner: Any, compute_reward: ComputeReward) -> ComputeReward:
 
 class _Method:
     """
-    A method that says of one pair of goals whether it is a success, or of many at once where it can.
+    Calls a method that tests one pair of goals for success, or many pairs at once if it supports arrays.
 
-    :param method: takes what is achieved and what is desired
+    :param method: function of an achieved and a desired goal
     :param space: goal space
-    :param pairs: goals to try with
+    :param pairs: goals to test with
     """
 
     def __init__(self, method: Callable[[Any, Any], Any], space: spaces.Space | None, pairs: Pairs):
@@ -146,7 +147,7 @@ class _Method:
             self._takes_arrays = False
 
     def __call__(self, achieved: np.ndarray, desired: np.ndarray, infos: Any) -> np.ndarray:
-        """:return: 1 for success, 0 for none, shape (n,)"""
+        """:return: 1 for success, 0 otherwise, shape (n,)"""
         if self._takes_arrays:
             return np.asarray(self._method(achieved, desired)).astype(np.float64)
         return np.array([float(bool(self._method(*pair))) for pair in zip(achieved, desired, strict=True)])
@@ -154,15 +155,15 @@ class _Method:
 
 def success_by_experience(twin: Twin, compute_reward: ComputeReward, space: spaces.Space | None) -> ComputeReward | None:
     """
-    Learn from ``info["is_success"]`` (or ``info["success"]``) in 1,000 steps of a copy of the environment from which reward on
-    a goal is reached. Actions are random, and kept as long as the reward grows. This is done once per training environment,
-    and said in a warning.
+    Find the lowest reward that means success, from ``info["is_success"]`` (or ``info["success"]``) of 1,000 steps in a copy of
+    the environment. Actions are random; an action is repeated as long as the reward increases. This is done once per training
+    environment, with a warning.
 
     :param twin: the environment, which is not stepped itself
     :param compute_reward: its reward, which is dense
     :param space: goal space
-    :return: a reward of 1 for success and 0 for none; ``None`` if there is no such key, if there were not enough successes and
-        failures, or if the reward does not tell them apart
+    :return: a reward of 1 for success and 0 otherwise; ``None`` if neither key exists, if there were not enough successes and
+        failures, or if the reward does not separate them
     """
     least = _found.get(twin.vec_env)
     if least is None:
@@ -171,9 +172,9 @@ def success_by_experience(twin: Twin, compute_reward: ComputeReward, space: spac
             return None
         _found[twin.vec_env] = least
         warnings.warn(
-            "The environment's reward is dense, and no method of it says what success is: by `info['is_success']` of "
+            "The environment's reward is dense, and none of its methods defines success: according to `info['is_success']` of "
             f"{_N_STEPS:,} random steps in a copy of it, success is a `compute_reward` of at least {least:.4g}. If that is "
-            "wrong, give it a method `_is_success(achieved_goal, desired_goal)`.",
+            "wrong, add a method `_is_success(achieved_goal, desired_goal)` to the environment.",
             UserWarning,
             stacklevel=2,
         )
@@ -182,7 +183,7 @@ def success_by_experience(twin: Twin, compute_reward: ComputeReward, space: spac
 
 
 def _least_reward_of_success(twin: Twin, compute_reward: ComputeReward, space: spaces.Space | None) -> float | None:
-    # Environments that draw from the generators of all
+    # Some environments use the global random number generators
     states = np.random.get_state(), random.getstate()
     try:
         env = twin.copy()
@@ -192,7 +193,7 @@ def _least_reward_of_success(twin: Twin, compute_reward: ComputeReward, space: s
             env.close()
         rewards = goal_rewards(compute_reward, space, achieved, desired)
     except Exception:
-        # No copy can be made, or it does not live alone: what is not known is asked of the user
+        # No copy can be created, or it does not work on its own: the user has to define success
         return None
     finally:
         np.random.set_state(states[0])
@@ -203,7 +204,7 @@ def _least_reward_of_success(twin: Twin, compute_reward: ComputeReward, space: s
 
 
 def _play(env: gym.Env) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """:return: goals achieved and desired, shapes (n, goal_dim), and whether that was success, of steps that say it"""
+    """:return: achieved and desired goals, shapes (n, goal_dim), and success, of the steps whose info contains it"""
     achieved, desired, success = [], [], []
     env.action_space.seed(0)
     env.reset(seed=0)

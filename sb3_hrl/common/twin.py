@@ -1,4 +1,4 @@
-"""An environment of the learner's process that is like those of the training environment, and that stays like them."""
+"""An environment in the learner's process that mirrors those of the training environment."""
 
 import copy
 from collections.abc import Iterator
@@ -9,17 +9,18 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
-# Plain attributes by name, of an environment and its wrappers by their classes
+# Plain attributes by name, for an environment and each of its wrappers, by class
 Attributes = dict[str, dict[str, Any]]
 
-# Arrays with more entries are no settings
+# Arrays with more entries are not treated as settings
 _MAX_ENTRIES = 100
 
 
 class Twin:
     """
-    An environment whose goal methods can be called without a round trip: the first one of the ``VecEnv`` itself where
-    environments live in this process, else another one like it, which is never reset or stepped (a :meth:`copy` may be).
+    An environment whose goal methods can be called without a round trip to a worker. If the environments are in this process,
+    it is the first environment of the ``VecEnv`` itself. Otherwise it is another environment of the same kind, which is never
+    reset or stepped (a :meth:`copy` may be).
 
     :param env: the training environment
     """
@@ -33,31 +34,31 @@ class Twin:
 
     @property
     def can_ask(self) -> bool:
-        """Whether it is another one than the environment, which would answer now: none that collects is kept waiting."""
+        """Whether the environments are in other processes and can answer now, which they cannot while they collect."""
         return not self.is_itself and not getattr(self.vec_env, "is_collecting", False)
 
     def ask(self, method: str, *args: Any) -> Any:
         """
         :param method: name of a method
         :param args: its arguments
-        :return: what the first environment of the ``VecEnv`` itself returns
+        :return: result of the first environment of the ``VecEnv`` itself
         """
         return self.vec_env.env_method(method, *args, indices=0)[0]
 
     def follow(self, attributes: Attributes) -> None:
         """
-        Take over what a worker has sent of its environment.
+        Copy attributes that a worker has sent from its environment.
 
-        :param attributes: see :func:`plain_attributes`; of an environment that was made by the same function
+        :param attributes: see :func:`plain_attributes`; from an environment that was created by the same function
         """
         if not self.is_itself:
             for layer in _layers(self.env):
                 vars(layer).update(attributes.get(_class_name(layer), {}))
 
     def copy_attributes(self) -> None:
-        """Ask for the plain attributes that it has itself, one by one, as environments of SB3's processes tell no more."""
+        """Copy each plain attribute from the first environment; SB3's processes only send attributes requested by name."""
         for layer in _layers(self.env):
-            # What is None here may be a window or a lock there, which does not come through a pipe
+            # An attribute that is None here may be a window or a lock there, which cannot be sent through a pipe
             names = [name for name, value in _plain(layer).items() if value is not None]
             for name in names:
                 if self.vec_env.has_attr(name):
@@ -65,8 +66,8 @@ class Twin:
 
     def copy(self) -> gym.Env:
         """
-        :return: one more like it, which may be stepped; the caller's to close
-        :raises Exception: whatever keeps it from being made
+        :return: another copy, which may be stepped; the caller must close it
+        :raises Exception: if it cannot be created
         """
         if not self.is_itself:
             env = _make_twin(self.vec_env)
@@ -77,12 +78,12 @@ class Twin:
         attributes = copy.deepcopy(plain_attributes(self.env))
         for layer in _layers(env):
             values = attributes.get(_class_name(layer), {})
-            # Nor does it open a window
+            # The copy does not open a window either
             vars(layer).update({name: value for name, value in values.items() if name != "render_mode"})
         return env
 
     def close(self) -> None:
-        """Close it, unless it is the training environment's own."""
+        """Close the twin, unless it belongs to the training environment."""
         if not self.is_itself:
             self.env.close()
 
@@ -90,7 +91,7 @@ class Twin:
 def plain_attributes(env: gym.Env) -> Attributes:
     """
     :param env: an environment
-    :return: of each of its layers the attributes that are numbers, strings, small arrays, or lists, tuples and dicts of these
+    :return: the attributes of each layer that are numbers, strings, small arrays, or lists, tuples and dicts of these
     """
     return {
         _class_name(layer): {name: value for name, value in vars(layer).items() if _is_plain(value)} for layer in _layers(env)
@@ -102,7 +103,7 @@ def _class_name(layer: gym.Env) -> str:
 
 
 def _layers(env: gym.Env) -> Iterator[gym.Env]:
-    """:return: the wrappers of an environment from the outermost on, and the environment"""
+    """:return: the wrappers of an environment, starting with the outermost, and the environment itself"""
     while isinstance(env, gym.Wrapper):
         yield env
         env = env.env
@@ -110,14 +111,14 @@ def _layers(env: gym.Env) -> Iterator[gym.Env]:
 
 
 def _plain(layer: gym.Env) -> dict[str, Any]:
-    """:return: its plain attributes by name, with those of its classes, which may have become its own elsewhere"""
+    """:return: plain attributes by name, including those of its classes, which may be set on the instance elsewhere"""
     classes = [cls for cls in type(layer).__mro__ if not cls.__module__.startswith("gymnasium.")]
     attributes = {name: value for cls in reversed(classes) for name, value in vars(cls).items()} | vars(layer)
     return {name: value for name, value in attributes.items() if not name.startswith("__") and _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:
-    # No subclasses: what comes through a pipe must be known at its other end
+    # No subclasses: the receiver of a pipe may not know them
     if type(value) is dict:
         return len(value) <= _MAX_ENTRIES and all(map(_is_plain, (*value.keys(), *value.values())))
     if type(value) in (list, tuple):
@@ -129,25 +130,25 @@ def _is_plain(value: Any) -> bool:
 
 def _make_twin(env: VecEnv) -> gym.Env:
     """
-    :param env: the training environment, without wrappers of all environments
-    :return: another environment, for this process
+    :param env: the training environment, without its VecEnv wrappers
+    :return: another environment, in this process
     """
     try:
-        # Collectors know how their environments are made; SubprocVecEnv has forgotten
+        # Collectors can create their environments again; SubprocVecEnv cannot
         return env.make_env(0) if hasattr(env, "make_env") else _make_from_spec(env.get_attr("spec", 0)[0])
     except Exception as error:
         raise ValueError(
-            "The goal's reward function is needed in the learner's process, and no twin of the workers' environments can be "
-            f"made there ({type(error).__name__}: {error}). The function that makes an environment of a ParallelCollector "
-            "must work in this process, too. With SubprocVecEnv, register your environment with `gymnasium.register` and "
-            "create it by `gymnasium.make`, or use ParallelCollector. DummyVecEnv needs no twin."
+            "The goal's reward function is needed in the learner's process, but no twin of the workers' environments can be "
+            f"created there ({type(error).__name__}: {error}). The function that creates an environment of a "
+            "ParallelCollector must also work in this process. With SubprocVecEnv, register your environment with "
+            "`gymnasium.register` and create it with `gymnasium.make`, or use ParallelCollector. DummyVecEnv needs no twin."
         ) from error
 
 
 def _make_from_spec(spec: EnvSpec | None) -> gym.Env:
     """
-    :param spec: how ``gymnasium.make`` makes the environments
-    :return: another one, as far as its goal methods go
+    :param spec: spec of the environments for ``gymnasium.make``
+    :return: another environment with the same goal methods
     """
     if spec is None:
         raise ValueError("the environments have no `spec`")
@@ -161,25 +162,26 @@ def _make_from_spec(spec: EnvSpec | None) -> gym.Env:
 
 def _goal_wrappers(wrappers: tuple[WrapperSpec, ...]) -> tuple[WrapperSpec, ...]:
     """
-    :param wrappers: the wrappers of an environment, from the innermost on
-    :return: those that a twin needs for its goal methods: the topmost with such methods of its own, and what lies beneath it;
-        without those that cannot be made again from a spec (Monitor among them), as only observations pass through these
+    :param wrappers: the wrappers of an environment, starting with the innermost
+    :return: the wrappers that a twin needs for its goal methods: the outermost wrapper that defines such methods, and those
+        below it. Wrappers that cannot be created from a spec (such as Monitor) are left out, because they only change
+        observations
     """
     gives_goals = [_has_goals(wrapper) for wrapper in wrappers]
     n_needed = len(wrappers) - gives_goals[::-1].index(True) if any(gives_goals) else 0
     for wrapper, gives in zip(wrappers, gives_goals, strict=True):
         if gives and wrapper.kwargs is None:
             raise ValueError(
-                f"the wrapper {wrapper.name} that has the reward function does not say how it is made, let it inherit from "
+                f"the wrapper {wrapper.name} that has the reward function does not record its arguments, let it inherit from "
                 "`gymnasium.utils.RecordConstructorArgs`"
             )
     return tuple(wrapper for wrapper in wrappers[:n_needed] if wrapper.kwargs is not None)
 
 
 def _has_goals(wrapper: WrapperSpec) -> bool:
-    """:return: whether the wrapper has goal methods of its own"""
+    """:return: whether the wrapper defines goal methods itself"""
     try:
         return hasattr(load_env_creator(wrapper.entry_point), "compute_reward")
     except (ImportError, AttributeError):
-        # Its class lives in a function or in a worker's main module
+        # Its class is defined in a function or in a worker's main module
         return False

@@ -1,4 +1,4 @@
-"""How weights come from the learner to those who act: a flat vector with a version, published now and then, never torn."""
+"""How actors get the learner's weights: as a flat vector with a version number, never half-written."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,12 +7,12 @@ import numpy as np
 
 from sb3_hrl.common.shared_memory import SharedArrays, memory_fence
 
-# Places in the array of versions, on cache lines of their own
+# Indices in the array of versions, on separate cache lines
 _BEGUN, _DONE = 0, 8
 
 
 class WeightSource(Protocol):
-    """Where an actor gets its weights."""
+    """Source of an actor's weights."""
 
     @property
     def version(self) -> int:
@@ -27,8 +27,8 @@ class WeightSource(Protocol):
 
 class WeightPublisher:
     """
-    The learner's end: publishes weights in shared memory. Two slots take turns, so that a reader of the newest version is
-    disturbed only by a publisher that laps it; then it reads again.
+    The learner's end: publishes weights in shared memory. It alternates between two slots, so that writing a new version does
+    not disturb readers of the current one. A reader that is overtaken by two versions reads again.
 
     :param n_weights: length of the vector
     """
@@ -44,7 +44,7 @@ class WeightPublisher:
 
     def publish(self, write: Callable[[np.ndarray], None]) -> int:
         """
-        :param write: writes the weights into an array of shape (n_weights,)
+        :param write: function that writes the weights into an array of shape (n_weights,)
         :return: their version
         """
         version = self.version + 1
@@ -60,7 +60,7 @@ class WeightSubscriber:
     """
     A worker's end, see :class:`WeightSource`.
 
-    :param block: the publisher's block
+    :param block: the publisher's shared memory
     """
 
     def __init__(self, block: SharedArrays):
@@ -78,14 +78,14 @@ class WeightSubscriber:
             memory_fence()
             np.copyto(out, self._slots[version % 2])
             memory_fence()
-            # The slot is written again by the version after the next
+            # The slot is overwritten by the version after the next one
             if self._versions[_BEGUN] < version + 2:
                 return version
 
 
 class LocalWeights:
     """
-    The serial twin of both ends, for one process; also the end of an actor that gets its weights as messages.
+    Publisher and source in a single process; also used by actors that get their weights as messages.
 
     :param n_weights: length of the vector
     """
@@ -102,8 +102,8 @@ class LocalWeights:
 
     def put(self, version: int, vector: np.ndarray) -> None:
         """
-        :param version: version of weights that arrived
-        :param vector: these weights, shape (n_weights,)
+        :param version: version of the received weights
+        :param vector: the received weights, shape (n_weights,)
         """
         self.version, self.vector = version, vector
 

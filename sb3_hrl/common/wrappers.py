@@ -1,4 +1,4 @@
-"""Wrappers of environments."""
+"""Environment wrappers."""
 
 from typing import Any, SupportsFloat
 
@@ -24,13 +24,13 @@ __all__ = [
 
 def _beneath_monitor(env: gym.Env, wrapper: type[gym.Wrapper], **kwargs: Any) -> gym.Env:
     """
-    rl_zoo3 and ``make_vec_env`` apply wrappers on top of ``Monitor``. What it is to record has to reach it, and episodes have
-    to end for it, too: SB3's evaluation counts those that it has seen.
+    rl_zoo3 and ``make_vec_env`` apply wrappers on top of ``Monitor``. Wrappers that change infos or end episodes must be below
+    it, so that it records the changes: SB3's evaluation only counts the episodes that ``Monitor`` has seen.
 
     :param env: the environment
     :param wrapper: class of the wrapper
-    :param kwargs: its arguments
-    :return: the environment, wrapped beneath its ``Monitor`` if it has one
+    :param kwargs: keyword arguments of the wrapper
+    :return: the environment, wrapped below its ``Monitor`` if it has one
     """
     monitor = env
     while isinstance(monitor, gym.Wrapper) and not isinstance(monitor, Monitor):
@@ -43,8 +43,8 @@ def _beneath_monitor(env: gym.Env, wrapper: type[gym.Wrapper], **kwargs: Any) ->
 
 class SuccessInfoWrapper(gym.Wrapper):
     """
-    Give ``info["is_success"]``, which SB3 and rl_zoo3 log, to environments that say ``info["success"]``, as the mazes of
-    gymnasium-robotics do. Where an info has neither key, nothing is added to it.
+    Add ``info["is_success"]``, which SB3 and rl_zoo3 log, to environments that report ``info["success"]``, such as the mazes
+    of gymnasium-robotics. An info with neither key is not changed.
 
     :param env: the environment
     """
@@ -52,18 +52,18 @@ class SuccessInfoWrapper(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """
         :param action: action of the environment
-        :return: what the environment returned, with ``is_success`` in its info if that has ``success``
+        :return: what the environment returned, with ``is_success`` added to an info that has ``success``
         """
         obs, reward, terminated, truncated, info = self.env.step(action)
         if "success" in info:
-            # Where the environment says nothing, nothing is known: False would make a failure of each termination
+            # Without the key success is unknown: False would turn every termination into a failure
             info.setdefault("is_success", bool(info["success"]))
         return obs, reward, terminated, truncated, info
 
 
 def add_success_info(env: gym.Env) -> gym.Env:
     """
-    Wrap in :class:`SuccessInfoWrapper`, beneath a ``Monitor`` if there is one.
+    Wrap in :class:`SuccessInfoWrapper`, below a ``Monitor`` if there is one.
 
     :param env: the environment
     :return: the environment with ``info["is_success"]``
@@ -73,10 +73,10 @@ def add_success_info(env: gym.Env) -> gym.Env:
 
 def add_goals(env: gym.Env, **kwargs: Any) -> gym.Env:
     """
-    Wrap in :class:`GoalFromObservationWrapper`, beneath a ``Monitor`` if there is one.
+    Wrap in :class:`GoalFromObservationWrapper`, below a ``Monitor`` if there is one.
 
     :param env: the environment
-    :param kwargs: arguments of :class:`GoalFromObservationWrapper`
+    :param kwargs: keyword arguments of :class:`GoalFromObservationWrapper`
     :return: the goal-conditioned environment
     """
     return _beneath_monitor(env, GoalFromObservationWrapper, **kwargs)
@@ -84,17 +84,17 @@ def add_goals(env: gym.Env, **kwargs: Any) -> gym.Env:
 
 class ActionLimitWrapper(gym.Wrapper):
     """
-    Leave an agent a share of each action's range, where the rest does harm: MuJoCo's ant throws itself on its back with
-    torques of full size, and cannot get up again.
+    Limit actions to a share of their range, if larger actions do harm: with maximum torques, MuJoCo's ant falls on its back
+    and cannot get up again.
 
     :param env: environment with a Box action space
-    :param share: of the range around its middle, in (0, 1]
+    :param share: share of the range, around its middle, in (0, 1]
     """
 
     def __init__(self, env: gym.Env, share: float = 0.5):
         super().__init__(env)
         if not isinstance(env.action_space, spaces.Box):
-            raise ValueError(f"ActionLimitWrapper limits Box actions, not {env.action_space}: leave it out.")
+            raise ValueError(f"ActionLimitWrapper needs a Box action space, not {env.action_space}: remove the wrapper.")
         if not 0.0 < share <= 1.0:
             raise ValueError(f"`share` of the actions' range must be in (0, 1], not {share}.")
         low, high = env.action_space.low, env.action_space.high
@@ -104,14 +104,14 @@ class ActionLimitWrapper(gym.Wrapper):
 
 class ReducedWorkspaceWrapper(gym.Wrapper):
     """
-    Keep desired goals (and, if asked, the goals achieved at the start) within a box, as a first step of a curriculum: episodes
-    are drawn until they fit.
+    Keep desired goals (and optionally the goals achieved at the start) within a box, as the first step of a curriculum. It
+    resets the environment until they are in the box.
 
     :param env: goal-conditioned environment
     :param low: lower bounds of the box, a number or one per dimension of the goal, in its units
     :param high: upper bounds of the box
-    :param limit_start: whether episodes are to start in the box as well
-    :param max_tries: resets before giving up
+    :param limit_start: whether episodes must also start in the box
+    :param max_tries: maximum number of resets per episode
     """
 
     def __init__(
@@ -133,8 +133,8 @@ class ReducedWorkspaceWrapper(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """
-        :param seed: of the environment, for the first try
-        :param options: of the environment
+        :param seed: seed of the environment, for the first try
+        :param options: options of the environment
         :return: the first observation of an episode in the box, and its info
         """
         for _ in range(self._max_tries):
@@ -144,28 +144,29 @@ class ReducedWorkspaceWrapper(gym.Wrapper):
             seed = None
         raise ValueError(
             f"None of {self._max_tries} episodes had its goal between {self._low} and {self._high}: widen the box, or check "
-            "that it is given in the units of the desired goal."
+            "that its bounds are in the units of the desired goal."
         )
 
 
 class FallTerminationWrapper(gym.Wrapper):
     """
-    Terminate an episode when the robot has lain on its back for some steps: MuJoCo's ant cannot get up, and AntMaze would go
-    on for hundreds of steps that teach nothing. An end that is no success (``is_success`` in the info, see
-    :func:`add_success_info`) is the worst that can happen to both levels. Nothing is won by it in evaluation.
+    Terminate an episode after the robot has been on its back for some steps. MuJoCo's ant cannot get up, and AntMaze would
+    continue for hundreds of useless steps. Terminating without success (``is_success`` in the info, see
+    :func:`add_success_info`) is the worst outcome for both levels. The wrapper does not improve the success rate of
+    evaluations.
 
-    To wrap an environment that has a ``Monitor`` already, as in the zoo or with ``make_vec_env``, use :func:`terminate_falls`.
+    To wrap an environment that already has a ``Monitor``, as in the zoo or with ``make_vec_env``, use :func:`terminate_falls`.
 
-    :param env: goal-conditioned environment whose observation has the torso's orientation, a quaternion (w, x, y, z)
-    :param orientation: where the quaternion begins in the observation; AntMaze's comes after the height
-    :param patience: steps on its back before the episode ends
+    :param env: goal-conditioned environment whose observation contains the torso's orientation, a quaternion (w, x, y, z)
+    :param orientation: index of the quaternion's first entry in the observation; in AntMaze it follows the height
+    :param patience: number of steps on its back after which the episode ends
     """
 
     def __init__(self, env: gym.Env, orientation: int = 1, patience: int = 5):
         super().__init__(env)
         if is_wrapped(env, Monitor):
             raise ValueError(
-                "FallTerminationWrapper belongs beneath Monitor, which would not see episodes end: use "
+                "FallTerminationWrapper must be below Monitor, which would otherwise not see the episodes end: use "
                 "`sb3_hrl.common.wrappers.terminate_falls` with the same arguments, also as `wrapper_class` or `env_wrapper`."
             )
         if patience < 1:
@@ -174,8 +175,8 @@ class FallTerminationWrapper(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """
-        :param seed: of the environment
-        :param options: of the environment
+        :param seed: seed of the environment
+        :param options: options of the environment
         :return: the first observation of an episode, and its info
         """
         self._n_down = 0
@@ -184,11 +185,11 @@ class FallTerminationWrapper(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """
         :param action: action of the environment
-        :return: what the environment returned, terminated if the robot is down for good
+        :return: what the environment returned, terminated if the robot has been on its back for ``patience`` steps
         """
         obs, reward, terminated, truncated, info = self.env.step(action)
         _, x, y, _ = obs["observation"][self._quaternion]
-        # The z axis of the torso, seen along that of the world
+        # The z component of the torso's own z axis
         is_down = 1.0 - 2.0 * (x * x + y * y) < 0.0
         self._n_down = self._n_down + 1 if is_down else 0
         return obs, reward, terminated or self._n_down >= self._patience, truncated, info
@@ -196,10 +197,10 @@ class FallTerminationWrapper(gym.Wrapper):
 
 def terminate_falls(env: gym.Env, **kwargs: Any) -> gym.Env:
     """
-    Wrap in :class:`FallTerminationWrapper`, beneath a ``Monitor`` if there is one.
+    Wrap in :class:`FallTerminationWrapper`, below a ``Monitor`` if there is one.
 
     :param env: the environment
-    :param kwargs: arguments of :class:`FallTerminationWrapper`
-    :return: the environment whose episodes end when the robot is down for good
+    :param kwargs: keyword arguments of :class:`FallTerminationWrapper`
+    :return: the environment, whose episodes end when the robot lies on its back
     """
     return _beneath_monitor(env, FallTerminationWrapper, **kwargs)

@@ -1,4 +1,4 @@
-"""What is wrong with an environment or with a run, as docs/troubleshooting.md lists it: symptom, metric, cure."""
+"""Finds what is wrong with an environment or a run: symptom, metric and cure, as listed in docs/troubleshooting.md."""
 
 from sb3_hrl.doctor.environment import diagnose_env
 from sb3_hrl.doctor.findings import Finding

@@ -1,4 +1,4 @@
-"""Checks of an environment, by playing at random."""
+"""Checks of an environment, from episodes with random actions."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ def goal_spaces(env: gym.Env) -> Finding | None:
         check_observation_space(env.observation_space)
     except ValueError as refusal:
         cure = (
-            "Give `observation`, `achieved_goal` and `desired_goal`, the goals in one and the same space; "
+            "Return `observation`, `achieved_goal` and `desired_goal`, with both goals in the same space; "
             "`gymnasium.wrappers.TransformObservation` changes observations, `FilterObservation` drops keys."
         )
         return error("goal_spaces", str(refusal), f"observation_space = {env.observation_space}", cure)
@@ -35,16 +35,16 @@ def goal_spaces(env: gym.Env) -> Finding | None:
 
 
 def action_space(env: gym.Env) -> Finding | None:
-    """Actions are not bounded numbers."""
+    """Actions are not vectors of bounded numbers."""
     space = env.action_space
     if not isinstance(space, spaces.Box):
         symptom, cure = "Actions are not vectors of numbers.", "Wrap the environment to take Box actions: hddpg has no others."
     elif not np.isfinite([space.low, space.high]).all():
-        symptom = "The action space has no finite bounds, and actions are scaled by these."
-        cure = "Give finite bounds: `gymnasium.wrappers.RescaleAction`, or a Box from -1 to 1 in the environment."
+        symptom = "The action space has no finite bounds, which are needed to scale actions."
+        cure = "Set finite bounds: `gymnasium.wrappers.RescaleAction`, or a Box from -1 to 1 in the environment."
     elif not (space.low < space.high).all():
-        symptom = "Some actions have no room between their bounds."
-        cure = "Leave out the entries of the action that cannot move, or mend `low` and `high` of its Box."
+        symptom = "Some entries of the action have equal lower and upper bounds."
+        cure = "Leave out the entries of the action that cannot move, or fix `low` and `high` of its Box."
     else:
         return None
     return error("action_space", symptom, f"action_space = {space}", cure)
@@ -53,12 +53,12 @@ def action_space(env: gym.Env) -> Finding | None:
 def raises(doing: str, exception: Exception) -> Finding:
     """The environment raises an exception."""
     symptom = f"The environment raised {type(exception).__name__} {doing}: {exception}"
-    cure = "Mend the environment, or the arguments it is made with (`env_kwargs`, `env_wrapper`)."
+    cure = "Fix the environment, or the arguments it is created with (`env_kwargs`, `env_wrapper`)."
     return error("raises", symptom, type(exception).__name__, cure)
 
 
 def random_reward(survey: Survey) -> Finding | None:
-    """Asked twice, `compute_reward` gives two answers."""
+    """`compute_reward` returns different rewards for the same goals."""
     try:
         compute_reward = survey.env.get_wrapper_attr("compute_reward")
     except AttributeError:
@@ -68,22 +68,22 @@ def random_reward(survey: Survey) -> Finding | None:
     try:
         first, second = (np.asarray(compute_reward(*goals, infos)) for _ in range(2))
     except Exception:
-        # goal_reward says so
+        # The check goal_reward reports it
         return None
     if np.array_equal(first, second, equal_nan=True):
         return None
     different = f"{np.mean(first != second):.0%} of the rewards" if first.shape == second.shape else "their shapes"
-    cure = "Compute the reward from the two goals alone: hindsight asks for it again and again, long after the step."
-    symptom = "Asked twice about the same goals, `compute_reward` gives two answers."
+    cure = "Compute the reward from the two goals only: hindsight computes it again and again, long after the step."
+    symptom = "`compute_reward` returns different rewards when it is called twice with the same goals."
     return error("random_reward", symptom, f"{different} differ", cure)
 
 
 def goal_reward(survey: Survey) -> Finding | None:
-    """What reaching a goal means cannot be found out from `compute_reward`."""
+    """`compute_reward` does not show what counts as reaching a goal."""
     try:
         _goal_task(survey)
     except ValueError as refusal:
-        cure = "Return -1, or 0 where the goal is reached, for each row of two arrays of goals of shape (n, goal_dim)."
+        cure = "For two arrays of goals of shape (n, goal_dim), return one reward per row: 0 if the goal is reached, else -1."
         if "threshold`" in str(refusal):
             cure = "Set `threshold` in `subgoal_kwargs` to the distance of success, or use the sparse version of the task."
         if "No distance explains" in str(refusal):
@@ -92,7 +92,7 @@ def goal_reward(survey: Survey) -> Finding | None:
         return error("goal_reward", str(refusal), "compute_reward(goals, goals, [{}, ...])", cure)
     except Exception as exception:
         symptom = f"`compute_reward` fails on arrays of goals with empty infos: {type(exception).__name__}: {exception}"
-        cure = "Compute the reward from the two goals alone, over the last axis: in hindsight there is no `info`."
+        cure = "Compute the reward from the two goals only, over the last axis: in hindsight there is no `info`."
         return error("goal_reward", symptom, type(exception).__name__, cure)
     return None
 
@@ -103,35 +103,35 @@ def _goal_task(survey: Survey) -> GoalTask:
 
 
 class _Plain(gym.Wrapper):
-    """What SB3's ``check_env`` asks of goal-conditioned environments, which wrappers hide; it refuses Fetch's np.float32."""
+    """Makes `compute_reward` visible to SB3's ``check_env``, which wrappers hide, and converts Fetch's np.float32 rewards."""
 
     def compute_reward(self, *args: Any) -> Any:
-        """:return: the environment's reward of goals"""
+        """:return: the environment's reward for the goals"""
         return self.env.get_wrapper_attr("compute_reward")(*args)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """:return: what the environment returned, the reward as a float"""
+        """:return: what the environment returned, with the reward as a float"""
         obs, reward, terminated, truncated, info = self.env.step(action)
         return obs, float(reward), bool(terminated), bool(truncated), info
 
 
 def sb3_check(survey: Survey) -> Finding | None:
-    """SB3's own `check_env` refuses the environment for another reason."""
+    """SB3's own `check_env` rejects the environment for another reason."""
     try:
-        # It tells the user what a GoalEnv is
+        # check_env prints an explanation of GoalEnv
         with contextlib.redirect_stdout(io.StringIO()):
             check_env(_Plain(survey.env), warn=False)
     except Exception as exception:
-        symptom = f"Stable-Baselines3's `check_env` refuses the environment: {exception or type(exception).__name__}"
-        cure = "Do as it says; see https://stable-baselines3.readthedocs.io/en/master/guide/custom_env.html."
+        symptom = f"Stable-Baselines3's `check_env` rejects the environment: {exception or type(exception).__name__}"
+        cure = "Follow its message; see https://stable-baselines3.readthedocs.io/en/master/guide/custom_env.html."
         return error("sb3_check", symptom, type(exception).__name__, cure)
     return None
 
 
 SPACE_CHECKS: tuple[Callable[[gym.Env], Finding | None], ...] = (goal_spaces, action_space)
-# In stages: where there is an error, the next ones would only repeat it in other words
+# In stages: after an error, later checks would only repeat it in other words
 STAGES: tuple[tuple[Callable[[Survey], Finding | None], ...], ...] = (EPISODE_CHECKS, (random_reward,), (goal_reward,))
-# These know what reaching a goal means
+# These checks need to know what counts as reaching a goal
 GOAL_STAGES: tuple[tuple[Callable[[Survey], Finding | None], ...], ...] = (TOLERANCE_CHECKS, GOAL_CHECKS, (sb3_check,))
 NAMES = tuple(check.__name__ for stage in (SPACE_CHECKS, *STAGES, *GOAL_STAGES) for check in stage) + ("raises",)
 
@@ -146,17 +146,18 @@ def diagnose_env(
     seed: int = 0,
 ) -> list[Finding]:
     """
-    Play at random, and say what would keep a hierarchical agent from learning.
+    Play episodes with random actions, and find problems that would keep a hierarchical agent from learning.
 
-    :param env: goal-conditioned environment, with the wrappers that training has
-    :param n_episodes: episodes to play
-    :param n_resets: first observations to look at
-    :param max_steps: environment steps of an episode after which it is given up
-    :param subgoal_steps: as of :class:`~sb3_hrl.HierarchicalDDPG`, environment steps per segment, if that is given
-    :param subgoal_kwargs: as of the algorithm: ``radius`` and ``threshold``, in the units of the goal
-    :param seed: of the environment and of the actions
-    :return: what is wrong, the severe first; empty if nothing is
-    :raises ValueError: if a number is below 1, or an option is refused
+    :param env: goal-conditioned environment, with the wrappers used in training
+    :param n_episodes: number of episodes to play
+    :param n_resets: number of first observations to check
+    :param max_steps: maximum number of environment steps per episode
+    :param subgoal_steps: argument of :class:`~sb3_hrl.HierarchicalDDPG`: maximum number of environment steps per segment, if
+        given
+    :param subgoal_kwargs: argument of the algorithm: ``radius`` and ``threshold``, in the units of the goal
+    :param seed: seed of the environment and the actions
+    :return: the problems, most severe first; passed checks are not listed
+    :raises ValueError: if a number is below 1, or an option is invalid
     """
     subgoals = group_from_kwargs(SubgoalConfig, "subgoal_kwargs", subgoal_kwargs, steps=subgoal_steps)
     counts = dict(n_episodes=n_episodes, n_resets=n_resets, max_steps=max_steps)
@@ -169,7 +170,7 @@ def diagnose_env(
     try:
         survey = make_survey(env, n_episodes, n_resets, max_steps, seed)
     except Exception as exception:
-        return [raises("while it was played at random", exception)]
+        return [raises("while it was played with random actions", exception)]
     survey = survey._replace(subgoals=subgoals)
     for stage in (*STAGES, *GOAL_STAGES):
         if stage is GOAL_STAGES[0]:

@@ -1,4 +1,4 @@
-"""Checks of what episodes with random actions look like, before anything is known of their reward."""
+"""Checks of episodes with random actions, before anything is known about the reward."""
 
 from collections.abc import Callable
 
@@ -11,18 +11,18 @@ from sb3_hrl.doctor.survey import Survey, differ
 
 
 def non_finite(survey: Survey) -> Finding | None:
-    """Observations or rewards that are no numbers."""
+    """Observations or rewards are NaN or infinite."""
     found = {key for key in GOAL_KEYS for e in survey.episodes if not np.isfinite(e.observations[key]).all()}
     found |= {key for key in GOAL_KEYS if not np.isfinite(survey.starts[key]).all()}
     found |= {"reward" for episode in survey.episodes if not np.isfinite(episode.rewards).all()}
     if not found:
         return None
-    cure = "Mend the environment: a single NaN in a batch makes all weights NaN. `VecCheckNan` of SB3 finds the step."
-    return error("non_finite", "The environment gives values that are NaN or infinite.", ", ".join(sorted(found)), cure)
+    cure = "Fix the environment: a single NaN in a batch makes all weights NaN. SB3's `VecCheckNan` finds the step."
+    return error("non_finite", "The environment returns values that are NaN or infinite.", ", ".join(sorted(found)), cure)
 
 
 def outside_space(survey: Survey) -> Finding | None:
-    """Observations that do not belong to their space."""
+    """Observations do not belong to their space."""
     outside = []
     for key in GOAL_KEYS:
         space = survey.env.observation_space[key]  # type: ignore[index]
@@ -32,33 +32,33 @@ def outside_space(survey: Survey) -> Finding | None:
             outside.append(f"`{key}` in {n_outside} of {len(rows)} steps ({rows[0].dtype}, {rows[0].shape}; space {space})")
     if not outside:
         return None
-    cure = "Widen `low` and `high` of the space, or give it the shape and dtype that observations have."
-    symptom = "Observations lie outside of the space that the environment declares."
+    cure = "Widen `low` and `high` of the space, or give it the shape and dtype of the observations."
+    symptom = "Observations are outside the space that the environment declares."
     return error("outside_space", symptom, "; ".join(outside), cure)
 
 
 def reused_arrays(survey: Survey) -> Finding | None:
-    """Resetting overwrites the last observation of the episode before."""
+    """A reset overwrites the last observation of the previous episode."""
     n_overwritten = sum(episode.was_overwritten for episode in survey.episodes)
     if n_overwritten == 0:
         return None
     return error(
         "reused_arrays",
-        "The environment returns the same arrays again and again: resetting it overwrites the last observation of the episode "
-        "before, which SB3 has not stored yet.",
+        "The environment reuses its arrays: a reset overwrites the last observation of the previous episode, which SB3 has "
+        "not stored yet.",
         f"{n_overwritten} of {len(survey.episodes)} episodes",
         "Return copies (`self.position.copy()`).",
     )
 
 
 def continuing_task(survey: Survey) -> Finding | None:
-    """A maze of gymnasium-robotics that goes on after its goal was reached."""
+    """A maze of gymnasium-robotics continues after its goal was reached."""
     if not getattr(survey.env.unwrapped, "continuing_task", False):
         return None
     return error(
         "continuing_task",
-        "The maze goes on after its goal was reached, so that an episode that was a success seldom ends as one: the "
-        "success rate stays at 0, or is never logged.",
+        "The maze continues after its goal was reached, so a successful episode rarely ends as a success: the success rate "
+        "stays at 0, or is never logged.",
         "continuing_task = True",
         "Set `env_kwargs: {continuing_task: False}` in the hyperparameters, for training and for evaluation.",
     )
@@ -74,35 +74,35 @@ def moving_goal(survey: Survey) -> Finding | None:
     n_steps = sum(len(values) - 1 for values in goals)
     return error(
         "moving_goal",
-        "The desired goal changes within an episode, while hindsight and the high level take it for one goal.",
+        "The desired goal changes within an episode, but hindsight and the high level need one goal per episode.",
         f"{n_changes} changes in {n_steps} steps",
         "Draw a new goal in `reset` only, and end the episode at success.",
     )
 
 
 def no_time_limit(survey: Survey) -> Finding | None:
-    """Episodes that never end."""
+    """Episodes never end."""
     endless = [episode for episode in survey.episodes if not episode.is_over]
     if not endless or survey.time_limit is not None:
         return None
     return error(
         "no_time_limit",
-        "Episodes do not end, and there is no time limit: none is logged, and hindsight has no end to look back from.",
-        f"{len(endless)} of {len(survey.episodes)} episodes still ran after {len(endless[0].rewards):,} steps",
+        "Episodes do not end, and there is no time limit: no episode is logged, and hindsight needs complete episodes.",
+        f"{len(endless)} of {len(survey.episodes)} episodes were still running after {len(endless[0].rewards):,} steps",
         "Give `max_episode_steps` to `gymnasium.register`, or wrap in `gymnasium.wrappers.TimeLimit`.",
     )
 
 
 def success_key(survey: Survey) -> Finding | None:
-    """The info that success is logged from is missing."""
+    """The info key from which success is logged is missing."""
     infos = [episode.infos[-1] for episode in survey.episodes]
     if all("is_success" in info for info in infos):
         return None
     keys = ", ".join(sorted({key for info in infos for key in info})) or "nothing"
     if any("success" in info for info in infos):
-        cure = "Set `env_wrapper: sb3_hrl.common.wrappers.add_success_info`, which makes it `is_success`."
+        cure = "Set `env_wrapper: sb3_hrl.common.wrappers.add_success_info`, which adds `is_success`."
         symptom = (
-            "No success is logged: the environment says `info['success']`, SB3 and the zoo look for `info['is_success']`."
+            "No success is logged: the environment reports `info['success']`, SB3 and the zoo look for `info['is_success']`."
         )
     else:
         cure = "Put `is_success` (a bool) into the info of every step."
@@ -117,14 +117,14 @@ def frozen_goal(survey: Survey) -> Finding | None:
         return None
     return error(
         "frozen_goal",
-        "The achieved goal stays what it was at the start of the episode, bit by bit, whatever is done.",
+        "The achieved goal is always exactly the same as at the start of the episode, whatever the actions are.",
         f"0 changes in {sum(len(values) - 1 for values in goals)} steps",
-        "Compute `achieved_goal` anew in every step, from what the agent is to move.",
+        "Compute `achieved_goal` in every step, from the state that the agent should control.",
     )
 
 
 def ignored_actions(survey: Survey) -> Finding | None:
-    """Whatever is done, the same is observed."""
+    """The actions do not change the observations."""
     if differ(survey.probes["low"], survey.probes["high"]):
         return None
     return error(
@@ -136,23 +136,22 @@ def ignored_actions(survey: Survey) -> Finding | None:
 
 
 def not_seeded(survey: Survey) -> Finding | None:
-    """The same seed and the same actions lead to different observations, in the first episode or in the next ones."""
+    """The same seed and actions lead to different observations, in the first episode or in later ones."""
     if differ(survey.probes["same"], survey.probes["again"], rounding=1e-6):
         return warning(
             "not_seeded",
-            "The same seed and the same actions lead to different observations: no run can be repeated, and no two can be "
-            "compared.",
+            "The same seed and the same actions lead to different observations: runs cannot be repeated or compared.",
             "reset(seed=...) twice",
             "Call `super().reset(seed=seed)` and draw from `self.np_random` only.",
         )
     if differ(*survey.resets, rounding=1e-6):
         return warning(
             "not_seeded",
-            "The seed holds for one episode only: a `reset` without a seed, as all but the first are in training, begins "
-            "differently each time. No run can be repeated, and no two can be compared.",
+            "The seed only applies to one episode: a `reset` without a seed, as in training for all episodes but the first, "
+            "starts differently each time. Runs cannot be repeated or compared.",
             "reset(seed=...), reset() twice",
-            "Make a new generator only if `reset` gets a seed, as `super().reset(seed=seed)` does: given None, "
-            "`seeding.np_random` and `default_rng` take one from the operating system.",
+            "Create a new generator only if `reset` gets a seed, as `super().reset(seed=seed)` does: with None, "
+            "`seeding.np_random` and `default_rng` take a seed from the operating system.",
         )
     return None
 
@@ -166,7 +165,7 @@ def same_goal(survey: Survey) -> Finding | None:
         "same_goal",
         "Every episode has the same desired goal.",
         f"1 goal in {len(goals)} resets",
-        "Draw the goal in `reset`, from `self.np_random`; if there is only one, this is as it should be.",
+        "Draw the goal in `reset`, from `self.np_random`. If the task has only one goal, ignore this warning.",
     )
 
 
@@ -178,7 +177,7 @@ def long_segments(survey: Survey) -> Finding | None:
         return None
     return warning(
         "long_segments",
-        "A segment is longer than an episode, so that the high level decides once per episode.",
+        "A segment is longer than an episode, so the high level decides only once per episode.",
         f"subgoal_steps = {survey.subgoals.steps}, episodes of {length} steps",
         f"Set `subgoal_steps: {max(length // 4, 1)}`, a quarter of the episode.",
     )

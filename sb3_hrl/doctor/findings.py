@@ -1,4 +1,4 @@
-"""What the checks hand back."""
+"""The result of a check."""
 
 import math
 from collections.abc import Iterable
@@ -8,43 +8,43 @@ SEVERITIES = ("error", "warning")
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong."""
+    """A problem that a check has found."""
 
-    severity: str  # "error": training fails or is blind; "warning": it is worse than it could be
+    severity: str  # "error": training fails or success is not measured; "warning": training is worse than it could be
     check: str  # name of the check, as in docs/troubleshooting.md
-    symptom: str  # a sentence
+    symptom: str  # one sentence
     metric: str  # what was measured
-    cure: str  # a sentence that names an option and a value
+    cure: str  # one sentence that names an option and a value
 
 
 def error(check: str, symptom: str, metric: str, cure: str) -> Finding:
     """
     :param check: name of the check
-    :param symptom: a sentence
+    :param symptom: one sentence
     :param metric: what was measured
-    :param cure: a sentence that names an option and a value
+    :param cure: one sentence that names an option and a value
     :return: a finding of severity "error"
     """
     return Finding("error", check, symptom, metric, cure)
 
 
 def warning(check: str, symptom: str, metric: str, cure: str) -> Finding:
-    """As :func:`error`, of severity "warning"."""
+    """As :func:`error`, with severity "warning"."""
     return Finding("warning", check, symptom, metric, cure)
 
 
 def has_error(findings: Iterable[Finding]) -> bool:
     """
-    :param findings: of some checks
-    :return: whether one of them is severe
+    :param findings: results of some checks
+    :return: whether any of them is an error
     """
     return any(finding.severity == "error" for finding in findings)
 
 
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     """
-    :param findings: of some checks
-    :return: errors first, else in the order they came in
+    :param findings: results of some checks
+    :return: errors first, otherwise in the same order
     """
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -52,6 +52,6 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
 def rounded(value: float) -> float:
     """
     :param value: a number to recommend
-    :return: the same with two digits
+    :return: the number, rounded to two significant digits
     """
     return value if value == 0.0 or not math.isfinite(value) else round(value, 1 - math.floor(math.log10(abs(value))))

@@ -1,4 +1,4 @@
-"""Checks of goals and rewards, once it is known what reaching a goal means."""
+"""Checks of goals and rewards. They need to know what counts as reaching a goal."""
 
 from collections.abc import Callable
 
@@ -9,20 +9,20 @@ from sb3_hrl.common.spaces import flatten
 from sb3_hrl.doctor.findings import Finding, error, rounded, warning
 from sb3_hrl.doctor.survey import Episode, Survey
 
-# Share of episodes that may begin at their goal
+# Share of episodes that start at their goal, above which the check gives a warning, and an error
 SOME_REACHED, MOST_REACHED = 0.25, 0.5
-# Largest range of an entry of the goal over the smallest
+# Maximum ratio between the largest and the smallest range of the goal's entries
 MAX_SCALE_RATIO = 100.0
 
 
 def _success(survey: Survey, episode: Episode) -> np.ndarray:
-    """:return: whether goals were reached after each step, by `compute_reward`, shape (T,)"""
+    """:return: whether the goal is reached after each step, according to `compute_reward`, shape (T,)"""
     achieved, desired = episode.goals("achieved_goal")[1:], episode.goals("desired_goal")[1:]
     return survey.task.success(achieved, desired)
 
 
 def reward_differs(survey: Survey) -> Finding | None:
-    """`step` returns another reward than `compute_reward`."""
+    """`step` and `compute_reward` return different rewards."""
     n_different, largest, n_steps = 0, 0.0, 0
     for episode in survey.episodes:
         achieved, desired = (episode.observations[key][1:] for key in ("achieved_goal", "desired_goal"))
@@ -33,65 +33,64 @@ def reward_differs(survey: Survey) -> Finding | None:
         largest, n_steps = max(largest, float(difference.max())), n_steps + len(difference)
     if n_different == 0:
         return None
-    # Now and then it is a penalty, which is ignored; mostly it is another reward
+    # In a few steps it is a penalty, which the agent ignores; in most steps it is a different reward
     return (error if n_different > 0.5 * n_steps else warning)(
         "reward_differs",
         "`step` returns another reward than `compute_reward` does for the goals after that step. The agent learns from "
-        "`compute_reward` alone: what else is in the reward is ignored.",
+        "`compute_reward` only and ignores everything else in the reward.",
         f"{n_different} of {n_steps} steps, by up to {rounded(largest)}",
-        "Let `step` return `compute_reward` of the new achieved goal, from the goals alone, and put the rest into `info`. Let "
-        "what is to be avoided end the episode without success.",
+        "Let `step` return `compute_reward` of the new achieved goal, which depends on the goals only, and put the rest into "
+        "`info`. To make the agent avoid something, end the episode there without success.",
     )
 
 
 def success_differs(survey: Survey) -> Finding | None:
-    """`info['is_success']` is another success than that of `compute_reward`."""
+    """`info['is_success']` and `compute_reward` disagree about success."""
     claimed = np.array([bool(info.get("is_success", False)) for episode in survey.episodes for info in episode.infos])
     has_key = np.array(["is_success" in info for episode in survey.episodes for info in episode.infos])
     rewarded = np.concatenate([_success(survey, episode) for episode in survey.episodes])
     n_different = int((claimed != rewarded)[has_key].sum())
-    # A tolerance that is compared in another precision may differ at its very edge
+    # A comparison in another precision may give another result exactly at the tolerance
     if n_different <= 0.002 * len(claimed):
         return None
     return error(
         "success_differs",
-        "`info['is_success']` is another success than the one that `compute_reward` pays for: what is logged is not what is "
-        "learnt.",
+        "`info['is_success']` and `compute_reward` disagree about success: the logged success is not what the agent learns.",
         f"{n_different} of {len(claimed)} steps; tolerance of the reward: {rounded(survey.task.threshold)}",
         "Use one tolerance for both; with a dense reward set `threshold` in `subgoal_kwargs` to that of `is_success`.",
     )
 
 
 def zero_tolerance(survey: Survey) -> Finding | None:
-    """A goal of real numbers counts as reached only by itself."""
+    """A goal of real numbers only counts as reached if it is matched exactly."""
     goals = flatten(survey.starts["desired_goal"], len(survey.starts["desired_goal"]), np.float64)
     nearby = goals + 1e-6
     if not survey.task.is_sparse or not survey.has_real_goals or survey.task.success(nearby, goals).any():
         return None
     return error(
         "zero_tolerance",
-        "A goal counts as reached only if it is met to the last digit, which never happens.",
+        "A goal counts as reached only if it is matched to the last digit, which never happens.",
         "no success at a distance of 1e-6",
         "Give `compute_reward` a tolerance, such as `np.linalg.norm(achieved - desired, axis=-1) < 0.05`.",
     )
 
 
 def coarse_numbers(survey: Survey) -> Finding | None:
-    """Goals are too large for the tolerance in float32."""
+    """Goals are too large for float32 to resolve the tolerance."""
     largest = np.abs(survey.start_goals("desired_goal")).max()
     spacing = float(np.spacing(largest))
     if not survey.has_real_goals or spacing < 0.25 * survey.task.threshold:
         return None
     return error(
         "coarse_numbers",
-        "Goals are so large that float32, in which they are stored, cannot tell apart what the tolerance does.",
+        "Goals are so large that float32, the type they are stored in, cannot resolve the tolerance.",
         f"goals up to {largest:.3g}, next float32 {spacing:.2g} away, tolerance {survey.task.threshold:.2g}",
-        "Give goals relative to the middle of the workspace (`gymnasium.wrappers.TransformObservation`).",
+        "Give goals relative to the centre of the workspace (`gymnasium.wrappers.TransformObservation`).",
     )
 
 
 def reached_at_reset(survey: Survey) -> Finding | None:
-    """Episodes that begin at their goal."""
+    """Many episodes start at their goal."""
     achieved, desired = survey.start_goals("achieved_goal"), survey.start_goals("desired_goal")
     reached = survey.task.success(achieved, desired)
     if reached.mean() < SOME_REACHED:
@@ -99,17 +98,17 @@ def reached_at_reset(survey: Survey) -> Finding | None:
     distance = float(np.median(np.linalg.norm(achieved - desired, axis=1)))
     return (error if reached.mean() >= MOST_REACHED else warning)(
         "reached_at_reset",
-        "Many episodes begin at their goal: the agent is rewarded for doing nothing, and its success rate says little.",
+        "Many episodes start at their goal: the agent is rewarded for doing nothing, and its success rate means little.",
         f"{reached.sum()} of {len(reached)} resets; median distance {distance:.2g}, tolerance {survey.task.threshold:.2g}",
         f"Draw goals farther away than the tolerance, or make the tolerance smaller (such as {rounded(0.25 * distance)}).",
     )
 
 
 def out_of_reach(survey: Survey) -> Finding | None:
-    """Goals that lie farther away than an episode can go."""
+    """Goals are farther away than the agent can get within an episode."""
     moves = [episode.moves for episode in survey.episodes]
     spans = [np.linalg.norm(goals - goals[0], axis=1).max() for e in survey.episodes for goals in [e.goals("achieved_goal")]]
-    # What has to be pushed first says nothing about how far it can be pushed, nor do falls about the length of an episode
+    # If an object has to be pushed first, or if falls end the episodes, random actions do not show how far the agent can get
     if max(spans) <= survey.task.threshold or (survey.time_limit is None and any(e.terminated for e in survey.episodes)):
         return None
     length = survey.time_limit or max(len(move) for move in moves)
@@ -120,31 +119,31 @@ def out_of_reach(survey: Survey) -> Finding | None:
         return None
     return error(
         "out_of_reach",
-        "Goals lie farther away than an episode of the fastest steps seen could go.",
+        "Goals are farther away than an episode of the fastest observed steps can reach.",
         f"{too_far.sum()} of {len(too_far)} goals; median distance {np.median(distances):.2g}, reach {reach:.2g}",
         "Give `achieved_goal` and `desired_goal` the same origin and units, or raise the time limit (`max_episode_steps`).",
     )
 
 
 def goal_scales(survey: Survey) -> Finding | None:
-    """Entries of the goal have very different ranges."""
+    """The entries of the goal have very different ranges."""
     goals = [survey.start_goals("achieved_goal"), survey.start_goals("desired_goal")]
     goals += [episode.goals("achieved_goal") for episode in survey.episodes]
     ranges = np.ptp(np.concatenate(goals), axis=0)
-    # An entry that moves less than the tolerance has no say: the height of a table
+    # An entry that moves less than the tolerance does not count, such as the height of a table
     ranges = ranges[ranges > 2.0 * survey.task.threshold]
     if len(ranges) < 2 or ranges.max() <= MAX_SCALE_RATIO * ranges.min():
         return None
     return warning(
         "goal_scales",
-        "Entries of the goal have very different ranges, while one distance is to say whether a subgoal is reached.",
+        "The entries of the goal have very different ranges, but one distance decides whether a subgoal is reached.",
         f"ranges from {rounded(float(ranges.min()))} to {rounded(float(ranges.max()))}",
-        "Scale the entries of both goals alike in a wrapper, so that the tolerance means the same in each.",
+        "Scale the entries of both goals in the same way in a wrapper, so that the tolerance means the same in each.",
     )
 
 
 def coarse_steps(survey: Survey) -> Finding | None:
-    """A single step goes farther than the tolerance is wide."""
+    """A single step is longer than the width of the tolerance."""
     moves = np.concatenate([episode.moves for episode in survey.episodes])
     moves = moves[moves > 0.0]
     if not survey.has_real_goals or len(moves) == 0 or np.median(moves) <= 2.0 * survey.task.threshold:
@@ -152,60 +151,60 @@ def coarse_steps(survey: Survey) -> Finding | None:
     move = float(np.median(moves))
     return warning(
         "coarse_steps",
-        "A single step with random actions goes farther than the tolerance is wide: the agent jumps over its goals.",
+        "A single step with random actions is longer than the width of the tolerance: the agent jumps over its goals.",
         f"median step {rounded(move)}, tolerance {survey.task.threshold:.2g}",
         f"Make actions smaller, or the tolerance at least {rounded(0.5 * move)}.",
     )
 
 
 def small_radius(survey: Survey) -> Finding | None:
-    """Subgoals are issued within their own tolerance."""
+    """The radius of subgoals is not larger than their tolerance."""
     radius, threshold = survey.subgoals.radius, survey.task.threshold
     if radius is None or np.min(radius) > threshold:
         return None
     return error(
         "small_radius",
-        "Subgoals are issued within the distance at which they count as reached: all of them are reached at once.",
+        "Subgoals are issued within the distance at which they count as reached: all of them are reached immediately.",
         f"radius = {radius}, tolerance {threshold:.2g}",
-        f"Set `subgoal_kwargs: {{radius: {rounded(4.0 * threshold)}}}` (four times the tolerance), or leave it out, so that "
-        "it is found.",
+        f"Set `subgoal_kwargs: {{radius: {rounded(4.0 * threshold)}}}` (four times the tolerance), or leave it out to "
+        "estimate it from the data.",
     )
 
 
 def ends_without_success(survey: Survey) -> Finding | None:
-    """Episodes terminate, and not at their goal."""
+    """Most episodes terminate without reaching their goal."""
     ended = [e for e in survey.episodes if e.terminated and not _success(survey, e)[-1]]
     if len(ended) < 0.5 * len(survey.episodes):
         return None
     lengths = {len(episode.rewards) for episode in ended}
-    cure = "Leave it a share of its actions (`ActionLimitWrapper`), or let episodes go on."
+    cure = "Limit the actions (`ActionLimitWrapper`), or do not terminate the episodes."
     if len(lengths) == 1 and len(ended) > 1:
         cure = "If this is a time limit, return `truncated`, not `terminated`."
     return warning(
         "ends_without_success",
-        "Most episodes terminate without success, which for both levels is the worst that can happen.",
+        "Most episodes terminate without success, which is the worst possible outcome for both levels.",
         f"{len(ended)} of {len(survey.episodes)} episodes, after {min(lengths)} to {max(lengths)} steps",
         cure,
     )
 
 
 def end_differs(survey: Survey) -> Finding | None:
-    """Episodes end at success and `compute_terminated` does not say so, or the other way round."""
+    """`step` and `compute_terminated` disagree about whether an episode ends at success."""
     successes = [(_success(survey, episode), episode.terminated) for episode in survey.episodes]
     ends = [terminated for success, terminated in successes if success[-1]]
     goes_on = any(success[:-1].any() for success, _ in successes)
     declared = survey.task.ends_at_success
     if declared and goes_on:
-        symptom, found = "`compute_terminated` says that an episode ends at its goal, but episodes go on there.", "goes on"
+        symptom, found = "`compute_terminated` says that an episode ends at its goal, but episodes continue.", "continues"
     elif not declared and ends and all(ends) and not goes_on:
         symptom, found = "Episodes end at their goal, but there is no `compute_terminated` that says so.", "ends"
     else:
         return None
     return warning(
         "end_differs",
-        f"{symptom} Hindsight for the high level depends on it.",
+        f"{symptom} The high level's hindsight depends on it.",
         f"an episode that reached its goal {found}",
-        "Let `compute_terminated(achieved_goal, desired_goal, info)` return what `step` does.",
+        "Let `compute_terminated(achieved_goal, desired_goal, info)` return the same as `step`.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the checks of a log look at: curves, and the hyperparameters that the zoo saved."""
+"""The curves and hyperparameters of a run, which the checks of a log look at."""
 
 import inspect
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from sb3_hrl.hddpg.horizon import LEAST_HORIZON
 Curve = tuple[np.ndarray, np.ndarray]
 
 PARAMETERS = inspect.signature(HierarchicalDDPG.__init__).parameters
-# The part of a run, from its end backwards, that is judged
+# Share of the run that is judged, at its end
 LATE = 1.0 / 3.0
-# Updates before which nothing is said about how an agent does
+# Minimum number of updates before an agent is judged
 MIN_UPDATES = 1_000
 
 
 class RunSurvey:
     """
-    A run, as its log and its hyperparameters tell it.
+    A run, described by its log and its hyperparameters.
 
     :param log: environment steps and values by key, each of shape (n,)
     :param config: hyperparameters, as in hddpg.yml
-    :param n_timesteps: environment steps that were asked for; ``None``: those of ``config``
+    :param n_timesteps: requested number of environment steps; ``None``: ``n_timesteps`` of ``config``
     """
 
     def __init__(self, log: Mapping[str, Curve], config: Mapping[str, Any], n_timesteps: int | None = None):
@@ -37,7 +37,7 @@ class RunSurvey:
 
     @cached_property
     def n_steps(self) -> int:
-        """Environment steps that were done, as far as the log says."""
+        """Number of environment steps done, according to the log."""
         return int(max((steps[-1] for steps, _ in self.log.values() if len(steps) > 0), default=0))
 
     def option(self, name: str) -> Any:
@@ -45,19 +45,19 @@ class RunSurvey:
         :param name: argument of HierarchicalDDPG
         :return: its value in this run
         """
-        # None is a value: `planner: null` is no planner
+        # None is a value: `planner: null` means no planner
         return self.config[name] if name in self.config else PARAMETERS[name].default
 
     @cached_property
     def options(self) -> HierarchyConfig:
         """The groups of options (``subgoal_kwargs``, ``high_kwargs``, ...) with their defaults, checked."""
         arguments = {name: self.option(name) for name in ARGUMENTS}
-        # The zoo's files have it as a string, and nothing in it is asked for here
+        # The zoo's files store it as a string, and the checks do not need it
         return HierarchyConfig.from_arguments(**arguments | {"policy_kwargs": {}})
 
     @cached_property
     def segment_steps(self) -> float:
-        """Environment steps of a segment at most, or else what the log says of their lengths."""
+        """Maximum number of environment steps per segment if given, otherwise their mean length in the log."""
         given = self.options.subgoals.steps
         if given is not None:
             return float(given)
@@ -73,12 +73,12 @@ class RunSurvey:
 
     @property
     def n_envs(self) -> int:
-        """Environments side by side."""
+        """Number of environments that step together."""
         return int(self.config.get("n_envs", 1))
 
     @cached_property
     def updates_per_step(self) -> float:
-        """Low-level updates per environment step that the hyperparameters ask for."""
+        """Number of low-level updates per environment step, according to the hyperparameters."""
         train_freq, gradient_steps = self.option("train_freq"), self.option("gradient_steps")
         frequency, unit = (train_freq, "step") if isinstance(train_freq, int) else train_freq
         steps = frequency * self.n_envs
@@ -89,7 +89,7 @@ class RunSurvey:
 
     @cached_property
     def n_updates(self) -> int:
-        """Low-level updates so far; TensorBoard is not told how many."""
+        """Number of low-level updates so far; estimated if it was not logged, as in TensorBoard's files."""
         logged = self.log.get("train/n_updates")
         if logged is not None and len(logged[1]) > 0:
             return int(logged[1][-1])
@@ -97,26 +97,26 @@ class RunSurvey:
 
     @property
     def is_young(self) -> bool:
-        """Whether it is too early to judge how the agent does."""
+        """Whether it is too early to judge the agent."""
         return self.n_updates < MIN_UPDATES
 
     @property
     def has_own_subgoals(self) -> bool:
-        """Whether subgoals are the high level's, and it is not too early to judge them."""
+        """Whether the high level chooses the subgoals, and it is not too early to judge them."""
         return not self.is_young and self.options.subgoals.are_learnt
 
     def values(self, key: str) -> np.ndarray:
         """
-        :param key: of the log
-        :return: finite values, after learning has started, shape (n,)
+        :param key: key of the log
+        :return: finite values since learning has started, shape (n,)
         """
         steps, values = self.log.get(key, (np.zeros(0), np.zeros(0)))
         return values[(steps >= self.option("learning_starts")) & np.isfinite(values)]
 
     def late(self, key: str) -> float | None:
         """
-        :param key: of the log
-        :return: mean over the last third of the run, ``None`` if there is nothing
+        :param key: key of the log
+        :return: mean over the last third of the run, ``None`` if there are no values
         """
         steps, values = self.log.get(key, (np.zeros(0), np.zeros(0)))
         values = values[(steps >= (1.0 - LATE) * self.n_steps) & np.isfinite(values)]
@@ -124,13 +124,13 @@ class RunSurvey:
 
     @cached_property
     def success(self) -> float | None:
-        """Late success rate, without exploration noise if there were evaluations."""
+        """Success rate at the end of the run, without exploration noise if there were evaluations."""
         evaluated = self.late("eval/success_rate")
         return self.late("rollout/success_rate") if evaluated is None else evaluated
 
     def fails(self, below: float) -> bool:
         """
         :param below: a success rate
-        :return: whether the agent does worse than that, or nothing is known of it
+        :return: whether the agent's success rate is lower, or unknown
         """
         return self.success is None or self.success < below

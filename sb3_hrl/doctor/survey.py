@@ -1,4 +1,4 @@
-"""What random actions find out about an environment."""
+"""Data about an environment, from episodes with random actions."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from sb3_hrl.hddpg.config import SubgoalConfig
 
 Observation = dict[str, np.ndarray]
 
-# Steps from one seed, with the lowest, the highest and twice with the same actions
+# Steps per probe: from one seed, with the lowest actions, the highest actions, and twice with the same random actions
 PROBE_STEPS = 3
 
 
@@ -29,50 +29,50 @@ class Episode(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Whether it ended by itself, not because the survey did."""
+        """Whether the episode ended by itself, and was not cut off by the survey."""
         return self.terminated or self.truncated
 
     def goals(self, key: str) -> np.ndarray:
         """
         :param key: ``achieved_goal`` or ``desired_goal``
-        :return: what the learner sees of them, float32, shape (T + 1, goal_dim)
+        :return: the goals as the learner sees them, float32, shape (T + 1, goal_dim)
         """
         return _flat(self.observations[key])
 
     @property
     def moves(self) -> np.ndarray:
-        """How far the achieved goal went in each step, shape (T,)."""
+        """Distance that the achieved goal moved in each step, shape (T,)."""
         return np.asarray(np.linalg.norm(np.diff(self.goals("achieved_goal"), axis=0), axis=1))
 
 
 class Survey(NamedTuple):
-    """What the checks look at."""
+    """The data that the checks use."""
 
     env: gym.Env
     episodes: list[Episode]
     starts: Observation  # first observations of many episodes, n_resets rows each
-    probes: dict[str, list[Observation]]  # after one seed: "low" and "high" actions, and twice the "same" ones and "again"
-    resets: tuple[list[Observation], list[Observation]]  # a seeded reset and one without a seed, twice
+    probes: dict[str, list[Observation]]  # "low" and "high" actions, the "same" random ones twice ("again")
+    resets: tuple[list[Observation], list[Observation]]  # a reset with a seed and one without, both repeated
     time_limit: int | None  # environment steps
     subgoals: SubgoalConfig = SubgoalConfig()
-    found_task: GoalTask | None = None  # once its reward is known to make sense
+    found_task: GoalTask | None = None  # set once the reward is known to make sense
 
     @property
     def task(self) -> GoalTask:
-        """What reaching a goal means."""
+        """What counts as reaching a goal."""
         assert self.found_task is not None
         return self.found_task
 
     def start_goals(self, key: str) -> np.ndarray:
         """
         :param key: ``achieved_goal`` or ``desired_goal``
-        :return: those of the first observations, float32, shape (n_resets, goal_dim)
+        :return: the goals of the first observations, float32, shape (n_resets, goal_dim)
         """
         return _flat(self.starts[key])
 
     @property
     def has_real_goals(self) -> bool:
-        """Whether goals are real numbers, neither bits nor whole ones."""
+        """Whether goals are real numbers, as opposed to bits or integers."""
         space = self.env.observation_space["desired_goal"]  # type: ignore[index]
         goals = self.starts["desired_goal"]
         return isinstance(space, spaces.Box) and not np.array_equal(goals, np.round(goals))
@@ -81,7 +81,7 @@ class Survey(NamedTuple):
 def time_limit_of(env: gym.Env) -> int | None:
     """
     :param env: environment
-    :return: environment steps after which gymnasium truncates an episode, ``None`` if there is no such limit
+    :return: number of environment steps after which gymnasium truncates an episode, ``None`` if there is no limit
     """
     if env.spec is not None and env.spec.max_episode_steps is not None:
         return int(env.spec.max_episode_steps)
@@ -130,7 +130,7 @@ def _probe(env: gym.Env, seed: int, actions: list[np.ndarray]) -> list[Observati
 
 
 def _reset_twice(env: gym.Env, seed: int) -> list[Observation]:
-    """:return: first observations of the seeded episode, and of the next one, whose reset gets no seed as in training"""
+    """:return: first observations of two episodes: reset with a seed, then reset without a seed, as in training"""
     return [_copy(env.reset(seed=seed)[0]), _copy(env.reset()[0])]
 
 
@@ -142,14 +142,14 @@ def make_survey(
     seed: int,
 ) -> Survey:
     """
-    Play at random.
+    Play episodes with random actions.
 
     :param env: goal-conditioned environment with bounded Box actions
-    :param n_episodes: episodes to play
-    :param n_resets: first observations to look at
-    :param max_steps: environment steps of an episode after which it is given up
-    :param seed: of the environment and of the actions
-    :return: what was seen
+    :param n_episodes: number of episodes to play
+    :param n_resets: number of first observations to check
+    :param max_steps: maximum number of environment steps per episode
+    :param seed: seed of the environment and the actions
+    :return: the collected data
     """
     space = env.action_space
     assert isinstance(space, spaces.Box)
@@ -166,9 +166,9 @@ def make_survey(
 
 def differ(a: list[Observation], b: list[Observation], rounding: float = 0.0) -> bool:
     """
-    :param a: observations, one after the other
-    :param b: the same of another try
-    :param rounding: largest difference that does not count, relative and absolute
+    :param a: consecutive observations
+    :param b: the observations of another try
+    :param rounding: tolerance for differences, relative and absolute
     :return: whether they differ
     """
     return len(a) != len(b) or any(

@@ -1,4 +1,4 @@
-"""SB3's off-policy algorithm, whose experience may also come from environments that step by themselves."""
+"""SB3's off-policy algorithm, extended by environments that step in the background."""
 
 from abc import abstractmethod
 
@@ -14,18 +14,18 @@ from sb3_hrl.hddpg.async_rollouts import AsyncRollouts, Untaken
 
 
 class AsyncOffPolicyAlgorithm(OffPolicyAlgorithm):
-    """Keeps SB3's clock when workers collect: callbacks, logs and the progress are those of ``collect_rollouts``."""
+    """Calls callbacks, logs and updates the progress as ``collect_rollouts`` does, also when workers collect."""
 
     async_collection: bool = False
     _rollouts: AsyncRollouts | None = None  # while workers collect
-    _untaken: Untaken = Untaken()  # what workers have written, and that was not taken in before learn() ended
+    _untaken: Untaken = Untaken()  # steps that workers have written, but that learn() has not processed before it ended
 
     @abstractmethod
     def _start_collecting(self) -> AsyncRollouts:
-        """Send the policy to the workers, and let them go."""
+        """Send the policy to the workers, and start them."""
 
     def _stop_collecting(self) -> None:
-        """Let the workers stop where they are; twice is fine."""
+        """Stop the workers where they are; may be called twice."""
         rollouts, self._rollouts = self._rollouts, None
         if rollouts is not None:
             self._last_obs, self._untaken = rollouts.stop()  # type: ignore[assignment]
@@ -41,14 +41,14 @@ class AsyncOffPolicyAlgorithm(OffPolicyAlgorithm):
         log_interval: int | None = None,
     ) -> RolloutReturn:
         """
-        Collect experience, or take in what workers have collected (``async_collection``).
+        Collect experience, or process experience that workers have collected (``async_collection``).
 
         :param env: the training environment
-        :param callback: called at each step of all environments
-        :param train_freq: how much experience to collect
-        :param replay_buffer: where it goes
-        :param action_noise: noise on the low level's actions, in place of its ``noise_std``
-        :param learning_starts: number of steps before learning, with random actions and subgoals
+        :param callback: called after each step of all environments
+        :param train_freq: amount of experience to collect
+        :param replay_buffer: replay buffer to store it in
+        :param action_noise: noise on the low level's actions, replaces its ``noise_std``
+        :param learning_starts: number of steps before learning, with random actions (and, without a planner, random subgoals)
         :param log_interval: log data every ``log_interval`` episodes
         """
         if not self.async_collection:

@@ -1,4 +1,4 @@
-"""The learner's side of asynchronous collection: lets workers go on at the asked pace, and takes in what they have made."""
+"""The learner's side of asynchronous collection: controls the pace of the workers, and processes their steps."""
 
 import time
 from collections import deque
@@ -24,42 +24,43 @@ from sb3_hrl.parallel.collector import Collector
 from sb3_hrl.parallel.serial import SerialCollector
 from sb3_hrl.parallel.worker import CollectTask, Report
 
-# Seconds between looks for new steps when there are none
+# Seconds to sleep while there are no new steps
 _NAP = 0.001
-# Workers may be so many blocks ahead of the learner: one that is being used, and one that is being made
+# Maximum lead of the workers over the learner, in blocks: one that is in use, and one that is being collected
 _LEAD_BLOCKS = 2
 
 
 def collector_of(env: VecEnv) -> Collector:
     """
     :param env: the training environment
-    :return: the collector in it
-    :raises ValueError: unless there is one, and nothing between it and the agent that changes observations
+    :return: its collector
+    :raises ValueError: if there is none, or if a wrapper around it changes observations
     """
     inner = env
     while isinstance(inner, VecEnvWrapper):
         if not (isinstance(inner, VecNormalize) and not inner.norm_obs):
             raise ValueError(
-                f"`async_collection=True` goes past {type(inner).__name__}, as workers step their environments themselves: "
-                "use a wrapper of the single environments (`wrapper_class` of make_vec_env, `env_wrapper` in the zoo)."
+                f"`async_collection=True` bypasses {type(inner).__name__}, because workers step their environments "
+                "themselves: wrap the single environments instead (`wrapper_class` of make_vec_env, `env_wrapper` in the "
+                "zoo)."
             )
         inner = inner.venv
     if not hasattr(inner, "start_collecting"):
         raise ValueError(
-            f"`async_collection=True` needs environments that step by themselves, not {type(inner).__name__}: make them by "
-            "`make_vec_env(env_id, n_envs, vec_env_cls=ParallelCollector)`, in the zoo by `--vec-env subproc`; or pass "
-            "`async_collection=False`."
+            f"`async_collection=True` needs environments that step in the background, not {type(inner).__name__}: create "
+            "them with `make_vec_env(env_id, n_envs, vec_env_cls=ParallelCollector)`, in the zoo with `--vec-env subproc`; "
+            "or pass `async_collection=False`."
         )
     return cast(Collector, inner)
 
 
 def n_steps_to_take(n_timesteps: int, n_untaken: int, train_freq: TrainFreq, n_envs: int) -> int:
     """
-    :param n_timesteps: environment steps that are left of the run, over all environments
-    :param n_untaken: steps that were written in the run before, and not taken in
-    :param train_freq: how much a rollout collects
+    :param n_timesteps: remaining environment steps of the run, over all environments
+    :param n_untaken: steps that were written in the previous run, but not processed
+    :param train_freq: length of a rollout
     :param n_envs: number of environments
-    :return: how many steps workers have to make, in whole rollouts as when collecting synchronously
+    :return: number of steps that the workers have to take, in whole rollouts, as in synchronous collection
     """
     per_rollout = n_envs * (train_freq.frequency if train_freq.unit == TrainFrequencyUnit.STEP else 1)
     return -(-n_timesteps // per_rollout) * per_rollout - n_untaken
@@ -67,7 +68,7 @@ def n_steps_to_take(n_timesteps: int, n_untaken: int, train_freq: TrainFreq, n_e
 
 @dataclass(frozen=True)
 class Untaken:
-    """What workers have written, and the learner has not taken in."""
+    """Steps that workers have written, but the learner has not processed."""
 
     n_steps: int = 0  # environment steps, over all environments
     episodes: tuple[tuple[int, dict[str, Any]], ...] = ()  # environment and info of each episode that ended
@@ -77,11 +78,11 @@ def collect_task(
     snapshot: PolicySnapshot, buffer: SharedMemoryReplayBuffer, action_noise: ActionNoise | None, n_warm_up: int
 ) -> CollectTask:
     """
-    :param snapshot: what it takes to act like the learner's policy
-    :param buffer: where steps go
-    :param action_noise: noise on the low level's actions, in place of its ``noise_std``
-    :param n_warm_up: environment steps to be taken at random first, over all environments
-    :return: what workers do
+    :param snapshot: a copy of the learner's policy for acting
+    :param buffer: the replay buffer that stores the steps
+    :param action_noise: noise on the low level's actions, replaces its ``noise_std``
+    :param n_warm_up: number of random environment steps at the start, over all environments
+    :return: the task of the workers
     """
     noise = getattr(action_noise, "base_noise", action_noise)
     goal_dim = buffer.columns["subgoal"].stop - buffer.columns["subgoal"].start
@@ -99,15 +100,15 @@ def collect_task(
 
 class AsyncRollouts:
     """
-    Collection by workers during one call of ``learn``.
+    Collection by workers, for the duration of one call of ``learn``.
 
     :param collector: the environments
-    :param shards: of the replay buffer, where steps go
-    :param task: what workers do
+    :param shards: shards of the replay buffer, for the steps
+    :param task: task of the workers
     :param write_weights: writes the policy's weights into an array, see :meth:`~sb3_hrl.parallel.collector.Collector.publish`
-    :param n_steps: how many steps workers make in this run, over all environments
-    :param untaken: what is in the buffer and was not taken in before
-    :param n_updates: gradient steps that the first weights have had
+    :param n_steps: number of steps that the workers take in this run, over all environments
+    :param untaken: steps in the buffer that were not processed before
+    :param n_updates: number of gradient steps before the first weights
     :raises ValueError: if a block of steps does not fit into the buffer
     """
 
@@ -124,7 +125,7 @@ class AsyncRollouts:
         flush_size = collector.config.flush_size
         if flush_size > shards.capacity:
             raise ValueError(
-                f"`flush_size` ({flush_size}) must not exceed the steps that the buffer holds of each environment "
+                f"`flush_size` ({flush_size}) must not exceed the number of steps that the buffer stores per environment "
                 f"({shards.capacity}): raise `buffer_size`."
             )
         self._collector, self._shards, self._write_weights = collector, shards, write_weights
@@ -143,7 +144,7 @@ class AsyncRollouts:
         self._episodes: list[deque[dict[str, Any]]] = [deque() for _ in range(self._n_envs)]
         self._n_episodes: int = 0
         self._add_episodes(untaken.episodes)
-        self.attributes: Attributes | None = None  # of the first environment, as of the last report on it
+        self.attributes: Attributes | None = None  # of the first environment, from its last report
         self._no_infos: list[dict[str, Any]] = [{} for _ in range(self._n_envs)]
         self._no_dones: np.ndarray = np.zeros(self._n_envs, dtype=bool)
         collector.start_collecting(task, shards, write_weights)
@@ -151,16 +152,16 @@ class AsyncRollouts:
 
     @property
     def is_serial(self) -> bool:
-        """Whether workers take their turns in this process, in a fixed order."""
+        """Whether workers take turns in this process, in a fixed order."""
         return isinstance(self._collector, SerialCollector)
 
     @property
     def is_over(self) -> bool:
-        """Whether all steps of the run were taken in."""
+        """Whether all steps of the run have been processed."""
         return self._n_taken >= self._n_total
 
     def _grant(self) -> None:
-        """Let workers go on, up to their lead or to the end of the run; rather seldom and more at once."""
+        """Allow workers to continue, up to their maximum lead or the end of the run, in few but large grants."""
         limit = min(self._n_taken + _LEAD_BLOCKS * self._block, self._n_total)
         if limit - self._n_granted >= max(self._block // 2, 1) or limit == self._n_total != self._n_granted:
             self._n_granted = limit
@@ -168,9 +169,9 @@ class AsyncRollouts:
 
     def publish(self, n_updates: int) -> None:
         """
-        Publish weights often enough that workers find them no older than a quarter of the time between their looks.
+        Publish weights regularly: when workers check for new weights, these are at most a quarter of the check interval old.
 
-        :param n_updates: gradient steps that the weights have had
+        :param n_updates: number of gradient steps before these weights
         """
         self._n_updates = n_updates
         interval = self._collector.config.sync_interval * self._n_envs // 4
@@ -181,14 +182,14 @@ class AsyncRollouts:
 
     def take(self) -> tuple[list[dict[str, Any]], np.ndarray]:
         """
-        Take in one step of each environment; waits until workers have made them.
+        Process one step of each environment; waits until workers have taken it.
 
-        :return: infos and dones for one call of ``on_step``: of each environment at most one episode that has ended
+        :return: infos and dones for one call of ``on_step``, with at most one finished episode per environment
         """
         while self._n_available - self._n_taken < self._n_envs:
             self._grant()
             self._n_available = self._collector.n_written()
-            # Reports come before their steps are counted
+            # Reports arrive before their steps are counted
             self._read(self._collector.poll())
             if self._n_available - self._n_taken < self._n_envs:
                 time.sleep(_NAP)
@@ -220,9 +221,9 @@ class AsyncRollouts:
 
     def log(self, logger: Logger) -> None:
         """
-        Record how old the weights were that workers acted with, in gradient steps, since the last call.
+        Record the age of the workers' weights, in gradient steps, averaged over the steps since the last call.
 
-        :param logger: where to
+        :param logger: the logger
         """
         self.statistics.log(logger)
         n_steps = sum(steps for steps, _ in self._lags)
@@ -234,9 +235,10 @@ class AsyncRollouts:
 
     def stop(self) -> tuple[VecEnvObs | None, Untaken]:
         """
-        Let the workers stop where they are; the environments can be stepped synchronously then.
+        Stop the workers where they are; afterwards the environments can be stepped synchronously.
 
-        :return: current observations (``None`` if a failure has closed the environments), and what was not taken in
+        :return: current observations (``None`` if a failure has closed the environments), and the steps that were not
+            processed
         """
         try:
             observations, reports = self._collector.stop_collecting()

@@ -1,4 +1,4 @@
-"""Where the learner gets its batches from: made when they are needed, or ahead of that in another process."""
+"""Source of the learner's batches: they are made when needed, or in advance by another process."""
 
 import copy
 import operator
@@ -36,18 +36,18 @@ class BatchSource:
         return self._policy.high.td_targets(high_batch(self._policy, self._buffer, self._task))
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
 
 class PrefetchedBatchSource(BatchSource):
     """
-    The low level's batches are prepared ahead, in a process (once it has started, which takes seconds). It sees the policy's
-    statistics and target networks as they were some updates earlier, twice ``depth`` at most.
+    A process prepares the low level's batches in advance (after it has started, which takes seconds). It uses the policy's
+    statistics and target networks from up to ``2 * depth`` updates before.
 
     :param policy: the learner's policy
     :param buffer: the learner's buffer
     :param task: the environment's goals
-    :param depth: batches that are ready at most
+    :param depth: maximum number of batches that are prepared in advance
     """
 
     def __init__(self, policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, task: GoalTask, depth: int):
@@ -73,7 +73,7 @@ class PrefetchedBatchSource(BatchSource):
         return super().low()
 
     def close(self) -> None:
-        """End the process; twice is fine."""
+        """End the process; may be called twice."""
         if self._prefetch is not None:
             prefetch, self._prefetch = self._prefetch, None
             prefetch.close()
@@ -84,7 +84,7 @@ def make_batch_source(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuff
     :param policy: the learner's policy
     :param buffer: the learner's buffer
     :param task: the environment's goals
-    :param depth: batches that a process prepares ahead; 0: each is made when it is needed
+    :param depth: number of batches that a process prepares in advance; 0: batches are made when needed
     :return: batches for both levels
     """
     return PrefetchedBatchSource(policy, buffer, task, depth) if depth > 0 else BatchSource(policy, buffer, task)
@@ -93,12 +93,12 @@ def make_batch_source(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuff
 class LowBatchMaker:
     """
     Makes the low level's batches in another process, see :class:`~sb3_hrl.parallel.prefetch.BatchMaker`: sampling, hindsight,
-    normalised inputs, and the targets, which are a fifth of an update's matrix products. (The high level's batches ask the
-    environment for rewards, and stay with the learner.)
+    normalised inputs, and the targets, which take a fifth of the matrix products of an update. (The high level's batches need
+    rewards from the environment, so the learner makes them.)
 
     :param policy: the learner's policy
     :param buffer: the learner's buffer
-    :param seed: of what is drawn
+    :param seed: seed of the random numbers
     """
 
     def __init__(self, policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, seed: int):
@@ -130,16 +130,16 @@ class LowBatchMaker:
 
 
 def _lean_copy(policy: HierarchicalPolicy) -> HierarchicalPolicy:
-    """:return: a copy on the CPU to make the low level's batches with: without the high level and the optimizers"""
+    """:return: a copy on the CPU for making the low level's batches, without the high level and the optimizers"""
     left_out = [policy.high, *(operator.attrgetter(name)(policy.low) for name in policy.low.OPTIMIZERS)]
-    # What deepcopy believes to have copied already, as None, it does not copy
+    # deepcopy does not copy objects in its memo, which here replaces them by None
     return copy.deepcopy(policy, {id(part): None for part in left_out}).cpu()
 
 
 def batch_tensors(policy: HierarchicalPolicy) -> list[th.Tensor]:
     """
     :param policy: a policy
-    :return: what the low level's batches depend on and that changes
+    :return: the tensors that the low level's batches depend on, and that change
     """
     return [*policy.low.target_tensors, policy.input_shift, policy.input_scale, policy.subgoal_threshold, *policy.bounds]
 
@@ -147,7 +147,7 @@ def batch_tensors(policy: HierarchicalPolicy) -> list[th.Tensor]:
 def write_tensors(tensors: list[th.Tensor], vector: np.ndarray) -> None:
     """
     :param tensors: some tensors
-    :param vector: where they are written to, one after the other, float32, shape (n,)
+    :param vector: float32 array that they are written to, one after the other, shape (n,)
     """
     ends = np.cumsum([tensor.numel() for tensor in tensors]).tolist()
     for tensor, end in zip(tensors, ends, strict=True):
@@ -157,8 +157,8 @@ def write_tensors(tensors: list[th.Tensor], vector: np.ndarray) -> None:
 @th.no_grad()
 def read_tensors(tensors: list[th.Tensor], vector: np.ndarray) -> None:
     """
-    :param tensors: get what :func:`write_tensors` has written
-    :param vector: shape (n,)
+    :param tensors: the tensors to update
+    :param vector: values written by :func:`write_tensors`, shape (n,)
     """
     parts = th.from_numpy(vector).split([tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):

@@ -1,4 +1,4 @@
-"""What subgoals are like in evaluation, where there is no noise that would set an agent free from a bad one."""
+"""Subgoal metrics in evaluations, where no noise helps an agent out of bad subgoals."""
 
 from typing import Any
 
@@ -15,9 +15,10 @@ from sb3_hrl.hddpg.segments import Segments
 
 class HierarchicalEvalCallback(EvalCallback):
     """
-    SB3's ``EvalCallback``, which also logs what became of the subgoals: ``eval/subgoal_success_rate``,
-    ``eval/subgoal_reached_at_issue``, ``eval/subgoal_at_bounds``, ``eval/subgoal_distance`` (mean distance at issue over the
-    length of the radius) and ``eval/segment_length``. With agents that have no subgoals it is an ``EvalCallback``.
+    SB3's ``EvalCallback``, which also logs what happens to the subgoals: ``eval/subgoal_success_rate``,
+    ``eval/subgoal_reached_at_issue``, ``eval/subgoal_at_bounds``, ``eval/subgoal_distance`` (mean distance when issued,
+    relative to the length of the radius) and ``eval/segment_length``. For agents without subgoals it is a plain
+    ``EvalCallback``.
     """
 
     def _on_step(self) -> bool:
@@ -33,14 +34,14 @@ class HierarchicalEvalCallback(EvalCallback):
             self._record()
 
     def _count(self, policy: HierarchicalPolicy, state: SubgoalState, locals_: dict[str, Any]) -> None:
-        """Take in one step of one environment."""
+        """Add one step of one environment to the sums."""
         sums, acting = self._sums, policy.numpy_policy()
         i = locals_["i"]
         if locals_["done"]:
             after, goal = (locals_["info"]["terminal_observation"][key] for key in ("achieved_goal", "desired_goal"))
         else:
             after, goal = (locals_["new_observations"][key][i] for key in ("achieved_goal", "desired_goal"))
-        # A segment that begins at the goal, where an agent stays, says nothing about subgoals
+        # A segment that starts at the goal tells nothing about subgoals, because the agent stays there
         if state.steps[0] == 0 and not acting.is_reached(state.starts, flatten(goal, 1))[0]:
             distance = float(np.linalg.norm(state.subgoals - state.starts))
             sums["issued"] += 1

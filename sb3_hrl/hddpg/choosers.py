@@ -1,6 +1,6 @@
 """
-Which subgoal is issued. Each chooser is a rule that decides for some environments and leaves the others to those after it;
-:data:`CHOOSERS` is their order.
+Choice of subgoals. Each chooser is a rule that decides for some environments, and leaves the others to the rules after it;
+:data:`CHOOSERS` defines their order.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from sb3_hrl.hddpg.inference import NumpyPolicy
 
 
 class HighNoise(NamedTuple):
-    """Exploration of the high level, one row per environment, in units of its action."""
+    """Exploration noise of the high level, one row per environment, in units of its action."""
 
-    noise: np.ndarray  # (n, goal_dim), added to proposals of the actor
-    is_random: np.ndarray  # (n,) whether a random action is taken instead
-    actions: np.ndarray  # (n, goal_dim), these random actions, in [-1, 1]
-    places: np.ndarray  # (n,), which of the places that a planner knows is visited where an agent is lost, in [0, 1)
+    noise: np.ndarray  # (n, goal_dim), added to the actor's proposals
+    is_random: np.ndarray  # (n,), whether a random action replaces the proposal
+    actions: np.ndarray  # (n, goal_dim), the random actions, in [-1, 1]
+    places: np.ndarray  # (n,) in [0, 1), selects one of the planner's places for an agent that has lost its way
 
 
 class Situation(NamedTuple):
@@ -27,16 +27,17 @@ class Situation(NamedTuple):
 
     observation: np.ndarray  # (n, obs_dim)
     achieved_goal: np.ndarray  # (n, goal_dim)
-    goal: np.ndarray  # (n, goal_dim), desired
-    # (n, n_missed, 2, goal_dim), starts and subgoals of recent segments that missed, infinite for others; None: no matter
+    goal: np.ndarray  # (n, goal_dim), desired goal
+    # (n, n_missed, 2, goal_dim), starts and subgoals of recently missed segments, infinite for unused entries; None to ignore
+    # them
     missed: np.ndarray | None
-    noise: HighNoise | None = None  # without exploration there is none
-    goal_steps: np.ndarray | None = None  # (n,), environment steps to the goal by the low level's value
+    noise: HighNoise | None = None  # None without exploration
+    goal_steps: np.ndarray | None = None  # (n,), environment steps to the goal, predicted by the low level's value
 
     def of(self, rows: np.ndarray) -> "Situation":
         """
         :param rows: indices or booleans
-        :return: some of the environments
+        :return: the situation of these environments
         """
         noise = None if self.noise is None else HighNoise(*(array[rows] for array in self.noise))
         missed = None if self.missed is None else self.missed[rows]
@@ -48,14 +49,14 @@ class SubgoalDecision(NamedTuple):
     """Subgoals, one row per environment."""
 
     subgoals: np.ndarray  # (n, goal_dim)
-    choosers: np.ndarray  # (n,), which of CHOOSERS has chosen it
-    predicted_steps: np.ndarray  # (n,), environment steps to it by the low level's value, infinite: never, NaN: not known
-    max_steps: np.ndarray  # (n,), environment steps after which it is given up
+    choosers: np.ndarray  # (n,), index in CHOOSERS of the rule that has chosen the subgoal
+    predicted_steps: np.ndarray  # (n,), steps to it, predicted by the low level's value; infinite: never, NaN: unknown
+    max_steps: np.ndarray  # (n,), maximum number of environment steps of the segment
 
     def made_by(self, chooser: "Chooser") -> np.ndarray:
         """
         :param chooser: one of CHOOSERS
-        :return: whether it has chosen the subgoals, shape (n,)
+        :return: whether this rule has chosen the subgoals, shape (n,)
         """
         return np.asarray(self.choosers == CHOOSERS.index(chooser))
 
@@ -75,9 +76,9 @@ def draw_high_noise(
     :param config: the agent's options
     :param noise_std: standard deviation of Gaussian noise in each environment, shape (n, 1)
     :param goal_dim: length of a goal
-    :param rng: source of randomness
-    :param random_prob: probability of a random subgoal, for each environment (HAC's and HER's exploration)
-    :return: exploration of the high level; ``None`` where it does not choose subgoals
+    :param rng: random number generator
+    :param random_prob: probability of a random subgoal in each environment (exploration as in HAC and HER)
+    :return: exploration noise of the high level; ``None`` if it does not choose subgoals
     """
     source = config.subgoals.source
     if not isinstance(source, str) or source == "goal":
@@ -97,7 +98,7 @@ def draw_high_noise(
 
 
 def given_subgoal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """``source``: one point, or the goal itself (in evaluation also with ``random``)."""
+    """``source``: a fixed point, or the goal itself (with ``random`` also in evaluation)."""
     source = policy.config.subgoals.source
     if not isinstance(source, str):
         return np.broadcast_to(np.asarray(source, dtype=np.float32), situation.goal.shape)
@@ -107,7 +108,7 @@ def given_subgoal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | Non
 
 
 def random_subgoal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """Exploration: uniformly random within the radius, and left as it is."""
+    """Exploration: uniformly random within the radius, even if the subgoal is already reached or was missed."""
     noise = situation.noise
     if noise is None or not noise.is_random.any():
         return None
@@ -115,7 +116,7 @@ def random_subgoal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | No
 
 
 def near_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """The goal itself, where the low level's value says that it is within the horizon, unless it was missed recently."""
+    """The goal itself, if the low level's value predicts that it is within the horizon, unless it was recently missed."""
     if not policy.has_values:
         return None
     assert situation.goal_steps is not None
@@ -124,14 +125,14 @@ def near_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
 
 
 def planned_waypoint(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """``planner``: the first waypoint of a known way to the goal."""
+    """``planner``: the first waypoint of a known path to the goal."""
     if policy.planner is None:
         return None
     return policy.planner.waypoints(policy, situation.observation, situation.achieved_goal, situation.goal, situation.missed)
 
 
 def random_place(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """Exploration with a ``planner``: a random landmark, where no way is known and the goal was missed a moment ago."""
+    """Exploration with a ``planner``: a random landmark, if no path is known and the goal was recently missed."""
     noise = situation.noise
     if noise is None or not policy.pursues_far_goals:
         return None
@@ -143,22 +144,22 @@ def random_place(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None
 
 
 def far_goal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """``planner``: the goal itself, where no way is known."""
+    """``planner``: the goal itself, if no path is known."""
     return situation.goal if policy.pursues_far_goals else None
 
 
 def actor_proposal(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """The high level's actor, unless what it proposes is reached already or was missed recently."""
+    """The high level's actor, unless its proposal is already reached or was recently missed."""
     proposals = any_proposal(policy, situation)
     return _where(~_is_futile(policy, situation, proposals), proposals)
 
 
 def best_candidate(policy: NumpyPolicy, situation: Situation) -> np.ndarray | None:
-    """In place of a futile proposal: of fixed candidates that are not futile the one of the highest value."""
+    """Replacement of a futile proposal: among fixed candidates that are not futile, the one with the highest value."""
     n, (n_candidates, goal_dim) = len(situation.goal), policy.candidates.shape
     achieved = situation.achieved_goal[:, None]
     subgoals = policy.action_to_subgoal(np.broadcast_to(policy.candidates, (n, n_candidates, goal_dim)), achieved)
-    # The subgoal as it is commanded: bounds may have moved it
+    # The action of the clipped subgoal, which may differ from the candidate
     actions = policy.subgoal_to_action(subgoals, achieved)
     values = policy.high_values(situation.observation, situation.achieved_goal, situation.goal, actions)
     values[policy.is_reached(achieved, subgoals)] = -np.inf
@@ -169,7 +170,7 @@ def best_candidate(policy: NumpyPolicy, situation: Situation) -> np.ndarray | No
 
 
 def any_proposal(policy: NumpyPolicy, situation: Situation) -> np.ndarray:
-    """The high level's actor, whatever it proposes."""
+    """The high level's actor, even if its proposal is futile."""
     action = policy.propose(situation.observation, situation.achieved_goal, situation.goal)
     if situation.noise is not None:
         action = np.minimum(np.maximum(action + situation.noise.noise, -1.0), 1.0).astype(np.float32, copy=False)
@@ -223,17 +224,17 @@ def choose_subgoals(policy: NumpyPolicy, situation: Situation) -> SubgoalDecisio
 
 
 def _where(is_decided: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
-    """:return: subgoals, NaN where it is not decided"""
+    """:return: the subgoals where a decision is made, NaN elsewhere"""
     return np.where(is_decided[:, None], subgoals, np.float32(np.nan))
 
 
 def _is_futile(policy: NumpyPolicy, situation: Situation, subgoals: np.ndarray) -> np.ndarray:
-    """Which subgoals are not to be issued: those reached already, and those missed recently."""
+    """Whether subgoals should not be issued, because they are already reached or were recently missed."""
     futile = np.zeros(len(subgoals), dtype=bool)
     if policy.config.subgoals.avoid_reached:
         futile = policy.is_reached(situation.achieved_goal, subgoals)
         if futile.any():
-            # At the goal itself a reached subgoal is right: it means to stay
+            # If the goal itself is reached, a reached subgoal is correct: it means to stay
             futile &= ~policy.is_reached(situation.achieved_goal, situation.goal)
     return futile if situation.missed is None else futile | _is_missed(policy, subgoals, situation.missed)
 
@@ -241,8 +242,8 @@ def _is_futile(policy: NumpyPolicy, situation: Situation, subgoals: np.ndarray) 
 def _is_missed(policy: NumpyPolicy, subgoals: np.ndarray, missed: np.ndarray) -> np.ndarray:
     """
     :param subgoals: shape (..., goal_dim)
-    :param missed: starts and subgoals of recent segments that missed, shape (..., n_missed, 2, goal_dim)
-    :return: whether a subgoal is near one of these, shape (...,)
+    :param missed: starts and subgoals of recently missed segments, shape (..., n_missed, 2, goal_dim)
+    :return: whether a subgoal is close to one that was missed, shape (...,)
     """
     recently = missed[..., -N_MISSED_RECENTLY:, 1, :]
     return np.asarray(policy.is_reached(subgoals[..., None, :], recently).any(axis=-1))

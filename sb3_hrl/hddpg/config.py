@@ -1,6 +1,6 @@
 """
-The options of :class:`~sb3_hrl.HierarchicalDDPG`, in the groups that its arguments have. Each group is checked here, once, and
-carried whole to whoever acts on it: the policy, the batches, a worker.
+The options of :class:`~sb3_hrl.HierarchicalDDPG`, grouped like its arguments. Each group is checked here once, and then passed
+as a whole to the policy, the batches and the workers.
 """
 
 import inspect
@@ -19,12 +19,13 @@ from sb3_hrl.hddpg.planners import PLANNERS, PlannerConfig
 
 SUBGOAL_SOURCES = ("policy", "goal", "random")
 REWARDS = ("sparse", "dense")
-# Options of one level alone
+# Options that only one level has
 HIGH_ONLY = ("imitation",)
 LOW_ONLY = ("random_target_prob", "trivial_target_prob", "oracle")
 NET_ARCH_RULE = "a list of layer sizes, or dict(pi=[...], qf=[...]) for actor and critic, or None"
 
-# A low level that is not learnt: observations, achieved goals and subgoals, each of shape (n, dim), to actions in [-1, 1]
+# A low level that does not learn: maps observations, achieved goals and subgoals, each of shape (n, dim), to actions
+# in [-1, 1]
 LowLevel = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 GroupT = TypeVar("GroupT")
@@ -32,10 +33,10 @@ GroupT = TypeVar("GroupT")
 
 def group_from_kwargs(group: type[GroupT], name: str, kwargs: Mapping[str, Any] | None, **others: Any) -> GroupT:
     """
-    :param group: one of the groups of options, a dataclass
-    :param name: the argument that it comes from, for error messages
-    :param kwargs: the options that the user has set
-    :param others: options that are arguments of their own
+    :param group: a dataclass of options
+    :param name: the argument that holds the options, for error messages
+    :param kwargs: the options set by the user
+    :param others: options that are separate arguments
     :return: the group, checked
     """
     require(kwargs is None or isinstance(kwargs, Mapping), name, "a mapping such as dict(key=value), or None", kwargs)
@@ -50,19 +51,20 @@ class SubgoalConfig:
     What subgoals are, and where they come from (``subgoal_kwargs``).
 
     :param steps: maximum number of environment steps per segment (the argument ``subgoal_steps``); ``None``: 1.5 times the
-        steps that the low level's value predicts, plus 5, see :mod:`sb3_hrl.hddpg.horizon`
-    :param radius: reach of subgoals around the achieved goal, in the units of the goal, a float or one per dimension;
-        ``None``: what the low level covers within its horizon, found from the data
-    :param bounds: lower and upper bounds of subgoals, each a float or one per dimension; ``None``: those of the goals seen so
-        far
-    :param threshold: Euclidean distance at which a subgoal counts as reached; ``None``: the tolerance of the environment's own
-        success, see :class:`~sb3_hrl.common.goals.GoalTask`
-    :param source: ``policy``, the high level; ``goal``, the goal itself (flat DDPG+HER); ``random``, uniformly drawn in
-        training and the goal in evaluation; or one point in the space of goals. The high level learns with ``policy`` only
-    :param avoid_reached: replace a subgoal that is reached before its first step by the best of 64 fixed candidates (by the
-        high level's critic), unless the goal itself is reached
-    :param avoid_missed: do not issue a subgoal again that was missed recently in the same episode (of which more than half of
-        the way was left), where the low level would run against the same wall again and again
+        number of steps predicted by the low level's value, plus 5, see :mod:`sb3_hrl.hddpg.horizon`
+    :param radius: maximum offset of a subgoal from the achieved goal, in the units of the goal, a float or one per dimension;
+        ``None``: the distance that the low level covers within its horizon, estimated from the data
+    :param bounds: lower and upper bounds of subgoals, each a float or one per dimension; ``None``: the range of the goals seen
+        so far
+    :param threshold: maximum Euclidean distance at which a subgoal counts as reached; ``None``: the tolerance of the
+        environment's own success, see :class:`~sb3_hrl.common.goals.GoalTask`
+    :param source: where subgoals come from: ``policy``: the high level; ``goal``: the goal itself (flat DDPG+HER); ``random``:
+        a uniform distribution in training, the goal itself in evaluation; or a fixed point in the goal space. The high level
+        learns only with ``policy``
+    :param avoid_reached: replace a subgoal that is already reached when it is issued by the best of 64 fixed candidates
+        (according to the high level's critic), unless the goal itself is reached
+    :param avoid_missed: do not issue a subgoal again if the low level missed it recently in the same episode, with more than
+        half of the way left. This keeps the agent from running against the same wall again and again
     """
 
     steps: int | None = None
@@ -92,21 +94,22 @@ class SubgoalConfig:
 
     @property
     def are_learnt(self) -> bool:
-        """Whether the high level chooses subgoals, and learns."""
+        """Whether the high level chooses the subgoals, and learns."""
         return isinstance(self.source, str) and self.source == "policy"
 
 
 @dataclass(frozen=True)
 class ExplorationConfig:
     """
-    How training environments are explored (``exploration_kwargs``).
+    How the agent explores during training (``exploration_kwargs``).
 
-    :param noise_std: Gaussian noise on the actions of both levels, in units of actions scaled to [-1, 1]
+    :param noise_std: standard deviation of the Gaussian noise on the actions of both levels, with actions scaled to [-1, 1]
     :param random_action_prob: probability of a uniformly random action of the low level, as in HER; for random subgoals, as in
         HAC, set it in ``high_kwargs``
-    :param noise_hold_steps: environment steps for which the low level's noise stays the same
-    :param subgoal_test_prob: share of segments that run without low-level noise; a subgoal that such a test misses gets the
-        value of never reaching the goal, -1 / (1 - gamma) (HAC, section 4.3, https://arxiv.org/abs/1712.00948)
+    :param noise_hold_steps: number of environment steps for which the low level's noise stays the same
+    :param subgoal_test_prob: share of segments that test their subgoal: the low level acts without noise. If it misses the
+        subgoal, the high level's target for this subgoal is the value of never reaching the goal, -1 / (1 - gamma) (HAC,
+        section 4.3, https://arxiv.org/abs/1712.00948)
     """
 
     noise_std: float = 0.1
@@ -125,12 +128,13 @@ class HindsightConfig:
     """
     How experience is relabelled (``hindsight_kwargs``).
 
-    :param n_sampled_goal: number of virtual transitions per real one, by sampling new goals, on both levels
+    :param n_sampled_goal: number of virtual transitions to create per real transition, by sampling new goals, on both levels
     :param goal_selection_strategy: ``future``, ``final`` or ``episode``, for the high level's goals in hindsight; the low
-        level's come from the rest of the episode
-    :param action_prob: share of the high level's batch whose action is the subgoal that was achieved (HAC, section 4.1)
-    :param trivial_segment_prob: probability of learning from a segment that went less than half the threshold without reaching
-        the goal; below 1 others take its place in the batch
+        level's goals in hindsight come from the rest of the episode
+    :param action_prob: share of the high level's batch whose action is the subgoal that was actually achieved (HAC, section
+        4.1)
+    :param trivial_segment_prob: probability of keeping a sampled segment that moved less than half the threshold and did not
+        reach the goal; below 1, other segments replace those that are dropped
     """
 
     n_sampled_goal: int = 4
@@ -147,37 +151,42 @@ class HindsightConfig:
 @dataclass(frozen=True)
 class LevelConfig:
     """
-    Settings of one level. ``HierarchicalDDPG``'s arguments set both levels, ``high_kwargs`` and ``low_kwargs`` override them.
+    Settings of one level. The arguments of ``HierarchicalDDPG`` apply to both levels; ``high_kwargs`` and ``low_kwargs``
+    override them for one level.
 
-    DDPG is TD3 without its tricks, but with two critics here: ``policy_delay=2, target_policy_noise=0.2`` make a level TD3,
-    ``n_critics=1`` makes it plain DDPG.
+    DDPG is TD3 without its tricks, but with two critics here: ``policy_delay=2, target_policy_noise=0.2`` turn a level into
+    TD3, ``n_critics=1`` turns it into plain DDPG.
 
-    :param learning_rate: learning rate of actor and critic, a float, a schedule, or ``"lin_<float>"``
-    :param batch_size: entries per gradient step
-    :param tau: share of the online networks that the targets take over per gradient step
-    :param gamma: discount: per environment step on the low level, per segment on the high level
-    :param n_sampled_goal: entries in hindsight per real one
+    :param learning_rate: learning rate of actor and critic; a float, a schedule, or ``"lin_<float>"``
+    :param batch_size: minibatch size for each gradient update
+    :param tau: the soft update coefficient ("Polyak update", between 0 and 1)
+    :param gamma: the discount factor, per environment step on the low level and per segment on the high level
+    :param n_sampled_goal: number of virtual transitions (with goals in hindsight) per real transition
     :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value]; ``None`` for no clipping
-    :param noise_std: Gaussian exploration noise, in units of the action scaled to [-1, 1]
-    :param random_action_prob: probability of a uniformly random action in exploration
-    :param n_critics: number of critics, the target takes their minimum
-    :param target_policy_noise: noise on the target's actions (TD3, section 5.3, https://arxiv.org/abs/1802.09477)
-    :param target_noise_clip: limit of that noise
-    :param net_arch: hidden layers, ``None`` for those of ``policy_kwargs``
-    :param policy_delay: critic updates per update of the actor and of the targets (TD3, section 5.2)
-    :param action_l2: weight of the mean square of the actor's actions in its loss (HER's appendix A has 1 on Fetch)
-    :param reward: ``sparse``, -1 until the target is reached; or ``dense``, minus the distance to it, at most 1 (HIRO's low
-        level), in units of the subgoals' reach on the low level and of their bounds on the high level
-    :param hindsight_window: how many environment steps ahead a target in hindsight may lie; ``None``: the rest of the episode
-    :param random_target_prob: (low level) share of the batch whose subgoals are uniformly random ones, out of the share that
-        is not in hindsight: there is no hindsight of what lies behind a wall
-    :param trivial_target_prob: (low level) probability of learning from a step whose target in hindsight was reached before
-        it; below 1 others take its place in the batch. For objects that hardly ever move, of which hindsight says little else
-    :param oracle: (low level) a function that acts in place of the low level, which does not learn then: from observations,
+    :param noise_std: standard deviation of the Gaussian exploration noise, with actions scaled to [-1, 1]
+    :param random_action_prob: probability of a uniformly random action during exploration
+    :param n_critics: number of critics; the target is the minimum of their values
+    :param target_policy_noise: standard deviation of the noise on the target's actions (TD3, section 5.3,
+        https://arxiv.org/abs/1802.09477)
+    :param target_noise_clip: limit for the absolute value of that noise
+    :param net_arch: sizes of the hidden layers; ``None``: those of ``policy_kwargs``
+    :param policy_delay: number of critic updates per update of the actor and the target networks (TD3, section 5.2)
+    :param action_l2: weight of the mean squared action in the actor's loss (HER uses 1 on Fetch, appendix A)
+    :param reward: ``sparse``: -1 until the target is reached; ``dense``: the negative distance to the target, at least -1
+        (HIRO's low level). The unit of the distance is the reach of subgoals on the low level, and the size of their bounds on
+        the high level
+    :param hindsight_window: maximum number of environment steps between a step and its target in hindsight; ``None``: the rest
+        of the episode
+    :param random_target_prob: (low level) share of the batch with uniformly random subgoals, taken from the share without
+        hindsight: hindsight never shows targets that are out of reach, such as those behind a wall
+    :param trivial_target_prob: (low level) probability of keeping a sampled step whose target in hindsight was reached before
+        the step; below 1, other steps replace those that are dropped. Lower it if the goal is the position of an object that
+        rarely moves
+    :param oracle: (low level) a function that acts instead of the low level, which then does not learn; maps observations,
         achieved goals and subgoals, each of shape (n, dim), to actions scaled to [-1, 1], shape (n, action_dim)
-    :param imitation: (high level) weight, at least 0, of the actor's squared distance to the planner's waypoints in its loss,
-        beside the value in units of its mean (TD3+BC, https://arxiv.org/abs/2106.06860); 0: it does not imitate them. It has
-        no effect without a planner
+    :param imitation: (high level) weight of the squared distance between the actor's subgoals and the planner's waypoints in
+        the actor's loss, at least 0; the other term is the value, divided by its mean (TD3+BC,
+        https://arxiv.org/abs/2106.06860). 0 disables imitation. No effect without a planner
     """
 
     learning_rate: float | str | Schedule = 1e-3
@@ -204,8 +213,8 @@ class LevelConfig:
     def override(self, name: str, kwargs: Mapping[str, Any] | None) -> "LevelConfig":
         """
         :param name: ``high`` or ``low``
-        :param kwargs: settings that differ on this level
-        :return: settings with these, checked
+        :param kwargs: settings to override on this level
+        :return: the settings with these overrides, checked
         """
         group, rule = f"{name}_kwargs", "a mapping such as dict(gamma=0.98) (in the zoo's files {gamma: 0.98}), or None"
         require(kwargs is None or isinstance(kwargs, Mapping), group, rule, kwargs)
@@ -262,7 +271,7 @@ class LevelConfig:
 
     @property
     def lr_schedule(self) -> Schedule:
-        """The learning rate as a function of the remaining progress; rl_zoo3's ``"lin_1e-3"`` falls linearly to 0."""
+        """The learning rate as a function of the remaining progress; rl_zoo3's ``"lin_1e-3"`` decreases linearly to 0."""
         if not isinstance(self.learning_rate, str):
             return FloatSchedule(self.learning_rate)
         kind, _, value = self.learning_rate.partition("_")
@@ -277,22 +286,22 @@ class LevelConfig:
 
     @property
     def min_value(self) -> float:
-        """The value of never reaching the goal: -1 at every step, without an end."""
+        """The value of never reaching the goal: the discounted sum of a reward of -1 per step, without end."""
         return -1.0 / (1.0 - self.gamma)
 
 
 @dataclass(frozen=True)
 class HierarchyConfig:
     """
-    All options of an agent, checked.
+    All options of an agent, after validation.
 
     :param high: settings of the high level
     :param low: settings of the low level
     :param subgoals: what subgoals are, and where they come from
-    :param exploration: how training environments are explored
+    :param exploration: how the agent explores during training
     :param hindsight: how experience is relabelled
-    :param planner: settings of the planner; ``None``: the high level's actor chooses subgoals, or there is nothing to choose,
-        with another ``source`` than ``policy`` or an ``oracle``
+    :param planner: settings of the planner; ``None``: the high level's actor chooses the subgoals, or nobody has to choose
+        (with an ``oracle``, or with a ``source`` other than ``policy``)
     """
 
     high: LevelConfig = LevelConfig()
@@ -306,13 +315,13 @@ class HierarchyConfig:
         asks_values = self.planner is not None and self.planner.asks_values
         if self.low.reward != "sparse" and asks_values:
             raise ValueError(
-                "`planner` reads environment steps from the low level's values, which they are with sparse "
+                "`planner` reads numbers of environment steps from the low level's values, which is possible with sparse "
                 "rewards only: pass `reward='sparse'` in `low_kwargs`, or `distance='euclidean'` in `planner_kwargs`."
             )
 
     @property
     def asks_values(self) -> bool:
-        """Whether subgoals depend on the low level's own value: it has to be learnt, by steps until the target is reached."""
+        """Whether subgoals depend on the low level's value function: it must learn, with a reward of -1 per step."""
         return self.subgoals.are_learnt and self.low.oracle is None and self.low.reward == "sparse"
 
     @classmethod
@@ -333,7 +342,7 @@ class HierarchyConfig:
         low_kwargs: dict[str, Any] | None,
         policy_kwargs: dict[str, Any],
     ) -> "HierarchyConfig":
-        """:return: the options that these arguments of :class:`~sb3_hrl.HierarchicalDDPG` ask for"""
+        """:return: the options that these arguments of :class:`~sb3_hrl.HierarchicalDDPG` set"""
         exploration = group_from_kwargs(ExplorationConfig, "exploration_kwargs", exploration_kwargs)
         hindsight = group_from_kwargs(HindsightConfig, "hindsight_kwargs", hindsight_kwargs)
         shared = LevelConfig(
@@ -365,11 +374,11 @@ class HierarchyConfig:
         )
 
     def without_schedules(self) -> "HierarchyConfig":
-        """:return: the options to act with: without learning rates, which may be functions that cannot be pickled"""
+        """:return: the options for acting: without learning rates, which may be functions that cannot be pickled"""
         return replace(self, high=replace(self.high, learning_rate=0.0), low=replace(self.low, learning_rate=0.0))
 
 
-# Groups of options by argument, for hints where one of them is passed as an argument of its own
+# Names of the options in each group, for the hint if one of them is passed as a separate argument
 GROUPS: dict[str, tuple[str, ...]] = {"high_kwargs": HIGH_ONLY} | {
     name: tuple(field.name for field in fields(group))
     for name, group in (
@@ -387,15 +396,15 @@ ARGUMENTS = tuple(inspect.signature(HierarchyConfig.from_arguments).parameters)
 def read_arguments(model: Any) -> dict[str, Any]:
     """
     :param model: a :class:`~sb3_hrl.HierarchicalDDPG`
-    :return: its arguments that :meth:`HierarchyConfig.from_arguments` takes
+    :return: the arguments for :meth:`HierarchyConfig.from_arguments`
     """
     return {name: getattr(model, name) for name in ARGUMENTS}
 
 
 def is_net_arch(value: Any) -> bool:
     """
-    :param value: an argument
-    :return: whether it is what SB3 takes as ``net_arch`` of an actor and a critic
+    :param value: value of an argument
+    :return: whether SB3 accepts it as ``net_arch`` of an actor and a critic
     """
     if isinstance(value, dict):
         return set(value) == {"pi", "qf"} and all(map(is_net_arch, value.values()))
@@ -403,7 +412,7 @@ def is_net_arch(value: Any) -> bool:
 
 
 def _all_numbers(value: Any) -> bool:
-    """Whether it is a number or some of them, all finite."""
+    """Whether the value is a finite number, or a non-empty list or array of finite numbers."""
     try:
         array = np.asarray(value)
         return array.size > 0 and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())

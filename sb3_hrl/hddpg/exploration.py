@@ -1,4 +1,4 @@
-"""What an agent does in its training environments: segments, exploration, subgoal tests."""
+"""An agent in its training environments: segments, exploration, subgoal tests."""
 
 import copy
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from sb3_hrl.hddpg.choosers import (
 from sb3_hrl.hddpg.inference import NumpyPolicy, PolicySnapshot
 from sb3_hrl.hddpg.segments import Segments, SegmentStatistics
 
-# Noise is drawn for so many steps at once: drawing a few numbers costs as much as drawing hundreds
+# Number of steps for which noise is sampled at once: a few numbers take as long as hundreds
 _NOISE_BLOCK = 64
 
 
 class Explorer:
     """
-    Drives environments side by side with an exploring hierarchy, whose options say how it explores.
+    Steps the hierarchy in several environments, with exploration according to its options.
 
     :param n_envs: number of environments
     :param goal_dim: length of a goal
     :param action_dim: length of an action
-    :param rng: source of randomness
-    :param noise_scale: factor of the noise of each environment, shape (n_envs,)
+    :param rng: random number generator
+    :param noise_scale: factor of the noise in each environment, shape (n_envs,)
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Explorer:
     ):
         self.rng, self._goal_dim, self._action_dim = rng, goal_dim, action_dim
         self.segments, self.statistics = Segments(n_envs, goal_dim), SegmentStatistics()
-        # Which environments are in a subgoal test
+        # Whether the environments are in a subgoal test
         self.tested = np.zeros(n_envs, dtype=bool)
-        # In which the subgoal is a waypoint of the planner
+        # Whether their subgoals are waypoints of the planner
         self.planned = np.zeros(n_envs, dtype=bool)
-        # Environment steps that the subgoals were predicted to take
+        # Predicted number of environment steps to their subgoals
         self.predicted_steps = np.full(n_envs, np.nan, dtype=np.float32)
         scale = np.ones(n_envs) if noise_scale is None else noise_scale
         self._noise_scale = np.reshape(scale, (n_envs, 1)).astype(np.float32)
@@ -63,14 +63,14 @@ class Explorer:
         action_noise: np.ndarray | None = None,
     ) -> np.ndarray:
         """
-        Actions for one step of every environment; those whose segment is over get a new subgoal first.
+        Choose actions for one step of every environment; environments whose segment is over get a new subgoal first.
 
         :param policy: the policy
         :param observation: float32, shape (n_envs, obs_dim)
         :param achieved_goal: float32, shape (n_envs, goal_dim)
         :param goal: desired goals, float32, shape (n_envs, goal_dim)
-        :param is_warm_up: whether actions and subgoals are uniformly random
-        :param action_noise: noise on the low level's actions in place of its own, float32, shape (n_envs, action_dim)
+        :param is_warm_up: whether to take uniformly random actions (and, without a planner, random subgoals)
+        :param action_noise: noise that replaces the low level's own, float32, shape (n_envs, action_dim)
         :return: actions scaled to [-1, 1], shape (n_envs, action_dim)
         """
         if self.segments.needs_subgoal:
@@ -85,11 +85,12 @@ class Explorer:
         noisy = np.minimum(np.maximum(greedy + noise, np.float32(-1.0)), np.float32(1.0))
         if len(random_envs) > 0:
             noisy[random_envs] = random_actions[random_envs]
-        # A subgoal test runs without noise (HAC)
+        # Subgoal tests run without noise (HAC)
         return np.where(self.tested[:, None], greedy, noisy) if self.tested.any() else noisy
 
     def _next_noise(self, policy: NumpyPolicy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """:return: Gaussian noise, the environments that act at random instead, random actions of all of them"""
+        """:return: Gaussian noise, the environments that take random actions instead, and random actions for all
+        environments"""
         if not self._noise_block:
             low, shape = policy.config.low, (_NOISE_BLOCK, len(self._noise_scale), self._action_dim)
             std = np.float32(low.noise_std) * self._noise_scale
@@ -106,7 +107,7 @@ class Explorer:
     ) -> None:
         config, envs = policy.config, self.segments.needs_subgoal
         std = np.float32(config.high.noise_std) * self._noise_scale[envs]
-        # Where the actor decides alone it begins with random subgoals, elsewhere with the goal
+        # If the actor alone decides, the first subgoals are random; otherwise the goal is the subgoal
         random_prob = 1.0 if is_warm_up and not policy.pursues_far_goals else config.high.random_action_prob
         noise = draw_high_noise(config, std, self._goal_dim, self.rng, random_prob)
         achieved = achieved_goal[envs]
@@ -118,7 +119,7 @@ class Explorer:
         if test_prob > 0.0 and not is_warm_up:
             self.tested[envs] = self.rng.random(len(envs)) < test_prob
         is_reached = policy.is_reached(achieved, decision.subgoals)
-        # What is reached already says nothing about predictions
+        # A subgoal that is already reached tells nothing about predictions
         self.predicted_steps[envs] = np.where(is_reached, np.float32(np.nan), decision.predicted_steps)
         self.statistics.count_started(
             policy.is_reached(achieved, goal[envs]),
@@ -131,12 +132,12 @@ class Explorer:
 
     def step(self, policy: NumpyPolicy, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """
-        Take in what the actions led to.
+        Process the results of the actions.
 
         :param policy: the policy
         :param next_achieved_goal: float32, shape (n_envs, goal_dim)
         :param dones: whether the episodes ended, shape (n_envs,)
-        :return: how segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
+        :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
         ends = self.segments.advance(next_achieved_goal, dones, policy.threshold)
         self.statistics.count_ended(ends, self.segments.steps, self.predicted_steps)
@@ -147,10 +148,10 @@ class WorkerAgent:
     """
     An exploring policy for workers, see :class:`~sb3_hrl.parallel.worker.Agent`.
 
-    :param snapshot: what it takes to act like the learner's policy
+    :param snapshot: a copy of the learner's policy for acting
     :param goal_dim: length of a goal
     :param action_dim: length of an action
-    :param action_noise: noise on the low level's actions in place of its own; each environment gets a copy
+    :param action_noise: noise that replaces the low level's own; each environment gets a copy
     """
 
     def __init__(self, snapshot: PolicySnapshot, goal_dim: int, action_dim: int, action_noise: ActionNoise | None = None):
@@ -163,7 +164,7 @@ class WorkerAgent:
         self._policy = self._snapshot.bind(weights)
         self._explorer = Explorer(n_envs, self._goal_dim, self._action_dim, rng, noise_scale)
         self._noises = [copy.deepcopy(self._action_noise) for _ in range(n_envs)] if self._action_noise is not None else []
-        # SB3's noises draw from the global generator, which in the learner's process belongs to others
+        # SB3's noise classes use NumPy's global generator, which other code in the learner's process also uses
         self._noise_state = np.random.RandomState(int(rng.integers(2**32))).get_state()
 
     def refresh(self) -> None:

@@ -1,4 +1,4 @@
-"""An agent as torch modules without state, which can be traced: for TorchScript, ``torch.export`` and ONNX."""
+"""An agent as stateless torch modules that can be traced: for TorchScript, ``torch.export`` and ONNX."""
 
 import copy
 import importlib.util
@@ -16,7 +16,7 @@ from sb3_hrl.hddpg import choosers
 from sb3_hrl.hddpg.inference import HIGH, INPUT_CLIP, LOW, N_CANDIDATES, candidate_actions
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 
-# The rules that DecisionModule knows, in the order in which it applies them
+# The rules that DecisionModule supports, in the order in which it applies them
 _KNOWN_CHOOSERS = (
     choosers.given_subgoal,
     choosers.random_subgoal,
@@ -32,18 +32,18 @@ _KNOWN_CHOOSERS = (
 
 class LowLevelModule(nn.Module):
     """
-    The low level: what to do to reach a subgoal. It acts as ``predict`` does with ``deterministic=True``.
+    The low level: actions to reach a subgoal. It acts like ``predict`` with ``deterministic=True``.
 
-    :param policy: an agent's policy; its weights and statistics are copied as they are now, to the CPU
-    :raises ValueError: if an oracle acts in place of the low level
+    :param policy: an agent's policy; its current weights and statistics are copied to the CPU
+    :raises ValueError: if an oracle replaces the low level
     """
 
     def __init__(self, policy: HierarchicalPolicy):
         super().__init__()
         if policy.config.low.oracle is not None:
             raise ValueError(
-                "The low level is an `oracle` (in `low_kwargs`), a function in Python that cannot be exported: export an "
-                "agent whose low level has learnt."
+                "The low level is an `oracle` (in `low_kwargs`), a Python function that cannot be exported: export an "
+                "agent with a low level that has learnt."
             )
         assert isinstance(policy.action_space, spaces.Box)
         self._action_shape, self._rounds_actions = policy.action_space.shape, is_whole(policy.action_space)
@@ -73,10 +73,10 @@ class LowLevelModule(nn.Module):
 
     def forward(self, observation: th.Tensor, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
         """
-        :param observation: shape (n, ...) as the environment's observations
-        :param achieved_goal: shape (n, ...) as the environment's goals
-        :param subgoal: shape (n, ...) as the environment's goals, in the units of the achieved goal
-        :return: actions in the units of the environment, shape (n, ...) as its actions; whole numbers are rounded
+        :param observation: shape (n, ...) like the environment's observations
+        :param achieved_goal: shape (n, ...) like the environment's goals
+        :param subgoal: shape (n, ...) like the environment's goals, in the units of the achieved goal
+        :return: actions in the units of the environment, shape (n, ...) like its actions; integers are rounded
         """
         scaled = self.actor(self.inputs(LOW, _flat(observation), _flat(achieved_goal), _flat(subgoal)))
         action = self._lowest + 0.5 * (scaled + 1.0) * (self._highest - self._lowest)
@@ -86,29 +86,29 @@ class LowLevelModule(nn.Module):
 
 class DecisionModule(nn.Module):
     """
-    Both levels: which subgoal to issue now, and what to do to reach it. That is ``predict`` with ``state=None`` and
-    ``deterministic=True``. It keeps nothing: to hold a subgoal over a segment as ``predict`` does with its state, call it
-    where a segment begins, and the :class:`LowLevelModule` in between.
+    Both levels: a subgoal to issue now, and actions to reach it, like ``predict`` with ``state=None`` and
+    ``deterministic=True``. It has no state: to keep a subgoal for a segment, as ``predict`` does with its state, call this
+    module at the start of the segment and :class:`LowLevelModule` for its other steps.
 
-    :param policy: an agent's policy; its weights and statistics are copied as they are now, to the CPU
-    :raises ValueError: if its subgoals depend on what is no network: a planner, or rules of your own
+    :param policy: an agent's policy; its current weights and statistics are copied to the CPU
+    :raises ValueError: if its subgoals do not come from networks only, but from a planner, or from your own rules
     """
 
     def __init__(self, policy: HierarchicalPolicy):
         super().__init__()
         if policy.config.planner is not None:
             raise ValueError(
-                "The agent's subgoals come from a `planner`, whose search for a way cannot be exported: export its low level, "
-                "LowLevelModule(policy) or `--low-level`, and let your own code send it subgoals."
+                "The agent's subgoals come from a `planner`, whose search for a path cannot be exported: export its low "
+                "level, LowLevelModule(policy) or `--low-level`, and let your own code send it subgoals."
             )
         if choosers.CHOOSERS != _KNOWN_CHOOSERS:
             raise ValueError(
-                "`sb3_hrl.hddpg.choosers.CHOOSERS` has rules of your own, which cannot be exported: export the low level, "
+                "`sb3_hrl.hddpg.choosers.CHOOSERS` contains your own rules, which cannot be exported: export the low level, "
                 "LowLevelModule(policy), or write a torch module for the rules."
             )
         self.low_level = LowLevelModule(policy)
         self._subgoals, self._low_gamma = policy.config.subgoals, policy.config.low.gamma
-        # Steps up to which the goal is near; where values are no steps it never is
+        # The goal is near within this number of steps; if values do not predict steps, it is never near
         self._horizon = policy.numpy_policy().horizon if policy.config.asks_values else None
         self._rounds_goals, self._threshold = policy.rounds_goals, policy.subgoal_threshold.item()
         self._goal_shape = policy.observation_space["desired_goal"].shape  # type: ignore[index]
@@ -128,18 +128,18 @@ class DecisionModule(nn.Module):
         self, observation: th.Tensor, achieved_goal: th.Tensor, desired_goal: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param observation: shape (n, ...) as the environment's observations
-        :param achieved_goal: shape (n, ...) as the environment's goals
-        :param desired_goal: shape (n, ...) as the environment's goals
-        :return: subgoals, shape (n, ...) as the environment's goals, and actions in the units of the environment, shape
-            (n, ...) as the environment's actions
+        :param observation: shape (n, ...) like the environment's observations
+        :param achieved_goal: shape (n, ...) like the environment's goals
+        :param desired_goal: shape (n, ...) like the environment's goals
+        :return: subgoals, shape (n, ...) like the environment's goals, and actions in the units of the environment, shape
+            (n, ...) like the environment's actions
         """
         observation, achieved_goal = _flat(observation), _flat(achieved_goal)
         subgoal = self._subgoal(observation, achieved_goal, _flat(desired_goal))
         return subgoal.reshape(-1, *self._goal_shape), self.low_level(observation, achieved_goal, subgoal)
 
     def _subgoal(self, observation: th.Tensor, achieved: th.Tensor, goal: th.Tensor) -> th.Tensor:
-        """The rules of :data:`~sb3_hrl.hddpg.choosers.CHOOSERS`, the last one first."""
+        """Apply the rules of :data:`~sb3_hrl.hddpg.choosers.CHOOSERS`, starting with the last one."""
         options = self._subgoals
         if not isinstance(options.source, str):
             return th.zeros_like(goal) + th.tensor(np.asarray(options.source, dtype=np.float32))
@@ -169,7 +169,7 @@ class DecisionModule(nn.Module):
         return subgoals.gather(1, rows).squeeze(1), ~value.isinf()
 
     def _steps(self, observation: th.Tensor, achieved: th.Tensor, goal: th.Tensor) -> th.Tensor:
-        """:return: environment steps to the goal by the low level's value, see ``NumpyPolicy.steps``, shape (n,)"""
+        """:return: environment steps to the goal from the low level's value, see ``NumpyPolicy.steps``, shape (n,)"""
         inputs = self.low_level.inputs(LOW, observation, achieved, goal)
         pairs = th.cat([inputs, self.low_level.actor(inputs)], dim=1)
         values = th.stack([critic(pairs)[:, 0] for critic in self.low_critics]).amin(dim=0)
@@ -191,27 +191,28 @@ class DecisionModule(nn.Module):
 
 def export_onnx(module: LowLevelModule | DecisionModule, policy: HierarchicalPolicy, path: str | pathlib.Path) -> None:
     """
-    Write a module as an ONNX file, for any number of environments at once.
+    Write a module to an ONNX file, for any number of environments.
 
-    Inputs are ``observation``, ``achieved_goal`` and ``subgoal`` or ``desired_goal``, outputs ``action``, and before it
-    ``subgoal`` of a :class:`DecisionModule`. Shapes are those of the environment's spaces, after the number of environments;
-    inputs and subgoals are float32, actions have the type of the action space.
+    Inputs are ``observation``, ``achieved_goal``, and ``subgoal`` or ``desired_goal``. The output is ``action``; a
+    :class:`DecisionModule` also has the output ``subgoal``, before ``action``. Shapes are those of the environment's spaces,
+    with the number of environments as the first dimension. Inputs and subgoals are float32, actions have the type of the
+    action space.
 
-    :param module: what to export
-    :param policy: the policy that it was made of
+    :param module: the module to export
+    :param policy: the policy from which the module was created
     :param path: the file, usually ``.onnx``
-    :raises ImportError: if onnx or onnxscript are not installed
+    :raises ImportError: if onnx or onnxscript is not installed
     """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
-        raise ImportError("ONNX files are written by onnx and onnxscript: pip install sb3-hrl[export]")
+        raise ImportError("Exporting to ONNX needs onnx and onnxscript: pip install sb3-hrl[export]")
     is_low = isinstance(module, LowLevelModule)
     space = policy.observation_space
     assert isinstance(space, spaces.Dict)
-    # Two environments: with one, the exporter would take their number for a constant
+    # Two environments: with one, the exporter would treat their number as a constant
     keys = ("observation", "achieved_goal", "desired_goal")
     example = tuple(th.zeros(2, *space[key].shape) for key in keys)  # type: ignore[misc]
     with warnings.catch_warnings():
-        # The exporter warns of its own insides, and of a name that all inputs share
+        # The exporter warns about its own internals, and about a name that all inputs share
         warnings.simplefilter("ignore")
         th.onnx.export(
             module,

@@ -36,50 +36,50 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     """
     Two-level goal-conditioned Deep Deterministic Policy Gradient.
 
-    The low level reaches subgoals in the space of achieved goals. The subgoal is the goal itself where the low level's value
-    says that it is within its horizon, else the first waypoint of a planner or, without one, what the high level's actor
-    proposes. A *segment* lasts until its subgoal is reached, its steps are over, or the episode ends. Both levels are DDPG,
-    with two critics, hindsight and a reward of -1 until the (sub)goal is reached, learnt from one replay buffer. Hindsight
-    actions and subgoal tests are those of HAC (https://arxiv.org/abs/1712.00948), relative subgoals those of HIRO
-    (https://arxiv.org/abs/1805.08296), hindsight goals those of HER (https://arxiv.org/abs/1707.01495).
+    The low level reaches subgoals in the space of achieved goals. The subgoal is the goal itself if the low level's value
+    predicts that the goal is within its horizon. Otherwise it is the first waypoint of a planner or, without a planner, the
+    output of the high level's actor. A *segment* ends when its subgoal is reached, its steps are used up, or the episode ends.
+    Both levels are DDPG with two critics, hindsight, and a reward of -1 until the (sub)goal is reached. They share a replay
+    buffer. Hindsight actions and subgoal tests come from HAC (https://arxiv.org/abs/1712.00948), relative subgoals from HIRO
+    (https://arxiv.org/abs/1805.08296), and hindsight goals from HER (https://arxiv.org/abs/1707.01495).
 
-    The environment's reward is used for what it says about success only, see :class:`~sb3_hrl.common.goals.GoalTask`.
-    Arguments that are those of SB3's DDPG set both levels; ``high_kwargs`` and ``low_kwargs`` override them on one level.
+    The environment's reward only defines what counts as success, see :class:`~sb3_hrl.common.goals.GoalTask`. Arguments shared
+    with SB3's DDPG apply to both levels; ``high_kwargs`` and ``low_kwargs`` override them for one level.
 
     :param policy: ``"MultiInputPolicy"``
     :param env: goal-conditioned environment (if registered in Gym, can be str)
-    :param learning_rate: learning rate for Adam, of all networks; a float, a schedule, or ``"lin_1e-3"``
-    :param buffer_size: environment steps in the replay buffer
-    :param learning_starts: steps with random actions (with ``planner=None`` and random subgoals) before learning starts
+    :param learning_rate: learning rate of the Adam optimizers of all networks; a float, a schedule, or ``"lin_1e-3"``
+    :param buffer_size: size of the replay buffer, in environment steps
+    :param learning_starts: steps with random actions (and, if ``planner=None``, random subgoals) before learning starts
     :param batch_size: minibatch size for each gradient update
     :param tau: the soft update coefficient ("Polyak update", between 0 and 1)
     :param gamma: the discount factor, per environment step on the low level and per segment on the high level
     :param train_freq: update the model every ``train_freq`` steps, or ``(5, "step")``, ``(2, "episode")``
-    :param gradient_steps: low-level gradient steps after each rollout; ``-1``: as many as steps done in the environment
-    :param action_noise: noise on the low level's actions, in place of ``noise_std``
+    :param gradient_steps: number of low-level gradient steps per rollout; ``-1``: as many as environment steps in the rollout
+    :param action_noise: noise on the low level's actions; it replaces ``noise_std``
     :param replay_buffer_class: :class:`~sb3_hrl.SharedMemoryReplayBuffer` or a subclass
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
     :param optimize_memory_usage: not supported, must be False
     :param n_steps: not supported, must be 1
-    :param subgoal_steps: environment steps per segment at most, and the horizon; ``None``: 1.5 times the predicted steps plus
-        5, with a horizon that is calibrated by experience, see :mod:`sb3_hrl.hddpg.horizon`
+    :param subgoal_steps: maximum number of environment steps per segment, and the horizon; ``None``: 1.5 times the predicted
+        steps plus 5, with a horizon calibrated from experience, see :mod:`sb3_hrl.hddpg.horizon`
     :param subgoal_kwargs: what subgoals are and where they come from, see :class:`~sb3_hrl.hddpg.config.SubgoalConfig`
-    :param planner: ``"landmarks"``: beyond the horizon subgoals are waypoints over visited states, or the goal where no way is
+    :param planner: ``"landmarks"``: subgoals beyond the horizon are waypoints over visited states, or the goal if no path is
         known, see :mod:`sb3_hrl.hddpg.planners.landmarks`; ``None``: the high level's actor chooses them
     :param planner_kwargs: settings of the planner, see :class:`~sb3_hrl.hddpg.planners.LandmarkConfig`
     :param exploration_kwargs: noise, random actions, subgoal tests, see :class:`~sb3_hrl.hddpg.config.ExplorationConfig`
     :param hindsight_kwargs: how experience is relabelled, see :class:`~sb3_hrl.hddpg.config.HindsightConfig`
-    :param high_kwargs: settings of the high level that differ, see :class:`~sb3_hrl.hddpg.config.LevelConfig`
-    :param low_kwargs: settings of the low level that differ
-    :param high_update_interval: low-level gradient steps per high-level gradient step
+    :param high_kwargs: settings that differ on the high level, see :class:`~sb3_hrl.hddpg.config.LevelConfig`
+    :param low_kwargs: settings that differ on the low level
+    :param high_update_interval: number of low-level gradient steps per high-level gradient step
     :param max_grad_value: gradients are clipped to [-max_grad_value, max_grad_value] per network; ``None`` for no clipping
-    :param async_collection: whether the environments, a :class:`~sb3_hrl.ParallelCollector`, step by themselves while the
-        agent learns; the ratio of updates to steps stays what ``train_freq`` and ``gradient_steps`` ask for
-    :param prefetch_depth: batches that a process prepares ahead, with their targets, if ``async_collection``; 0 for none
+    :param async_collection: whether the environments (a :class:`~sb3_hrl.ParallelCollector`) step in the background while the
+        agent learns; ``train_freq`` and ``gradient_steps`` still set the ratio of updates to steps
+    :param prefetch_depth: number of batches that a process prepares in advance if ``async_collection``; 0 disables it
     :param stats_window_size: window size for the rollout logging, in episodes
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see
-        :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy`; ``n_critics`` is 2: targets are the critics' minimum, as in TD3
+        :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy`; ``n_critics`` is 2: targets use the minimum of both, as in TD3
     :param verbose: verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: seed for the pseudo random generators
     :param device: device (cpu, cuda, ...) on which the code should be run
@@ -192,7 +192,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             n_envs=self.n_envs,
             **({"goal_selection_strategy": config.hindsight.goal_selection_strategy} | self.replay_buffer_kwargs),
         )
-        # A generator of its own: batches, of whatever size, do not change exploration
+        # A separate generator: the size of the batches does not change exploration
         self._exploration_rng = new_generator()
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, config=config, **policy_kwargs
@@ -204,7 +204,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             check_reward(self.env, config.subgoals.threshold)
 
     def _refresh_config(self) -> None:
-        """Options may be set after construction, as in SB3 (``model.gamma = 0.9``), but not those that shape networks."""
+        """Options may change after construction, as in SB3 (``model.gamma = 0.9``), except those that shape networks."""
         arguments = read_arguments(self)
         if any(value is not self._arguments[name] for name, value in arguments.items()):
             self._arguments, self.policy.config = arguments, HierarchyConfig.from_arguments(**arguments)
@@ -215,7 +215,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
-        :param seed: of all generators: Python's, NumPy's, torch's, the environments', exploration's and the replay buffer's
+        :param seed: seed of all generators: Python, NumPy, torch, the environments, exploration and the replay buffer
         """
         super().set_random_seed(seed)
         if seed is not None and self.replay_buffer is not None:
@@ -224,10 +224,10 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
-        :param env: the environment for learning a policy, with the number of environments of the current one
+        :param env: the environment for learning a policy, with as many environments as the current one
         :param force_reset: force a call to ``reset()`` before training
         """
-        # What is refused must not take the place of the model's own
+        # Check before replacing: if the new environment is refused, the model keeps its own
         env = self._wrap_env(env, self.verbose)
         check_for_correct_spaces(env, self.observation_space, self.action_space)
         check_vec_normalize(unwrap_vec_normalize(env))
@@ -250,7 +250,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         self._refresh_config()
         self.policy.check_modules()
         if is_reset:
-            # The environments start anew: what was running in them is over
+            # The environments restart: their running episodes are over
             self.replay_buffer.end_episodes()
             self._untaken, self._explorer = Untaken(), self._make_explorer()
         # Ask the environment what reaching a goal means
@@ -269,7 +269,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         action_noise: ActionNoise | None = None,
         n_envs: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As SB3; environments whose segment is over get a new subgoal first."""
+        """As in SB3; environments whose segment is over get a new subgoal first."""
         assert isinstance(self._last_obs, dict)
         scaled = self._explorer.act(
             self.policy.numpy_policy(),
@@ -290,7 +290,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """As SB3, with the subgoal in force; ends the segments that end with the step."""
+        """As in SB3; also stores the current subgoals and ends the segments that are over after this step."""
         next_obs = new_obs
         if dones.any():
             # VecEnv resets automatically: new_obs is already the first of the next episode
@@ -298,7 +298,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             for env in np.flatnonzero(dones):
                 for key, value in infos[env]["terminal_observation"].items():
                     next_obs[key][env] = value
-        # In the precision that the buffer has
+        # In the precision of the buffer
         achieved = flatten(next_obs["achieved_goal"], self.n_envs)
         segment_ends = self._explorer.step(self.policy.numpy_policy(), achieved, dones.tolist())
         replay_buffer.add(
@@ -345,17 +345,17 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """
-        Update both levels: the low one ``gradient_steps`` times, the high one once per ``high_update_interval`` of these.
+        Update the low level ``gradient_steps`` times, and the high level once per ``high_update_interval`` of these updates.
 
         :param gradient_steps: number of low-level gradient steps
-        :param batch_size: not used, see the argument of the class: ``model.batch_size``
+        :param batch_size: not used; set the attribute ``batch_size`` of the model instead
         """
         for hint in self._hints.check(self) if self.verbose >= 1 else ():
             print(hint)
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._refresh_config()
-        assert self._goal_task is not None, "train() needs what learn() asks the environment about goals"
+        assert self._goal_task is not None, "learn() must run before train(): it asks the environment about its goals"
         policy, config, interval = self.policy, self.policy.config, self.high_update_interval
         for name, level in (("train/learning_rate", policy.low), ("train/high_learning_rate", policy.high)):
             learning_rate = level.config.lr_schedule(self._current_progress_remaining)
@@ -364,7 +364,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         attributes = None if self._rollouts is None else self._rollouts.attributes
         self._statistics.update(policy, self.replay_buffer, self._goal_task, attributes)
         if self._batches is None:
-            # Batches are prepared ahead where there is no order to keep, and the low level learns
+            # Prepare batches in advance if their order does not matter and the low level learns
             is_parallel = self._rollouts is not None and not self._rollouts.is_serial and config.low.oracle is None
             depth = self.prefetch_depth if is_parallel else 0
             self._batches = make_batch_source(policy, self.replay_buffer, self._goal_task, depth)
@@ -417,16 +417,16 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        Load a replay buffer from a pickle file. Its running episodes are closed: the environments start anew.
+        Load a replay buffer from a pickle file. Its running episodes are closed, because the environments restart.
 
         Warning: a pickle file can run any code when it is loaded. Load only files from people you trust.
 
         :param path: path to the pickled replay buffer
-        :param truncate_last_traj: not used, as in SB3 with any buffer but its HerReplayBuffer
-        :raises ValueError: if it is a buffer of another class, or of other environments; the model keeps its own then
+        :param truncate_last_traj: not used, as in SB3 for any buffer other than HerReplayBuffer
+        :raises ValueError: if the buffer is of another class, or of other environments; the model then keeps its own buffer
         """
         saved = load_from_pkl(path, self.verbose)
-        # What is refused must not take the place of the model's own buffer
+        # Check before replacing: if the loaded buffer is refused, the model keeps its own
         self.replay_buffer.check_replacement(saved)
         saved.device = self.device
         saved.end_episodes()
@@ -436,13 +436,13 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Load parameters from a zip-file or a dictionary, as SB3 does, but all of them or none. A file without the states of
-        optimizers (see :func:`~sb3_hrl.hddpg.saving.drop_optimizers`) sets the networks, and optimizers start afresh.
+        Load parameters from a zip-file or a dictionary, as in SB3, but either all of them or none. If a file has no optimizer
+        states (see :func:`~sb3_hrl.hddpg.saving.drop_optimizers`), the optimizers start anew.
 
-        :param load_path_or_dict: path of the saved model, or what ``get_parameters`` returned
-        :param exact_match: whether all parameters have to be there
+        :param load_path_or_dict: path of the saved model, or a dictionary returned by ``get_parameters``
+        :param exact_match: whether all parameters must be present
         :param device: device on which the code should run
-        :raises RuntimeError: if they do not fit; the model is as it was then
+        :raises RuntimeError: if the parameters do not fit; the model is then unchanged
         """
         params = load_path_or_dict
         if not isinstance(params, dict):

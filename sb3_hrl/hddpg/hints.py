@@ -1,11 +1,11 @@
-"""What a user should know while an agent learns, said once (``verbose=1``)."""
+"""Hints for the user during training, each printed once (``verbose=1``)."""
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.subgoals import SegmentEnd
 
-# It is looked so often, in environment steps, and judged from so many steps, episodes and segments on
+# Environment steps between two checks, and the minimum number of steps, episodes and segments for a hint
 CHECK_INTERVAL = 1_000
 N_STEPS = 5_000
 N_EPISODES = 20
@@ -16,8 +16,8 @@ NO_TIME_LIMIT = (
     "`max_episode_steps` to `gym.make`, or wrap it in `gymnasium.wrappers.TimeLimit`."
 )
 NO_SUCCESS = (
-    "{n} episodes have ended, and none has said whether it was a success: `rollout/success_rate` is missing. Put `is_success` "
-    "into the environment's `info`, or wrap it in `sb3_hrl.common.wrappers.add_success_info` if it has `success`."
+    "{n} episodes have ended, but none of them reported success: `rollout/success_rate` is missing. Put `is_success` into "
+    "the environment's `info`, or wrap it in `sb3_hrl.common.wrappers.add_success_info` if it has `success`."
 )
 ALL_MISSED = (
     "The low level has reached none of its last {n} subgoals. `python -m sb3_hrl doctor` checks the environment and the log; "
@@ -26,7 +26,7 @@ ALL_MISSED = (
 
 
 class Hints:
-    """Finds out what to say, and says it once."""
+    """Finds the hints to print, each of them once."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
@@ -34,8 +34,8 @@ class Hints:
 
     def check(self, model: OffPolicyAlgorithm) -> list[str]:
         """
-        :param model: the algorithm, while it learns
-        :return: what has not been said yet
+        :param model: the algorithm, during training
+        :return: new hints
         """
         n_steps, n_episodes, buffer = model.num_timesteps, model._episode_num, model.replay_buffer
         if n_steps < self._next_check:

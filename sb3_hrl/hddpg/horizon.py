@@ -1,6 +1,7 @@
 """
-How far the low level's value is believed. Its estimate of the steps to a target is right where such targets are reached;
-beyond that it is a guess, as a rule too short: values that lie far from any reward hardly tell ways through walls from others.
+How far the predictions of the low level's value are trusted. Its estimate of the number of steps to a target is accurate for
+targets that are actually reached. Estimates for farther targets are guesses, and usually too low: far from any reward, values
+hardly tell a path through a wall from a real one.
 """
 
 import numpy as np
@@ -8,35 +9,35 @@ import numpy as np
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.type_aliases import SegmentOutcomes
 
-# Environment steps that the horizon can be. Beyond 30 success in mazes falls again: there values see no walls
+# Possible horizons, in environment steps. Success in mazes decreases beyond 30, where values ignore walls
 HORIZONS = (5, 10, 15, 20, 25, 30)
 LEAST_HORIZON = 10
 
-# As long as the horizon is shorter, edges of a planner go beyond it: with shorter ones hardly any two landmarks are joined
+# Edges of a planner may be this long even if the horizon is shorter: shorter edges would hardly connect any landmarks
 LEAST_EDGE = 20.0
 
-# So many segments tell the horizon, among so many of the newest, most of which are trivial where an agent stays at its goal
+# The number of segments that determine the horizon, and of recent segments to find them in: many are trivial, at the goal
 N_SEGMENTS = 200
 N_RECENT = 5_000
 
-# Predictions are believed where at least this share of the segments reached their subgoals, of so many at least
+# Predictions are trusted if at least this share of their segments reached the subgoals, for a minimum number of segments
 BELIEVED_SHARE = 0.75
 LEAST_SEGMENTS = 5
 
-# A segment has this share of the predicted steps, and so many beside, before its subgoal is given up
+# A segment ends after its predicted number of steps times this factor, plus these extra steps
 ALLOWANCE, EXTRA_STEPS = 1.5, 5.0
 MOST_STEPS = 400
 
 
 def calibrated_horizon(outcomes: SegmentOutcomes, horizon: float) -> float:
     """
-    :param outcomes: the newest segments
-    :param horizon: as it was
-    :return: the largest number of steps up to which predictions came true, and one of :data:`HORIZONS` more, so that it
-        can grow
+    :param outcomes: the most recent segments
+    :param horizon: the current horizon
+    :return: the largest number of steps up to which predictions were correct, plus one step in :data:`HORIZONS`, so that the
+        horizon can grow
     """
     reached = outcomes.ends == SegmentEnd.REACHED
-    # Of a segment that ended before the predicted steps were over nothing is known
+    # The outcome of a segment that ended before its predicted steps is unknown
     is_known = np.isfinite(outcomes.predicted_steps) & (reached | (outcomes.steps >= outcomes.predicted_steps))
     newest = np.flatnonzero(is_known)[-N_SEGMENTS:]
     if len(newest) < N_SEGMENTS // 4:
@@ -49,16 +50,16 @@ def calibrated_horizon(outcomes: SegmentOutcomes, horizon: float) -> float:
             if n_reached[i] < BELIEVED_SHARE * n_issued[i]:
                 break
             best = i
-    # Down one at a time, as few segments tell of each
+    # Decrease by one step at a time, because there are few segments per bin
     least = max(HORIZONS.index(LEAST_HORIZON), int(np.searchsorted(HORIZONS, horizon)) - 1)
     return float(HORIZONS[int(np.clip(best + 1, least, len(HORIZONS) - 1))])
 
 
 def steps_allowed(predicted_steps: np.ndarray, horizon: float) -> np.ndarray:
     """
-    :param predicted_steps: to the subgoals, infinite where the low level does not believe that it gets there, shape (n,)
-    :param horizon: how far predictions are believed
-    :return: environment steps after which segments end, whole numbers, shape (n,)
+    :param predicted_steps: predicted steps to the subgoals, infinite if the low level does not expect to arrive, shape (n,)
+    :param horizon: number of steps up to which predictions are trusted
+    :return: maximum number of environment steps of the segments, integers, shape (n,)
     """
     allowed = np.where(np.isfinite(predicted_steps), ALLOWANCE * predicted_steps + EXTRA_STEPS, 2.0 * horizon)
     return np.clip(np.ceil(allowed), LEAST_HORIZON, MOST_STEPS).astype(np.int64)

@@ -1,6 +1,6 @@
 """
-A hierarchy in NumPy, which is three times as fast as torch on the few observations of a step. In the learner's process it
-looks at the policy's weights where they are; a worker gets them as one flat vector.
+A hierarchical policy in NumPy. For the few observations of an environment step, NumPy is three times as fast as torch. In the
+learner's process it uses views of the policy's weights; a worker gets the weights as one flat vector.
 """
 
 import functools
@@ -20,7 +20,7 @@ from sb3_hrl.hddpg.horizon import LEAST_EDGE, steps_allowed
 # Normalised inputs are clipped to [-INPUT_CLIP, INPUT_CLIP], as in HER (appendix A, https://arxiv.org/abs/1707.01495)
 INPUT_CLIP = 5.0
 
-# Rows of what normalises the inputs of the two levels
+# Rows of the arrays that normalise the inputs of the two levels
 HIGH, LOW = 0, 1
 
 N_CANDIDATES = 64
@@ -29,26 +29,26 @@ _PLANNER = "planner."
 
 
 class HasWeights(Protocol):
-    """What of a :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy` is needed to act like it."""
+    """The part of a :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy` that is needed for acting."""
 
     config: HierarchyConfig
     rounds_goals: bool
 
     def acting_networks(self) -> dict[str, nn.Module]:
-        """:return: ``low_actor``, ``high_actor``, ``high_critic``, and the ``low_critic_<i>`` where its values are needed"""
+        """:return: ``low_actor``, ``high_actor``, ``high_critic``, and the ``low_critic_<i>`` if their values are needed"""
 
     def acting_tensors(self) -> dict[str, th.Tensor]:
-        """:return: what normalises inputs, where subgoals may lie, and the planner's arrays (``planner.<name>``)"""
+        """:return: arrays for normalising inputs, limits of subgoals, and the planner's arrays (``planner.<name>``)"""
 
 
 def value_to_steps(values: np.ndarray, gamma: float) -> np.ndarray:
     """
-    Number of steps that a value stands for, if each step costs 1 until the target is reached: the inverse of
+    Convert values to numbers of steps, for a reward of -1 per step until the target is reached: the inverse of
     ``Q(d) = -(1 - gamma^d) / (1 - gamma)``.
 
     :param values: values, any shape
     :param gamma: discount factor
-    :return: steps, infinite where the value is that of never, the same shape
+    :return: numbers of steps, infinite if the value means never reaching the target; same shape as ``values``
     """
     remaining = np.minimum(1.0 + (1.0 - gamma) * values, 1.0)
     steps = np.full(np.shape(values), np.inf, dtype=np.float32)
@@ -61,10 +61,10 @@ def value_to_steps(values: np.ndarray, gamma: float) -> np.ndarray:
 def candidate_actions(goal_dim: int) -> np.ndarray:
     """
     :param goal_dim: length of a goal
-    :return: actions of the high level to choose among, always the same, so that a deterministic policy is one; in [-1, 1],
-        shape (N_CANDIDATES, goal_dim)
+    :return: fixed actions of the high level to choose from, in [-1, 1], shape (N_CANDIDATES, goal_dim); they are always the
+        same, so that a deterministic policy is deterministic
     """
-    generator = th.Generator().manual_seed(0)  # apart from the global one
+    generator = th.Generator().manual_seed(0)  # separate from the global one
     actions = (2.0 * th.rand(N_CANDIDATES, goal_dim, generator=generator) - 1.0).numpy()
     actions.setflags(write=False)
     return actions
@@ -72,13 +72,13 @@ def candidate_actions(goal_dim: int) -> np.ndarray:
 
 class NumpyPolicy:
     """
-    Both levels of a :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy` as functions on float32 arrays. Which subgoals are
-    issued is decided in :mod:`sb3_hrl.hddpg.choosers`.
+    Both levels of a :class:`~sb3_hrl.hddpg.policies.HierarchicalPolicy` as functions on float32 arrays. Subgoals are chosen in
+    :mod:`sb3_hrl.hddpg.choosers`.
 
     :param networks: see :meth:`HasWeights.acting_networks`
-    :param arrays: see :meth:`HasWeights.acting_tensors`; looked at, not copied
+    :param arrays: see :meth:`HasWeights.acting_tensors`; not copied
     :param config: the agent's options
-    :param rounds_goals: whether goals are whole numbers
+    :param rounds_goals: whether goals are integers
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class NumpyPolicy:
         self.candidates = candidate_actions(len(self.bounds.radius))
 
     def refresh(self) -> None:
-        """Take new weights from the vector that the policy is bound to."""
+        """Load new weights from the vector that the policy is bound to."""
         for network in self._networks.values():
             network.refresh()
 
     # ------------------------------------------------------------------- levels
 
     def _inputs(self, level: int, observation: np.ndarray, achieved_goal: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """The same as the inputs that the levels learn with, ``HierarchicalPolicy.high_inputs`` and ``low_inputs``."""
+        """As ``HierarchicalPolicy.high_inputs`` and ``low_inputs``, which are used for learning."""
         inputs = np.concatenate((observation, achieved_goal, target, target - achieved_goal), axis=1)
         inputs -= self._shift[level]
         inputs *= self._scale[level]
@@ -120,7 +120,7 @@ class NumpyPolicy:
 
     def act(self, observation: np.ndarray, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """
-        Let the low level act.
+        Compute the low level's actions.
 
         :param observation: shape (n, obs_dim)
         :param achieved_goal: shape (n, goal_dim)
@@ -147,8 +147,8 @@ class NumpyPolicy:
         :param observation: shape (n, obs_dim)
         :param achieved_goal: shape (n, goal_dim)
         :param goal: desired goals, shape (n, goal_dim)
-        :param actions: some actions of the high level each, shape (n, m, goal_dim)
-        :return: what its (first) critic says of these, shape (n, m)
+        :param actions: several high-level actions per environment, shape (n, m, goal_dim)
+        :return: values of these actions, from the (first) critic, shape (n, m)
         """
         inputs, (n, m, goal_dim) = self._inputs(HIGH, observation, achieved_goal, goal), actions.shape
         pairs = np.empty((n, m, inputs.shape[1] + goal_dim), dtype=np.float32)
@@ -159,7 +159,7 @@ class NumpyPolicy:
 
     @property
     def threshold(self) -> float:
-        """Distance at which a subgoal counts as reached, in the units of the goal."""
+        """Maximum distance at which a subgoal counts as reached, in the units of the goal."""
         return self._threshold.item()
 
     def is_reached(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
@@ -167,11 +167,11 @@ class NumpyPolicy:
         return is_reached(achieved_goal, subgoal, self.threshold)
 
     def subgoal_to_action(self, subgoal: np.ndarray, achieved_goal: np.ndarray) -> np.ndarray:
-        """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.subgoal_to_action`."""
+        """Convert subgoals to high-level actions, see :func:`~sb3_hrl.common.subgoals.subgoal_to_action`."""
         return subgoal_to_action(subgoal, achieved_goal, self.bounds)
 
     def action_to_subgoal(self, action: np.ndarray, achieved_goal: np.ndarray) -> np.ndarray:
-        """Subgoal that a high-level action commands, see :func:`~sb3_hrl.common.subgoals.action_to_subgoal`."""
+        """Convert high-level actions to subgoals, see :func:`~sb3_hrl.common.subgoals.action_to_subgoal`."""
         subgoal = action_to_subgoal(action, achieved_goal, self.bounds)
         return subgoal.round() if self._rounds_goals else subgoal
 
@@ -179,46 +179,48 @@ class NumpyPolicy:
 
     @property
     def horizon(self) -> float:
-        """Environment steps up to which predictions of the low level are believed; ``subgoal_steps`` if that is given."""
+        """Number of environment steps up to which predictions are trusted; ``subgoal_steps`` if that is given."""
         steps = self.config.subgoals.steps
         return self._horizon.item() if steps is None else float(steps)
 
     @property
     def longest_edge(self) -> float:
-        """Environment steps from one of a planner's waypoints to the next at most."""
+        """Maximum number of environment steps between two consecutive waypoints of a planner."""
         return self.horizon if self.config.subgoals.steps is not None else max(self.horizon, LEAST_EDGE)
 
     @property
     def has_values(self) -> bool:
-        """Whether the low level's value says how many steps it is to a subgoal."""
+        """Whether the low level's value predicts the number of steps to a subgoal."""
         return self.config.asks_values
 
     @property
     def pursues_far_goals(self) -> bool:
-        """Whether the goal itself is pursued where a planner knows no way; elsewhere the high level's actor decides."""
+        """Whether the goal itself is the subgoal if a planner finds no path; otherwise the high level's actor decides."""
         return self.planner is not None and self.has_values
 
     def segment_steps(self, predicted_steps: np.ndarray) -> np.ndarray:
         """
-        :param predicted_steps: to the subgoals, shape (n,)
-        :return: environment steps after which segments end, shape (n,)
+        :param predicted_steps: predicted environment steps to the subgoals, shape (n,)
+        :return: maximum number of environment steps of the segments, shape (n,)
         """
         steps = self.config.subgoals.steps
         return steps_allowed(predicted_steps, self.horizon) if steps is None else np.full(len(predicted_steps), steps)
 
     @property
     def pace(self) -> float:
-        """Distance per environment step, in the units of the goal, that covers the subgoals' radius within the horizon."""
+        """Distance per environment step at which the radius of subgoals is covered within the horizon, in the units of the
+        goal."""
         return float(np.linalg.norm(self.bounds.radius) / self.horizon)
 
     def steps(self, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
         """
-        Environment steps that the low level takes to subgoals, by its own value (the most pessimistic critic's).
+        Predict the number of environment steps to subgoals, from the low level's value (the minimum of its critics).
 
-        :param observations: of some states around each start, shape (n, n_members, obs_dim)
-        :param achieved: goals achieved in these, shape (n, n_members, goal_dim)
+        :param observations: observations of several states near each start, shape (n, n_members, obs_dim)
+        :param achieved: achieved goals of these states, shape (n, n_members, goal_dim)
         :param subgoals: shape (n, goal_dim)
-        :return: steps by the mean value over the members, infinite where it does not believe that it gets there, shape (n,)
+        :return: number of steps for the mean value of the members, infinite if the low level does not expect to arrive, shape
+            (n,)
         """
         n, n_members, goal_dim = achieved.shape
         inputs = self._inputs(
@@ -235,7 +237,7 @@ class NumpyPolicy:
 def live_policy(policy: HasWeights) -> NumpyPolicy:
     """
     :param policy: a policy
-    :return: the same in NumPy, with its weights as they are at each time (on a GPU: its tensors as they are now)
+    :return: the same policy in NumPy, which uses its current weights (on a GPU: a copy of them)
     """
     networks = {name: live_network(network) for name, network in policy.acting_networks().items()}
     arrays = {name: tensor.cpu().numpy() for name, tensor in policy.acting_tensors().items()}
@@ -244,7 +246,7 @@ def live_policy(policy: HasWeights) -> NumpyPolicy:
 
 class PolicySnapshot:
     """
-    What it takes to act elsewhere like a policy: it travels to a worker by pickle, its weights travel as a flat vector.
+    A copy of a policy for acting elsewhere: it is pickled once for a worker, and its weights are then sent as a flat vector.
 
     :param policy: the learner's policy
     """
@@ -264,7 +266,7 @@ class PolicySnapshot:
     def write(self, policy: HasWeights, vector: np.ndarray) -> None:
         """
         :param policy: the learner's policy
-        :param vector: where its weights are written to, float32, shape (n_weights,)
+        :param vector: float32 array that its weights are written to, shape (n_weights,)
         """
         networks = {name: weights_vector(network) for name, network in policy.acting_networks().items()}
         tensors = networks | policy.acting_tensors()
@@ -273,8 +275,8 @@ class PolicySnapshot:
 
     def bind(self, vector: np.ndarray) -> NumpyPolicy:
         """
-        :param vector: weights, shape (n_weights,); looked at, not copied
-        :return: the policy; call its ``refresh`` when the vector has changed
+        :param vector: weights, shape (n_weights,); not copied
+        :return: the policy; call its ``refresh`` after the vector has changed
         """
         parts = self._split(vector)
         networks = {name: network.bind(parts[name]) for name, network in self._networks.items()}

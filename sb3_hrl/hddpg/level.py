@@ -1,4 +1,4 @@
-"""One level: its networks, and every equation of its update, the same for both levels."""
+"""A level: its networks, and all equations of its update, which are the same for both levels."""
 
 import math
 from collections.abc import Sequence
@@ -16,56 +16,56 @@ from sb3_hrl.common.networks import mlp_layers
 from sb3_hrl.common.type_aliases import TDBatch, Transitions
 from sb3_hrl.hddpg.config import LevelConfig
 
-# An entry of an action is at its bound, -1 or 1, from here on
+# An entry of an action counts as at its bound (-1 or 1) from this absolute value on
 AT_BOUND = 0.98
 
 
 class UpdateInfo(NamedTuple):
-    """What one update says about a level, as tensors without a gradient (reading them out would wait for the device)."""
+    """Metrics of an update, as tensors without a gradient (reading their values would wait for the device)."""
 
     actor_loss: th.Tensor
     critic_loss: th.Tensor
     q_mean: th.Tensor
     reward: th.Tensor
-    action_saturation: th.Tensor  # share of the entries of the actor's actions at a bound; NaN if it was not its turn
+    action_saturation: th.Tensor  # share of entries of the actor's actions at a bound; NaN if the actor was not updated
 
 
 class Level(Protocol):
     """
-    A learner of one level, a ``torch.nn.Module``: what the policy, the batches and the algorithm ask of it.
-    :class:`DDPGLevel` is one; another is a class with these members, given as ``policy_kwargs=dict(level_class=...)``, whose
+    The learner of a level, a ``torch.nn.Module``: the interface for the policy, the batches and the algorithm.
+    :class:`DDPGLevel` implements it. To use your own class, pass it as ``policy_kwargs=dict(level_class=...)``. Its
     constructor takes the arguments of :class:`DDPGLevel`, with ``net_arch``, ``activation_fn``, ``optimizer_class`` and
     ``optimizer_kwargs`` as keywords.
     """
 
     config: LevelConfig
-    # Attributes that hold its optimizers, dotted: what `save` keeps beside the state dict
+    # Dotted names of its optimizers, which `save` stores in addition to the state dict
     OPTIMIZERS: ClassVar[tuple[str, ...]]
 
     @property
     def acting_networks(self) -> tuple[nn.Module, list[nn.Module]]:
-        """The actor, from inputs to actions in [-1, 1], and critics, from inputs beside actions to values."""
+        """The actor, from inputs to actions in [-1, 1], and the critics, from inputs and actions to values."""
 
     @property
     def target_tensors(self) -> list[th.Tensor]:
-        """What :meth:`td_targets` depends on and that changes: a process that prepares batches gets copies of these."""
+        """Changing tensors that :meth:`td_targets` depends on; a process that prepares batches gets copies of them."""
 
     def td_targets(self, batch: Transitions) -> TDBatch:
         """
         :param batch: transitions
-        :return: what an update needs
+        :return: the batch for an update
         """
 
     def update(self, batch: TDBatch, n_updates: int) -> UpdateInfo:
         """
         :param batch: transitions with their targets
-        :param n_updates: updates that the level has had, this one included
+        :param n_updates: number of updates of the level, including this one
         :return: losses and means
         """
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """
-        :param learning_rate: of all optimizers from now on
+        :param learning_rate: new learning rate of all optimizers
         """
 
     def set_training_mode(self, mode: bool) -> None:
@@ -76,12 +76,12 @@ class Level(Protocol):
 
 class DDPGLevel(TD3Policy):
     """
-    DDPG (https://arxiv.org/abs/1509.02971) on SB3's ``TD3Policy``: actor, critics, their targets and optimizers. Its settings
-    turn it into TD3 (https://arxiv.org/abs/1802.09477), see :class:`~sb3_hrl.hddpg.config.LevelConfig`. Inputs are flat and
-    normalised: ``actor.mu`` and ``critic.q_networks`` are called without SB3's preprocessing.
+    DDPG (https://arxiv.org/abs/1509.02971) based on SB3's ``TD3Policy``: actor, critics, their targets and optimizers. With
+    other settings it becomes TD3 (https://arxiv.org/abs/1802.09477), see :class:`~sb3_hrl.hddpg.config.LevelConfig`. Inputs
+    are flat and normalised: ``actor.mu`` and ``critic.q_networks`` are called without SB3's preprocessing.
 
-    :param input_space: of normalised inputs
-    :param action_space: of actions in [-1, 1]
+    :param input_space: space of normalised inputs
+    :param action_space: space of actions in [-1, 1]
     :param lr_schedule: learning rate of both optimizers
     :param config: settings of the level
     :param kwargs: arguments of ``TD3Policy``
@@ -96,7 +96,7 @@ class DDPGLevel(TD3Policy):
         super().__init__(input_space, action_space, lr_schedule, n_critics=config.n_critics, **kwargs)
         for module in self.modules():
             if isinstance(module, nn.ReLU):
-                # The same in less memory: an update is faster by a twentieth
+                # In-place activations save memory, which makes an update 5 % faster
                 module.inplace = True
 
     @property
@@ -108,7 +108,7 @@ class DDPGLevel(TD3Policy):
         """
         :param mode: whether to switch to training mode (batch normalisation, dropout) or to evaluation mode
         """
-        # The modes alternate at every rollout. Perceptrons are the same in both, and SB3 walks through all modules
+        # The mode changes at every rollout. MLPs do not depend on it, and SB3's method iterates over all modules
         actor, critics = self.acting_networks
         if any(mlp_layers(network) is None for network in (actor, *critics)):
             super().set_training_mode(mode)
@@ -121,11 +121,11 @@ class DDPGLevel(TD3Policy):
     @th.no_grad()
     def td_targets(self, batch: Transitions) -> TDBatch:
         """
-        DDPG's targets, with the minimum of the critics and the target smoothing of TD3 if the settings ask for them, and HER's
-        target clipping (appendix A, https://arxiv.org/abs/1707.01495).
+        DDPG's targets, with TD3's minimum over the critics and target smoothing if enabled in the settings, and HER's target
+        clipping (appendix A, https://arxiv.org/abs/1707.01495).
 
         :param batch: transitions
-        :return: what an update needs
+        :return: the batch for an update
         """
         config = self.config
         # Select action according to policy and add clipped noise
@@ -134,7 +134,7 @@ class DDPGLevel(TD3Policy):
             noise = config.target_policy_noise * th.randn_like(next_actions)
             noise = noise.clamp_(-config.target_noise_clip, config.target_noise_clip)
             next_actions = (next_actions + noise).clamp_(-1.0, 1.0)
-        # y = clip(r + discount min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0), with a discount of 0 where nothing follows
+        # y = clip(r + discount min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0), with a discount of 0 for terminal transitions
         next_pairs = th.cat([batch.next_inputs, next_actions], dim=1)
         next_q_values = th.cat([critic(next_pairs) for critic in self.critic_target.q_networks], dim=1)
         target_q_values = batch.rewards + batch.discounts * next_q_values.amin(dim=1, keepdim=True)
@@ -146,7 +146,7 @@ class DDPGLevel(TD3Policy):
         One gradient step.
 
         :param batch: transitions with their targets
-        :param n_updates: updates that the level has had; the actor's turn comes at multiples of ``policy_delay``
+        :param n_updates: number of updates of the level; the actor is updated at multiples of ``policy_delay``
         :return: losses and means
         """
         config, actor, critics = self.config, self.actor.mu, self.critic.q_networks
@@ -156,7 +156,7 @@ class DDPGLevel(TD3Policy):
         critic_loss = sum(nn.functional.mse_loss(q_values, batch.target_q_values) for q_values in all_q_values)
         assert isinstance(critic_loss, th.Tensor)
 
-        # Optimize the critics: their whole step comes before the actor's gradient, which is that of the critic as it is now
+        # Optimize the critics. The actor's gradient comes later, because it uses the updated critic
         self.critic.optimizer.zero_grad()
         critic_loss.backward()
         _clip_gradients(self.critic, config.max_grad_value)
@@ -174,11 +174,11 @@ class DDPGLevel(TD3Policy):
             actor_loss = actor_loss + config.action_l2 * actions.square().mean()
 
         if batch.imitated is not None and config.imitation > 0.0:
-            # The planner's waypoints, beside the value in units of its mean (TD3+BC, https://arxiv.org/abs/2106.06860)
+            # Imitate the planner's waypoints; the value is divided by its mean (TD3+BC, https://arxiv.org/abs/2106.06860)
             errors = batch.imitated * (actions - batch.actions).square()
             actor_loss = actor_loss / q_loss.detach().abs().clamp(min=1e-3) + config.imitation * errors.mean()
 
-        # Optimize the actor (without gradients of the critic's weights, which nobody reads)
+        # Optimize the actor (without computing gradients of the critic's weights, which are not used)
         self.actor.optimizer.zero_grad()
         actor_loss.backward(inputs=list(actor.parameters()))
         _clip_gradients(self.actor, config.max_grad_value)
@@ -199,28 +199,28 @@ def log_updates(logger: Logger, name: str, infos: Sequence[UpdateInfo]) -> None:
     """
     Record means over some updates.
 
-    :param logger: where to
+    :param logger: the logger
     :param name: ``high`` or ``low``
-    :param infos: what the updates said
+    :param infos: metrics of the updates
     """
     if len(infos) == 0:
         return
     stacked = {key: th.stack(values) for key, values in zip(UpdateInfo._fields, zip(*infos, strict=True), strict=True)}
     means = {key: values.mean().item() for key, values in stacked.items()}
-    # Only where the actor had its turn (`policy_delay`): a loss that is not a number has to show, this does not
+    # NaN is ignored for action_saturation, which is only known for updates of the actor (`policy_delay`), but not for losses
     means["action_saturation"] = stacked["action_saturation"].nanmean().item()
     for key, value in means.items():
         if key != "action_saturation" or math.isfinite(value):
             logger.record(f"train/{name}_{key}", value)
     if name == "low":
-        # SB3's names are those of the level that acts in the environment
+        # SB3's names, for the level that acts in the environment
         logger.record("train/actor_loss", means["actor_loss"])
         logger.record("train/critic_loss", means["critic_loss"])
 
 
 @th.no_grad()
 def _polyak_update(parameters: list[th.Tensor], targets: list[th.Tensor], tau: float) -> None:
-    """SB3's ``polyak_update``, digit for digit, in two calls for all tensors: theirs is two for each."""
+    """Same result as SB3's ``polyak_update``, but with two calls for all tensors instead of two calls for each."""
     th._foreach_mul_(targets, 1.0 - tau)
     th._foreach_add_(targets, parameters, alpha=tau)
 

@@ -1,4 +1,4 @@
-"""Two mirrored levels behind one policy whose ``predict`` carries the subgoal as state."""
+"""The policy: two levels with the same structure. ``predict`` keeps the current subgoal in its state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ from sb3_hrl.hddpg.level import DDPGLevel
 from sb3_hrl.hddpg.segments import Segments
 from sb3_hrl.hddpg.validation import check_predict_input, per_dimension
 
-# What acting depends on beside the networks, and that changes
+# Buffers that acting depends on in addition to the networks
 _ACTING_BUFFERS = (
     "input_shift",
     "input_scale",
@@ -38,9 +38,9 @@ _ACTING_BUFFERS = (
 
 class Arrays(nn.Module):
     """
-    Named arrays that belong to the state dict.
+    Named arrays that are part of the state dict.
 
-    :param layout: the shape of each
+    :param layout: shape of each array
     """
 
     def __init__(self, layout: Mapping[str, tuple[int, ...]]):
@@ -50,7 +50,7 @@ class Arrays(nn.Module):
 
     def write(self, arrays: Mapping[str, np.ndarray]) -> None:
         """
-        :param arrays: new values; where they are shorter in a dimension, what lies beyond stays as it is
+        :param arrays: new values; if an array is shorter in a dimension, the rest of the stored array is not changed
         """
         for name, array in arrays.items():
             buffer = self.get_buffer(name)
@@ -59,23 +59,23 @@ class Arrays(nn.Module):
 
 class HierarchicalPolicy(BasePolicy):
     """
-    Policy of :class:`~sb3_hrl.HierarchicalDDPG`: ``high`` picks subgoals, ``low`` reaches them.
+    Policy of :class:`~sb3_hrl.HierarchicalDDPG`: ``high`` chooses subgoals, ``low`` reaches them.
 
-    Both levels (see :class:`~sb3_hrl.hddpg.level.Level`) work on a flat input:
+    Both levels (see :class:`~sb3_hrl.hddpg.level.Level`) use a flat input:
 
     - low: ``[n(observation), n(achieved), n(subgoal), (subgoal - achieved) / std]``
     - high: ``[n(observation), n(achieved), n(goal), (goal - achieved) / std]``
 
-    where ``n`` normalises by running mean and standard deviation. These, the subgoals' bounds, radius and threshold, and what
-    the planner has made, are buffers: ``state_dict`` has all that ``predict`` needs.
+    where ``n`` normalises with running mean and standard deviation. These statistics, the bounds, radius and threshold of
+    subgoals, and the planner's arrays are buffers, so ``state_dict`` contains everything that ``predict`` needs.
 
     :param observation_space: Dict space with ``observation``, ``achieved_goal``, ``desired_goal``
     :param action_space: Box space
-    :param lr_schedule: not used: each level's settings have a learning rate
+    :param lr_schedule: not used, each level has its own learning rate in its settings
     :param net_arch: hidden layers of both levels' networks, by default [256, 256]
     :param activation_fn: activation of the hidden layers
     :param optimizer_class: optimizer of all networks
-    :param optimizer_kwargs: its arguments, without the learning rate; Adam is fused by default
+    :param optimizer_kwargs: arguments of the optimizer, without the learning rate; by default Adam is fused
     :param normalize_inputs: whether inputs are normalised
     :param level_class: the learner of both levels, see :class:`~sb3_hrl.hddpg.level.Level`
     :param config: the agent's options
@@ -116,14 +116,14 @@ class HierarchicalPolicy(BasePolicy):
         self.goal_space = goal_space(observation_space)
         self.observation_dim = spaces.flatdim(observation_space["observation"])
         self.goal_dim = spaces.flatdim(self.goal_space)
-        # Subgoals for goals that are whole numbers are such, too
+        # If goals are integers, subgoals are integers as well
         self.rounds_goals = is_whole(self.goal_space)
         self.action_border = ActionBorder(action_space)
         self._check_dimensions(self.config.subgoals)
         self._build()
 
     def _check_dimensions(self, subgoals: SubgoalConfig) -> None:
-        """Refuse subgoals that have another length than goals have."""
+        """Raise an error if subgoals do not have the length of a goal."""
         bounds = [("bounds", bound) for bound in subgoals.bounds or ()]
         for name, value in [("source", subgoals.source), ("radius", subgoals.radius), *bounds]:
             if value is not None and not isinstance(value, str):
@@ -144,7 +144,7 @@ class HierarchicalPolicy(BasePolicy):
         self.register_buffer("subgoal_radius", th.ones(self.goal_dim))
         self.register_buffer("subgoal_threshold", th.zeros(()))
         self.register_buffer("horizon", th.tensor(float(self.config.subgoals.steps or LEAST_HORIZON)))
-        # What normalises the inputs of the two levels: derived from the moments and the radius
+        # Normalisation of the inputs of the two levels, computed from the moments and the radius
         input_dim = self.observation_dim + 3 * self.goal_dim
         self.register_buffer("input_shift", th.zeros(2, input_dim))
         self.register_buffer("input_scale", th.ones(2, input_dim))
@@ -184,7 +184,7 @@ class HierarchicalPolicy(BasePolicy):
 
     @property
     def config(self) -> HierarchyConfig:
-        """The agent's options; new ones, set as a whole, hold at once for both levels, but not for the networks' shapes."""
+        """The agent's options. New options apply to both levels immediately, but do not change the shapes of networks."""
         return self._config
 
     @config.setter
@@ -196,19 +196,19 @@ class HierarchicalPolicy(BasePolicy):
 
     @property
     def device(self) -> th.device:
-        """Device of the policy; unlike SB3's property it does not walk through all modules, as it is read at every step."""
+        """Device of the policy. It is read at every step, and unlike SB3's property does not iterate over all modules."""
         return self.subgoal_threshold.device
 
     # ------------------------------------------------------------------ subgoals
 
     @property
     def bounds(self) -> SubgoalBounds:
-        """Where subgoals may lie."""
+        """Limits of subgoals."""
         return SubgoalBounds(self.subgoal_low, self.subgoal_high, self.subgoal_radius)
 
     def set_bounds(self, bounds: SubgoalBounds) -> None:
         """
-        Set where subgoals may lie. Bits may always be both; where goals are whole numbers, so are the bounds.
+        Set the limits of subgoals. Bits are never limited; if goals are integers, the bounds are rounded to integers.
 
         :param bounds: arrays of shape (goal_dim,)
         """
@@ -222,7 +222,7 @@ class HierarchicalPolicy(BasePolicy):
         self._update_input_scaling()
 
     def subgoal_to_action(self, subgoal: th.Tensor, achieved_goal: th.Tensor) -> th.Tensor:
-        """High-level action that commands a subgoal, see :func:`~sb3_hrl.common.subgoals.subgoal_to_action`."""
+        """Convert subgoals to high-level actions, see :func:`~sb3_hrl.common.subgoals.subgoal_to_action`."""
         return subgoal_to_action(subgoal, achieved_goal, self.bounds)
 
     def is_reached(self, achieved_goal: ArrayT, subgoal: ArrayT) -> ArrayT:
@@ -231,9 +231,9 @@ class HierarchicalPolicy(BasePolicy):
 
     def update_planner(self, buffer: SharedMemoryReplayBuffer) -> None:
         """
-        Let the planner learn from what was visited.
+        Update the planner from visited states.
 
-        :param buffer: has it
+        :param buffer: replay buffer with the visited states
         """
         policy = self.numpy_policy()
         assert policy.planner is not None, "there is no planner"
@@ -265,10 +265,10 @@ class HierarchicalPolicy(BasePolicy):
 
     def update_moments(self, observations: np.ndarray, goals: np.ndarray) -> None:
         """
-        Take new steps into the moments that normalise inputs.
+        Update the moments for normalising inputs with new steps.
 
         :param observations: shape (n, obs_dim)
-        :param goals: achieved and desired ones, shape (m, goal_dim)
+        :param goals: achieved and desired goals, shape (m, goal_dim)
         """
         self.observation_moments.update(observations)
         self.goal_moments.update(goals)
@@ -284,7 +284,7 @@ class HierarchicalPolicy(BasePolicy):
     # ------------------------------------------------------------------- acting
 
     def acting_networks(self) -> dict[str, nn.Module]:
-        """:return: the networks that it acts with, see :class:`~sb3_hrl.hddpg.inference.NumpyPolicy`"""
+        """:return: the networks that are needed for acting, see :class:`~sb3_hrl.hddpg.inference.NumpyPolicy`"""
         low_actor, low_critics = self.low.acting_networks
         high_actor, high_critics = self.high.acting_networks
         networks = {"low_actor": low_actor, "high_actor": high_actor, "high_critic": high_critics[0]}
@@ -293,26 +293,27 @@ class HierarchicalPolicy(BasePolicy):
         return networks
 
     def acting_tensors(self) -> dict[str, th.Tensor]:
-        """:return: all else that it acts with and that changes"""
+        """:return: all other tensors that are needed for acting and that change"""
         tensors = {name: self.get_buffer(name) for name in _ACTING_BUFFERS}
         return tensors | {f"planner.{name}": buffer for name, buffer in self.planner_arrays.named_buffers()}
 
     def numpy_policy(self) -> NumpyPolicy:
-        """:return: the policy as functions on arrays, with the weights as they are"""
-        # Views are made once, and again when what they look at was replaced: by a move to a device, a copy, an assignment
+        """:return: the policy as functions on arrays, which use its current weights"""
+        # Views are created again if tensors were replaced: by a move to another device, a copy or an assignment
         looked_at = tuple(self._buffers[name].data_ptr() for name in _ACTING_BUFFERS)  # type: ignore[union-attr]
         if self._numpy_policy is None or looked_at != self._looked_at or self.device.type != "cpu":
             self._numpy_policy, self._looked_at = live_policy(self), looked_at
         return self._numpy_policy
 
     def check_modules(self) -> None:
-        """Make views anew if a module was replaced: rare and slow to find out, so once per ``learn``, and by ``predict``."""
+        """Create new views if a module was replaced. This check is slow, so it only runs once per ``learn`` and in
+        ``predict``."""
         modules = [module for network in self.acting_networks().values() for module in network.modules()]
         if modules != self._modules_looked_at:
             self._numpy_policy, self._modules_looked_at = None, modules
 
     def __getstate__(self) -> dict[str, Any]:
-        """Views of the weights are made again."""
+        """Views of the weights are not pickled, but created again."""
         return {**self.__dict__, "_numpy_policy": None, "_modules_looked_at": []}
 
     def flatten_obs(self, observation: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -324,12 +325,12 @@ class HierarchicalPolicy(BasePolicy):
         return observation_, achieved, goal
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """Choose subgoals now and act on them, without a state."""
+        """Choose subgoals and act on them, without a state."""
         if th.jit.is_tracing() or th.compiler.is_compiling():
             # NumPy would be recorded as a constant
             raise RuntimeError(
                 "HierarchicalPolicy acts in NumPy and cannot be traced, compiled or exported itself: export "
-                "`sb3_hrl.hddpg.export.DecisionModule(policy)` or, of an agent that plans, `LowLevelModule(policy)`, see "
+                "`sb3_hrl.hddpg.export.DecisionModule(policy)` or, for an agent with a planner, `LowLevelModule(policy)`, see "
                 "docs/export.md."
             )
         assert isinstance(observation, dict)
@@ -353,12 +354,12 @@ class HierarchicalPolicy(BasePolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, SubgoalState]:
         """
-        Actions for a batch of observations (or for a single one). The subgoals in force travel in ``state``: nothing is kept
-        on the policy, so that environments of any number can be driven side by side.
+        Choose actions for a batch of observations (or a single one). The current subgoals are passed on in ``state``: the
+        policy itself stores nothing, so it can act in any number of environments.
 
         :param observation: observations, arrays of shape (n, ...) or without the first dimension
-        :param state: what the last call returned; ``None`` chooses subgoals now
-        :param episode_start: where an episode begins, shape (n,): these get new subgoals
+        :param state: state returned by the last call; ``None`` to choose new subgoals
+        :param episode_start: whether an episode starts, shape (n,): these environments get new subgoals
         :param deterministic: whether both levels act without exploration noise
         :return: actions, and the state for the next call (with a first dimension even for a single observation)
         """
@@ -383,12 +384,12 @@ class HierarchicalPolicy(BasePolicy):
     ) -> tuple[np.ndarray, SubgoalState]:
         """:return: actions scaled to [-1, 1], and the state for the next call"""
         policy, n = self.numpy_policy(), len(obs)
-        # A deterministic prediction draws no random numbers, the others follow SB3's seeding
+        # A deterministic prediction uses no random numbers; other predictions depend on SB3's seed
         rng = None if deterministic else np.random.default_rng(np.random.randint(2**31))
         if state is None:
             segments = Segments(n, self.goal_dim)
         else:
-            # What the last action led to. Where an episode begins its segment is over, whatever it led to
+            # Process the result of the last action. If an episode starts, the segment is over in any case
             segments = self._restore_segments(state, n)
             starts = [False] * n if episode_start is None else np.reshape(episode_start, n).astype(bool).tolist()
             segments.advance(achieved, starts, policy.threshold)
@@ -410,8 +411,8 @@ class HierarchicalPolicy(BasePolicy):
     def _restore_segments(self, state: SubgoalState, n: int) -> Segments:
         if len(state) != len(SubgoalState._fields) or np.shape(state[0]) != (n, self.goal_dim):
             raise ValueError(
-                f"`state` is not one of {n} environments with goals of length {self.goal_dim}: pass the state that `predict` "
-                "returned for these environments, or None to choose subgoals now."
+                f"`state` does not belong to {n} environments with goals of length {self.goal_dim}: pass the state that "
+                "`predict` returned for these environments, or None to choose new subgoals."
             )
         return Segments.from_state(SubgoalState(*state))
 

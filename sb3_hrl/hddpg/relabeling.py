@@ -1,4 +1,4 @@
-"""From samples of the buffer to what the two levels learn from: every equation of hindsight."""
+"""Converts samples of the replay buffer to transitions for the two levels: all equations of hindsight."""
 
 import numpy as np
 import torch as th
@@ -10,27 +10,28 @@ from sb3_hrl.common.subgoals import SegmentEnd, action_to_subgoal
 from sb3_hrl.common.type_aliases import LowSamples, Transitions
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 
-# So many times a batch is drawn where trivial targets are left out, for enough others to be among them
+# Factor by which the batch is enlarged before trivial targets are dropped, so that enough others are left
 _OVERSAMPLING = 4
 
-# So many steps of a segment are looked at for the goal
+# Number of steps of a segment that are compared with the goal
 _N_VISITED = 16
 
 
 def low_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> Transitions:
     """
-    Low level: reach the subgoal. The reward is -1 per environment step until it is reached, and nothing follows. An episode
-    that fails for good has the value of never reaching it.
+    Low level: reach the subgoal. The reward is -1 per environment step until the subgoal is reached; that transition is
+    terminal. An episode that terminates without success gets the value of never reaching the subgoal.
 
-    :param policy: gives inputs and says what is reached
-    :param buffer: where to sample from
+    :param policy: policy that computes the inputs, and decides what is reached
+    :param buffer: replay buffer to sample from
     :return: transitions of the low level
     """
     config = policy.config.low
     steps = _low_samples(policy, buffer)
     n_random = int(config.random_target_prob * config.batch_size)
     if n_random > 0:
-        # The last entries, which are not in hindsight: what lies behind a wall is never achieved, so no hindsight tells of it
+        # The last entries are not in hindsight. Hindsight never contains targets behind a wall, because they are never
+        # achieved
         achieved = steps.achieved_goals[-n_random:]
         steps.subgoals[-n_random:] = action_to_subgoal(2.0 * th.rand_like(achieved) - 1.0, achieved, policy.bounds)
     reached = policy.is_reached(steps.next_achieved_goals, steps.subgoals).float()[:, None]
@@ -49,7 +50,7 @@ def low_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> T
 
 
 def _low_samples(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> LowSamples:
-    """:return: steps for the low level, in hindsight first; few of those whose target in hindsight was reached before them"""
+    """:return: steps for the low level, first those in hindsight, with few whose target was reached before the step"""
     config = policy.config.low
     window, batch_size = config.hindsight_window, config.batch_size
     if config.trivial_target_prob == 1.0:
@@ -58,7 +59,7 @@ def _low_samples(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -
     n_hindsight, n_drawn = (hindsight_count(n, config.n_sampled_goal) for n in (batch_size, len(steps.actions)))
     is_trivial = policy.is_reached(steps.achieved_goals, steps.subgoals)[:n_drawn]
     in_hindsight = without_trivial(is_trivial, config.trivial_target_prob)[:n_hindsight]
-    # As many in hindsight as ever, and as many that keep the subgoal that was commanded
+    # The numbers of entries with and without hindsight stay the same
     commanded = n_drawn + th.arange(batch_size - n_hindsight, device=in_hindsight.device)
     rows = th.cat([in_hindsight, commanded])
     return LowSamples(*(tensor[rows] for tensor in steps))
@@ -66,16 +67,16 @@ def _low_samples(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -
 
 def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, task: GoalTask) -> Transitions:
     """
-    High level: choose the subgoals that lead to the goal. The reward is -1 per segment until it is reached, nothing follows.
-    An episode that fails for good has the value of never reaching it.
+    High level: choose subgoals that lead to the goal. The reward is -1 per segment until the goal is reached; that
+    transition is terminal. An episode that terminates without success gets the value of never reaching the goal.
 
-    :param policy: gives inputs and says what is reached
-    :param buffer: where to sample from
+    :param policy: policy that computes the inputs, and decides what is reached
+    :param buffer: replay buffer to sample from
     :param task: the environment's goals
     :return: transitions of the high level
     """
     config, hindsight, batch_size = policy.config.high, policy.config.hindsight, policy.config.high.batch_size
-    # Where an episode ends at success, passing through the goal is enough; elsewhere it counts at the segment's end
+    # If episodes end at success, passing through the goal is enough; otherwise only the end of the segment counts
     max_steps = _N_VISITED if task.ends_at_success else 1
     segments = buffer.sample_high(batch_size, config.n_sampled_goal, max_steps, config.hindsight_window)
     visited = segments.visited_goals.reshape(batch_size * max_steps, -1)
@@ -89,11 +90,13 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
     discounts = config.gamma * (1.0 - dones)
     rewards, discounts = terminate_with_penalty(rewards, discounts, segments.failed & (dones == 0.0), config.min_value)
 
-    # HAC's subgoal tests: a subgoal that the low level missed without exploration is worth never reaching the goal. It had all
-    # its steps: a segment that the episode's end has cut, or that led to the goal, says nothing against its subgoal
+    # HAC's subgoal tests: a subgoal that the low level misses without exploration gets the value of never reaching the goal,
+    # if the segment used all its steps. A segment that was cut off by the end of the episode, or that reached the goal, is not
+    # penalised
     missed = segments.tested & (segments.ends == SegmentEnd.OUT_OF_STEPS) & (dones == 0.0)
     rewards, discounts = terminate_with_penalty(rewards, discounts, missed, config.min_value)
-    # HAC's hindsight action: what was achieved had been commanded. But a missed test punishes the action that was taken
+    # HAC's hindsight action: replace the subgoal by the achieved goal, except after a missed test, which penalises the real
+    # action
     in_hindsight = (th.rand(batch_size, device=buffer.device) < hindsight.action_prob) & ~missed & ~segments.planned
     subgoals = th.where(in_hindsight[:, None], segments.next_achieved_goals, segments.subgoals)
     batch = Transitions(
@@ -102,7 +105,7 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
         next_inputs=policy.high_inputs(segments.next_observations, segments.next_achieved_goals, segments.goals),
         rewards=rewards[:, None],
         discounts=discounts[:, None],
-        # Without a planner the actor's loss is that of DDPG
+        # Without a planner, the actor's loss is that of DDPG
         imitated=None if policy.config.planner is None else segments.planned.float()[:, None],
     )
     if hindsight.trivial_segment_prob < 1.0:
@@ -117,8 +120,8 @@ def relative_distance(achieved_goal: th.Tensor, target: th.Tensor, reach: th.Ten
     """
     :param achieved_goal: shape (n, goal_dim)
     :param target: shape (n, goal_dim)
-    :param reach: how far targets may be in each dimension, shape (goal_dim,)
-    :return: Euclidean distance as a share of the farthest target's, at most 1, shape (n, 1)
+    :param reach: maximum distance of targets in each dimension, shape (goal_dim,)
+    :return: Euclidean distance divided by that of the farthest possible target, at most 1, shape (n, 1)
     """
     return ((target - achieved_goal).norm(dim=1, keepdim=True) / reach.norm()).clamp(max=1.0)
 
@@ -127,12 +130,13 @@ def terminate_with_penalty(
     rewards: th.Tensor, discounts: th.Tensor, where: th.Tensor, penalty: float
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    Let nothing follow some transitions but the worst. An episode that fails for good is one: with rewards of -1 an end
-    without a penalty would be the best that can happen, and one that bootstraps as good as going on.
+    Make some transitions terminal, with the worst possible value as the reward. One case is an episode that terminates without
+    success: as all rewards are -1, a termination without penalty would be the best outcome, and with bootstrapping it would be
+    as good as continuing.
 
     :param rewards: shape (n,)
-    :param discounts: of what follows, shape (n,)
-    :param where: which transitions, booleans of shape (n,)
+    :param discounts: discounts of the next values, shape (n,)
+    :param where: which transitions to change, booleans of shape (n,)
     :param penalty: their reward, the value of never reaching the goal: ``-1 / (1 - gamma)``
     :return: rewards and discounts, shapes (n,)
     """
@@ -141,12 +145,12 @@ def terminate_with_penalty(
 
 def without_trivial(is_trivial: th.Tensor, keep_prob: float) -> th.Tensor:
     """
-    Replace most of the entries that say little by others of the batch. A segment that went nowhere, in hindsight, teaches the
+    Replace most of the trivial entries by other entries of the batch. In hindsight, a segment that did not move teaches the
     high level to stay where it is; a target that was reached before the step teaches the low level nothing.
 
-    :param is_trivial: which entries say little, shape (n,)
-    :param keep_prob: probability of keeping such an entry
-    :return: which rows to take in place of each one, shape (n,)
+    :param is_trivial: which entries are trivial, shape (n,)
+    :param keep_prob: probability of keeping a trivial entry
+    :return: for each entry the row to use instead, shape (n,)
     """
     n = len(is_trivial)
     rows = th.arange(n, device=is_trivial.device)

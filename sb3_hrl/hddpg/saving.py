@@ -1,4 +1,4 @@
-"""What is saved of an agent, and how it is set: as a whole, or not at all."""
+"""Saves an agent without its optimizers, and sets either all parameters of an agent, or none."""
 
 import copy
 import pathlib
@@ -47,28 +47,28 @@ def with_fresh_optimizers(model: BaseAlgorithm, params: TensorDict) -> dict[str,
 
 def set_all_or_none(set_parameters: Callable[[Any], None], model: BaseAlgorithm, params: TensorDict) -> None:
     """
-    :param set_parameters: sets parameters, and may fail when some of them are set
-    :param model: whose parameters they are
-    :param params: the new ones
-    :raises RuntimeError: if they do not fit; the model is as it was then
+    :param set_parameters: function that sets parameters; it may fail after some of them are set
+    :param model: the model
+    :param params: the new parameters
+    :raises RuntimeError: if the parameters do not fit; the model is then unchanged
     """
     own = copy.deepcopy(model.get_parameters())
     try:
         set_parameters(params)
         _check_optimizers(model)
     except Exception as error:
-        # torch copies what fits before it refuses the rest
+        # torch copies the parameters that fit before it raises an error about the others
         set_parameters(own)
-        # No ValueError: SB3's `load` would take it for a DQN of an old version
+        # Not a ValueError: SB3's `load` would mistake it for that of an old DQN model
         raise RuntimeError(
-            "The parameters do not fit this model, which keeps its own: build it with the spaces, `policy_kwargs`, `planner` "
+            "The parameters do not fit this model, which keeps its own: create it with the spaces, `policy_kwargs`, `planner` "
             "and `net_arch` of the model that they come from, as `HierarchicalDDPG.load` does unless other ones are passed. "
             f"{error}"
         ) from error
 
 
 def _check_optimizers(model: BaseAlgorithm) -> None:
-    """torch does not check what optimizers get."""
+    """Check the states of the optimizers, which torch does not check."""
     state_dicts = model.get_parameters()
     for name, optimizer in ((name, _attribute(model, name)) for name in state_dicts if name.endswith("optimizer")):
         for parameter, state in optimizer.state.items():

@@ -1,6 +1,6 @@
 """
-Segments, the steps of the high level: where each environment stands in its own, when it ends, and how. Training, ``predict``,
-evaluation and video all ask here.
+Segments, the steps of the high level: their state in each environment, when they end, and how. Used in training, in
+``predict``, in evaluation and for videos.
 """
 
 import math
@@ -12,14 +12,14 @@ from stable_baselines3.common.logger import Logger
 from sb3_hrl.common.subgoals import N_MISSED, SegmentEnd, is_missed
 from sb3_hrl.common.type_aliases import SubgoalState
 
-# Plain numbers, for speed
+# As plain integers, for speed
 _NONE, _REACHED, _OUT_OF_STEPS, _EPISODE_OVER = (int(end) for end in SegmentEnd)
 
 
 class Segments:
     """
-    The segments of environments side by side. A segment ends when its subgoal is reached, after as many environment steps as
-    it was given, or with the episode.
+    The current segments of several environments. A segment ends when its subgoal is reached, when its maximum number of
+    environment steps is reached, or with the episode.
 
     :param n_envs: number of environments; none of them has a subgoal yet
     :param goal_dim: length of a goal
@@ -31,16 +31,16 @@ class Segments:
         self.steps = [0] * n_envs
         self.max_steps = [1] * n_envs
         self._starts = np.zeros((n_envs, goal_dim), dtype=np.float32)
-        # Starts and subgoals of the last segments of the episode, infinite but for those that missed
+        # Starts and subgoals of the last segments of the episode, infinite for those that were not missed
         self.missed = np.full((n_envs, N_MISSED, 2, goal_dim), np.inf, dtype=np.float32)
-        # Plain numbers: for a few environments they are faster than arrays
+        # Python numbers: for a few environments they are faster than arrays
         self._targets: list[list[float]] = self.subgoals.tolist()
         self._initial_distances = [0.0] * n_envs
 
     @classmethod
     def from_state(cls, state: SubgoalState) -> "Segments":
         """
-        :param state: what :attr:`state` was; its arrays are copied
+        :param state: a previous value of :attr:`state`; its arrays are copied
         :return: the segments, all with a subgoal
         """
         segments = cls(*state.subgoals.shape)
@@ -52,7 +52,7 @@ class Segments:
 
     @property
     def state(self) -> SubgoalState:
-        """Where the environments stand, as arrays; all have a subgoal."""
+        """State of the segments as arrays; all environments have a subgoal."""
         steps, max_steps = np.array(self.steps, dtype=np.int64), np.array(self.max_steps, dtype=np.int64)
         return SubgoalState(self.subgoals, steps, self._starts, max_steps, self.missed)
 
@@ -64,11 +64,11 @@ class Segments:
 
     def start(self, subgoals: np.ndarray, achieved_goals: np.ndarray, max_steps: np.ndarray) -> None:
         """
-        Begin a segment in the environments that need a subgoal.
+        Start a segment in the environments that need a subgoal.
 
-        :param subgoals: for these, float32, shape (n, goal_dim)
-        :param achieved_goals: achieved where the segments begin, float32, shape (n, goal_dim)
-        :param max_steps: environment steps after which the segments end, shape (n,)
+        :param subgoals: subgoals for these environments, float32, shape (n, goal_dim)
+        :param achieved_goals: achieved goals at the start of the segments, float32, shape (n, goal_dim)
+        :param max_steps: maximum number of environment steps of the segments, shape (n,)
         """
         self._begin(self.needs_subgoal, subgoals, achieved_goals)
         for env, most in zip(self.needs_subgoal, max_steps.tolist(), strict=True):
@@ -77,11 +77,11 @@ class Segments:
 
     def advance(self, achieved_goals: np.ndarray, episode_ends: Sequence[bool], threshold: float) -> np.ndarray:
         """
-        Take in one environment step.
+        Process one environment step.
 
-        :param achieved_goals: goals achieved now, float32, shape (n_envs, goal_dim)
+        :param achieved_goals: current achieved goals, float32, shape (n_envs, goal_dim)
         :param episode_ends: whether the episodes ended, shape (n_envs,)
-        :param threshold: Euclidean distance at which a subgoal is reached, in the units of the goal
+        :param threshold: maximum Euclidean distance at which a subgoal counts as reached, in the units of the goal
         :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
         ends: list[int] = [_NONE] * len(self._targets)
@@ -108,12 +108,12 @@ class Segments:
 
 
 class SegmentStatistics:
-    """What segments were like since the last log, as sums over them."""
+    """Statistics of the segments since the last log, as sums."""
 
     def __init__(self) -> None:
         self._sums = np.zeros(len(self._NAMES), dtype=np.float64)
 
-    # Of segments that begin at the goal, where an agent stays, only the number is kept: they say nothing about subgoals
+    # Segments that start at the goal are not counted: the agent stays there, so they tell nothing about subgoals
     _NAMES = (
         *("issued", "reached_at_issue", "goals", "waypoints", "replaced"),
         *("ended", "reached", "steps", "predicted", "predicted_steps", "needed_steps"),
@@ -121,10 +121,10 @@ class SegmentStatistics:
 
     def count_started(self, is_at_goal: np.ndarray, **kinds: np.ndarray) -> None:
         """
-        :param is_at_goal: segments that begin at the goal, booleans of shape (n,)
-        :param kinds: ``reached_at_issue``, subgoals that are reached before the first step; ``goals``, those that are the goal
-            itself; ``waypoints``, those that are the planner's; ``replaced``, those in place of a proposal of the actor that
-            was reached or missed: booleans of shape (n,)
+        :param is_at_goal: whether segments start at the goal, booleans of shape (n,)
+        :param kinds: booleans of shape (n,): ``reached_at_issue``, subgoals that are already reached when they are issued;
+            ``goals``, subgoals that are the goal itself; ``waypoints``, subgoals of the planner; ``replaced``, subgoals that
+            replace an actor's proposal, because it was already reached or recently missed
         """
         self._add("issued", (~is_at_goal).sum())
         for name, is_kind in kinds.items():
@@ -134,7 +134,7 @@ class SegmentStatistics:
         """
         :param ends: how segments ended, see :meth:`Segments.advance`, shape (n_envs,)
         :param steps: environment steps of each segment so far, shape (n_envs,)
-        :param predicted_steps: environment steps that its subgoal was predicted to take, infinite or NaN: no prediction, shape
+        :param predicted_steps: predicted environment steps to its subgoal, infinite or NaN without a prediction, shape
             (n_envs,)
         """
         for env in np.flatnonzero(ends):
@@ -149,14 +149,15 @@ class SegmentStatistics:
         self._sums[self._NAMES.index(name)] += value
 
     def take(self) -> list[float]:
-        """:return: sums over the segments since the last call or log, for :meth:`add` of the learner's"""
+        """:return: sums over the segments since the last call or log, as arguments for :meth:`add` of the learner's
+        statistics"""
         sums: list[float] = self._sums.tolist()
         self._sums[:] = 0
         return sums
 
     def add(self, sums: Sequence[float]) -> None:
         """
-        :param sums: over segments from elsewhere, see :meth:`take`
+        :param sums: sums over segments of a worker, see :meth:`take`
         """
         self._sums += sums
 
@@ -164,7 +165,7 @@ class SegmentStatistics:
         """
         Record means over the segments since the last call.
 
-        :param logger: where to
+        :param logger: the logger
         """
         sums = dict(zip(self._NAMES, self.take(), strict=True))
         means = {

@@ -1,4 +1,4 @@
-"""What a policy takes from the replay buffer beside gradients: input statistics, the subgoals' bounds, the planner."""
+"""Statistics that a policy computes from the replay buffer: input normalisation, bounds of subgoals, the planner's arrays."""
 
 import numpy as np
 
@@ -10,28 +10,28 @@ from sb3_hrl.hddpg.horizon import N_RECENT, calibrated_horizon
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.hddpg.subgoal_bounds import fit_bounds, initial_bounds
 
-# Input statistics are refreshed once so many new steps are there; once per so many steps the environment is asked again what
-# success is, and the subgoals' bounds are fitted
+# Number of new steps after which the statistics of inputs are updated; after which the definition of success is checked again
+# and the bounds of subgoals are fitted; and after which the horizon is calibrated
 NORMALIZER_INTERVAL = 100
 BOUNDS_INTERVAL = 1_000
 HORIZON_INTERVAL = 500
 
 
 class Statistics:
-    """Keeps count of the steps of a buffer that were taken in. It is saved with the algorithm."""
+    """Updates the statistics, and counts the steps that they have used. It is saved with the algorithm."""
 
     def __init__(self) -> None:
         self._has_bounds = False
-        self._normalized = np.zeros(0, dtype=np.int64)  # how many steps of each shard the normalisers have seen
-        self._n_bounds = 0  # steps of the buffer when the bounds were fitted
-        self._n_planned = 0  # steps of the buffer when the planner was updated
-        self._n_calibrated = 0  # steps of the buffer when the horizon was calibrated
+        self._normalized = np.zeros(0, dtype=np.int64)  # number of steps of each shard that the normalisation has used
+        self._n_bounds = 0  # number of steps in the buffer when the bounds were fitted
+        self._n_planned = 0  # number of steps in the buffer when the planner was updated
+        self._n_calibrated = 0  # number of steps in the buffer when the horizon was calibrated
 
     def begin(self, policy: HierarchicalPolicy, goals: np.ndarray, threshold: float) -> None:
         """
-        :param policy: gets the threshold, and its first bounds
-        :param goals: the first goals achieved and desired, shape (n, goal_dim)
-        :param threshold: distance at which a subgoal counts as reached
+        :param policy: policy that gets the threshold, and its first bounds
+        :param goals: the first achieved and desired goals, shape (n, goal_dim)
+        :param threshold: maximum distance at which a subgoal counts as reached
         """
         policy.subgoal_threshold.fill_(threshold)
         if not self._has_bounds:
@@ -46,12 +46,12 @@ class Statistics:
         attributes: Attributes | None = None,
     ) -> None:
         """
-        Take in new steps, as far as it is time to.
+        Update the statistics that are due.
 
-        :param policy: learns from them
-        :param buffer: has them
+        :param policy: policy to update
+        :param buffer: replay buffer with the steps
         :param task: the environment's goals
-        :param attributes: of the environment, see :meth:`~sb3_hrl.common.goals.EnvGoalTask.ask_again`
+        :param attributes: plain attributes of the environment, see :meth:`~sb3_hrl.common.goals.EnvGoalTask.ask_again`
         """
         heads = buffer.shards.head.copy()
         n_added = int(heads.sum())
@@ -82,7 +82,7 @@ class Statistics:
         if len(self._normalized) != len(heads):
             self._normalized = np.zeros_like(heads)
         self._normalized = np.minimum(self._normalized, heads)
-        # Each shard has its own pace: every step is taken in once
+        # Shards grow at different speeds: each step is used once
         n_new = heads - self._normalized
         if n_new.sum() < (NORMALIZER_INTERVAL if self._normalized.any() else 1):
             return

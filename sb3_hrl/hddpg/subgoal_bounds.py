@@ -1,4 +1,4 @@
-"""Where subgoals may lie, found from the data: goal spaces such as Fetch's are unbounded."""
+"""Bounds and radius of subgoals, estimated from the data: goal spaces such as Fetch's are unbounded."""
 
 import numpy as np
 
@@ -8,17 +8,17 @@ from sb3_hrl.common.subgoals import SubgoalBounds, displacements, reachable_radi
 from sb3_hrl.hddpg.config import SubgoalConfig
 from sb3_hrl.hddpg.validation import per_dimension
 
-# How many of the newest steps are looked at
+# Number of recent steps that the estimates use
 WINDOW = 50_000
 
 
 def initial_bounds(config: SubgoalConfig, goals: np.ndarray, threshold: float, space: GoalSpace) -> SubgoalBounds:
     """
-    :param config: what the user has set stays as it is
-    :param goals: the first goals achieved and desired, shape (n, goal_dim)
-    :param threshold: distance at which a subgoal counts as reached
+    :param config: values set by the user, which are kept
+    :param goals: the first achieved and desired goals, shape (n, goal_dim)
+    :param threshold: maximum distance at which a subgoal counts as reached
     :param space: goal space
-    :return: bounds around them, and a radius that is just beyond the threshold, arrays of shape (goal_dim,)
+    :return: bounds around the goals, and a radius slightly larger than the threshold, arrays of shape (goal_dim,)
     """
     low, high = visited_bounds(goals, margin=2.0 * threshold, limits=flat_limits(space), quantile=0.0)
     return _with_given(config, SubgoalBounds(low, high, np.full_like(low, 2.0 * threshold)))
@@ -28,15 +28,15 @@ def fit_bounds(
     config: SubgoalConfig, bounds: SubgoalBounds, buffer: SharedMemoryReplayBuffer, threshold: float, n_steps: int
 ) -> SubgoalBounds:
     """
-    Bounds of the goals seen so far, and the radius that the low level covers in a segment. Both only grow: what was within
-    reach once is within reach of a better low level.
+    Bounds of the goals seen so far, and the radius that the low level covers in a segment. Both only grow: a better low level
+    can still reach everything that was within reach before.
 
-    :param config: what the user has set stays as it is
-    :param bounds: those so far, arrays of shape (goal_dim,)
-    :param buffer: what was visited
-    :param threshold: distance at which a subgoal counts as reached
-    :param n_steps: environment steps of a segment, about
-    :return: arrays of shape (goal_dim,)
+    :param config: values set by the user, which are kept
+    :param bounds: current bounds, arrays of shape (goal_dim,)
+    :param buffer: replay buffer with the visited states
+    :param threshold: maximum distance at which a subgoal counts as reached
+    :param n_steps: approximate number of environment steps of a segment
+    :return: new bounds, arrays of shape (goal_dim,)
     """
     shards = buffer.recent(WINDOW, ("achieved_goal", "next_achieved_goal", "desired_goal"))
     goals = [steps[field] for steps in shards for field in ("next_achieved_goal", "desired_goal")]
@@ -50,7 +50,7 @@ def fit_bounds(
 
 
 def _with_given(config: SubgoalConfig, bounds: SubgoalBounds) -> SubgoalBounds:
-    """:return: the bounds, but what the user has set in their place"""
+    """:return: the bounds, with the values that the user has set"""
     dim = len(bounds.radius)
     if config.bounds is not None:
         low, high = (per_dimension("bounds", bound, dim) for bound in config.bounds)

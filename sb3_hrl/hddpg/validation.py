@@ -1,4 +1,4 @@
-"""Bad input is refused by a sentence that names the parameter and the cure."""
+"""Checks of the input. The error messages name the parameter and the cure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from sb3_hrl.common.checks import is_integer, require
 def check_action_space(action_space: spaces.Space) -> None:
     """
     :param action_space: action space of the environment
-    :raises ValueError: unless actions are continuous
+    :raises ValueError: if actions are not continuous
     """
     if not isinstance(action_space, spaces.Box):
         raise ValueError(
@@ -27,12 +27,12 @@ def check_action_space(action_space: spaces.Space) -> None:
 def check_observation_space(observation_space: spaces.Space) -> None:
     """
     :param observation_space: observation space of the environment
-    :raises ValueError: unless it is that of a goal-conditioned environment
+    :raises ValueError: if it does not belong to a goal-conditioned environment
     """
     if not isinstance(observation_space, spaces.Dict) or set(observation_space.spaces) != set(GOAL_KEYS):
         raise ValueError(
             f"HierarchicalDDPG needs a goal-conditioned environment: a Dict observation space with exactly the keys "
-            f"{GOAL_KEYS}, as those of gymnasium_robotics.core.GoalEnv, not {observation_space}."
+            f"{GOAL_KEYS}, as in gymnasium_robotics.core.GoalEnv, not {observation_space}."
         )
     achieved, desired = observation_space["achieved_goal"], observation_space["desired_goal"]
     if type(achieved) is not type(desired) or achieved.shape != desired.shape:
@@ -57,29 +57,29 @@ def check_vec_normalize(env: VecNormalize | None) -> None:
     """
     if env is not None and env.norm_obs:
         raise ValueError(
-            "VecNormalize normalises achieved and desired goals by different statistics, so that a subgoal would not be "
-            "comparable with either. HierarchicalDDPG has a normaliser of its own (`normalize_inputs=True`): "
+            "VecNormalize normalises achieved and desired goals with different statistics, so a subgoal could not be "
+            "compared with either. HierarchicalDDPG has its own normalisation (`normalize_inputs=True`): "
             "pass `norm_obs=False` to VecNormalize, or remove `normalize: true` from the zoo's hyperparameters."
         )
 
 
 def check_arguments(model: Any) -> None:
     """
-    The arguments that belong to no group of options, see :mod:`sb3_hrl.hddpg.config` for these.
+    Check the arguments that are not options, see :mod:`sb3_hrl.hddpg.config` for the options.
 
-    :param model: a HierarchicalDDPG whose arguments are stored
-    :raises ValueError: if one of them is out of its range
+    :param model: a HierarchicalDDPG with its arguments as attributes
+    :raises ValueError: if an argument is out of range
     """
     interval, depth = model.high_update_interval, model.prefetch_depth
     rule = "a whole number of at least 1 (low-level gradient steps)"
     require(is_integer(interval, 1), "high_update_interval", rule, interval)
     require(is_integer(depth, 0), "prefetch_depth", "a whole number of at least 0 (batches prepared ahead)", depth)
-    require(model.n_steps == 1, "n_steps", "1: n-step returns do not go with hindsight goals", model.n_steps)
-    packed = "False: the buffer's rows are packed already"
+    require(model.n_steps == 1, "n_steps", "1: n-step returns do not work with hindsight goals", model.n_steps)
+    packed = "False: the rows of the buffer are already packed"
     require(not model.optimize_memory_usage, "optimize_memory_usage", packed, model.optimize_memory_usage)
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, SharedMemoryReplayBuffer):
-        what = "does hindsight for one level only" if issubclass(buffer_class, HerReplayBuffer) else "knows no segments"
+        what = "supports hindsight for one level only" if issubclass(buffer_class, HerReplayBuffer) else "stores no segments"
         raise ValueError(
             f"`replay_buffer_class` must be SharedMemoryReplayBuffer or a subclass, not {buffer_class.__name__}, which "
             f"{what}: leave it out, hindsight is built in."
@@ -88,17 +88,17 @@ def check_arguments(model: Any) -> None:
 
 def check_predict_input(observation: Any, space: spaces.Space) -> None:
     """
-    :param observation: what ``predict`` was given
+    :param observation: argument of ``predict``
     :param space: the agent's observation space
-    :raises ValueError: if it is not a dict of finite arrays with the three keys, for as many environments each
+    :raises ValueError: if it is not a dict of finite arrays with the three keys, all for the same number of environments
     """
     if not isinstance(observation, Mapping) or not set(GOAL_KEYS) <= set(observation):
         keys = (
             f"a dict with the keys {sorted(observation)}" if isinstance(observation, Mapping) else type(observation).__name__
         )
         raise ValueError(
-            f"HierarchicalDDPG acts on observations that are dicts with `observation`, `achieved_goal` and `desired_goal`, "
-            f"not on {keys}. For SB3 environments pass what `env.reset()` and `env.step()` returned."
+            f"HierarchicalDDPG needs observations that are dicts with `observation`, `achieved_goal` and `desired_goal`, "
+            f"not {keys}. For SB3 environments, pass the observations of `env.reset()` and `env.step()`."
         )
     assert isinstance(space, spaces.Dict)
     batch_shapes = set()
@@ -112,7 +112,7 @@ def check_predict_input(observation: Any, space: spaces.Space) -> None:
         if not np.isfinite(array).all():
             raise ValueError(f"`{key}` has values that are not finite (NaN or infinite): check the environment.")
     if len(batch_shapes) > 1:
-        raise ValueError(f"The observations' parts are of different numbers of environments: {sorted(batch_shapes)}.")
+        raise ValueError(f"The parts of the observation have different numbers of environments: {sorted(batch_shapes)}.")
 
 
 def per_dimension(name: str, value: Any, dim: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What collectors with workers have in common, whether these are processes or actors."""
+"""Common parts of the collectors with workers, which may be processes or actors."""
 
 import contextlib
 import threading
@@ -16,35 +16,36 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from sb3_hrl.common.checks import require
 from sb3_hrl.parallel.worker import WorkerConfig
 
-# Seconds that a worker may take until its first step: it imports, makes its environments and resets them
+# Maximum time in seconds until a worker's first step: it imports modules, and creates and resets its environments
 START_TIMEOUT = 300.0
 
-# Why a worker is replaced
+# Reason for replacing a worker
 RAISED = "raised an exception"
 
 CLOSED = (
-    "The environments are closed and cannot collect any more: close them after `learn` only, and go on with new ones by "
+    "The environments are closed and cannot collect any more: close them after `learn` only, and continue with new ones by "
     "`model.set_env(env)`."
 )
 
 
 @dataclass
 class FailureCounts:
-    """How often a worker has failed."""
+    """Number of failures of a worker."""
 
-    n_failures: int = 0  # in a row, without a written block between them
-    n_errors: int = 0  # exceptions over all
+    n_failures: int = 0  # consecutive failures, without a written block in between
+    n_errors: int = 0  # total number of exceptions
 
 
 class CollectingVecEnv(SubprocVecEnv):
     """
-    What collectors with workers have in common: groups of environments, and that nobody else steps them meanwhile.
+    Common base class of the collectors with workers. It groups environments by worker, and makes sure that nobody else steps
+    them while the workers collect.
 
     :param env_fns: environments
-    :param config: how workers go about it
-    :param envs_per_worker: environments that a worker steps in turns
+    :param config: settings of the workers
+    :param envs_per_worker: number of environments per worker
     :param step_timeout: seconds without progress after which a worker counts as hanging
-    :param max_restarts: how often a worker may fail
+    :param max_restarts: maximum number of failures of a worker
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class CollectingVecEnv(SubprocVecEnv):
         step_timeout: float,
         max_restarts: int,
     ):
-        # Not SubprocVecEnv's constructor: it would start a process per environment
+        # Do not call SubprocVecEnv's constructor: it would start a process per environment
         n_envs = len(env_fns)
         fits = envs_per_worker >= 1 and n_envs % envs_per_worker == 0
         require(n_envs >= 1, "env_fns", "at least one environment", env_fns)
@@ -68,7 +69,7 @@ class CollectingVecEnv(SubprocVecEnv):
         self.waiting, self.closed, self.is_collecting = False, False, False
         self._env_fns = list(env_fns)
         self._n_workers = n_envs // envs_per_worker
-        # Another thread may close what this one looks after, and replaces
+        # Another thread may close the workers while this one checks or replaces them
         self._lock = threading.RLock()
 
     def _envs_of(self, worker: int) -> range:
@@ -76,7 +77,7 @@ class CollectingVecEnv(SubprocVecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        :param actions: one per environment
+        :param actions: one action per environment
         """
         self._check_not_collecting("step")
         super().step_async(actions)
@@ -88,8 +89,8 @@ class CollectingVecEnv(SubprocVecEnv):
 
     def make_env(self, i: int) -> gym.Env:
         """
-        :param i: number of an environment
-        :return: another one like it, in this process and the caller's to close
+        :param i: number of the environment
+        :return: another environment of the same kind, in this process; the caller must close it
         """
         with _no_monitor_files():
             return _patch_env(self._env_fns[i]())
@@ -97,7 +98,7 @@ class CollectingVecEnv(SubprocVecEnv):
     def _account_for_failure(
         self, worker: int, counts: FailureCounts, what: str, error: Exception | None = None, trace: str | None = None
     ) -> None:
-        """Say that a worker is replaced, or give up: close everything and raise what ends the run."""
+        """Warn that a worker is replaced; after too many failures, close everything and raise an error."""
         counts.n_failures += 1
         counts.n_errors += trace is not None
         n_restarts = max(counts.n_failures, counts.n_errors) - 1
@@ -108,11 +109,12 @@ class CollectingVecEnv(SubprocVecEnv):
         self.n_restarts += 1
 
     def _failure(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> Exception:
-        """:return: what ends the run: a ValueError, for which the zoo prunes a trial, if an environment raised one"""
+        """:return: the error that ends the run; it is a ValueError (the zoo then prunes the trial) if an environment raised
+        one"""
         envs = self._envs_of(worker)
         which = f"environment {envs.start}" if len(envs) == 1 else f"environments {envs.start} to {envs.stop - 1}"
         message = f"Worker {worker} ({which}) {what}.\n{trace or ''}"
-        # SB3 asks for attributes that may be missing
+        # SB3 requests attributes that may not exist, and expects an AttributeError
         kind = next((kind for kind in (ValueError, AttributeError) if isinstance(error, kind)), RuntimeError)
         failure = kind(message)
         failure.__cause__ = error
@@ -125,14 +127,14 @@ class CollectingVecEnv(SubprocVecEnv):
     def _check_not_collecting(self, what: str) -> None:
         if self.is_collecting:
             raise RuntimeError(
-                f"The environments step by themselves while the agent learns (`async_collection=True`): do not {what} the "
-                "training environment from a callback, evaluate on environments of their own."
+                f"The environments step in the background while the agent learns (`async_collection=True`): do not {what} the "
+                "training environment from a callback, use separate environments for evaluation."
             )
 
 
 @contextlib.contextmanager
 def _no_monitor_files() -> Iterator[None]:
-    """A Monitor that is made meanwhile writes no file: that of a worker's environment would be overwritten."""
+    """In this context a new Monitor does not write a file, because it would overwrite that of a worker's environment."""
     writer = monitor.ResultsWriter
     monitor.ResultsWriter = lambda *args, **kwargs: None  # type: ignore[assignment, misc]
     try:

@@ -1,4 +1,4 @@
-"""Environments in processes that step by themselves: a SubprocVecEnv that also collects asynchronously."""
+"""Environments in processes that can step in the background: a SubprocVecEnv that also collects asynchronously."""
 
 import contextlib
 import multiprocessing as mp
@@ -26,12 +26,12 @@ from sb3_hrl.parallel.process import ALLOWED, BEGUN, N_CONTROLS, SENT, WRITTEN, 
 from sb3_hrl.parallel.remote import EnvRemote, Raised
 from sb3_hrl.parallel.worker import CollectTask, Report, WorkerConfig
 
-# Seconds between looks after the workers, that they may take to close, and between looks whether they have stopped
+# Seconds between checks of the workers, for closing them, and between checks whether they have stopped
 _CHECK_INTERVAL, _CLOSE_TIMEOUT, _NAP = 0.2, 5.0, 0.001
 
 
 class Collector(Protocol):
-    """A VecEnv whose environments also step by themselves, see :class:`ParallelCollector`."""
+    """A VecEnv whose environments can also step in the background, see :class:`ParallelCollector`."""
 
     num_envs: int
     config: WorkerConfig
@@ -39,37 +39,38 @@ class Collector(Protocol):
 
     def start_collecting(self, task: CollectTask, shards: Shards, publish: Callable[[np.ndarray], None]) -> None:
         """
-        :param task: what to do
-        :param shards: where steps go, one shard per environment
-        :param publish: writes the first weights into an array of shape (n_weights,)
+        :param task: what the workers have to do
+        :param shards: the shards to store steps in, one per environment
+        :param publish: function that writes the initial weights into an array of shape (n_weights,)
         """
 
     def publish(self, write: Callable[[np.ndarray], None]) -> int:
         """
-        :param write: writes new weights into an array of shape (n_weights,)
-        :return: their version, 1 for those of ``start_collecting``
+        :param write: function that writes new weights into an array of shape (n_weights,)
+        :return: their version; the weights of ``start_collecting`` have version 1
         """
 
     def grant(self, n_steps: int) -> None:
         """
-        :param n_steps: how many steps may be taken since the start, over all environments (a multiple of their number)
+        :param n_steps: total number of steps allowed since the start, over all environments (a multiple of their number)
         """
 
     def n_written(self) -> int:
-        """:return: how many steps were written since the start, over all environments"""
+        """:return: number of steps written since the start, over all environments"""
 
     def poll(self) -> list[Report]:
-        """:return: what workers have reported since the last call; workers that have failed are replaced"""
+        """:return: the workers' reports since the last call; failed workers are replaced"""
 
     def stop_collecting(self) -> tuple[VecEnvObs | None, list[Report]]:
         """
-        :return: current observations, as those of ``reset`` (``None`` if a failure has closed them), and the last reports
+        :return: current observations, as from ``reset`` (``None`` if a failure has closed the environments), and the last
+            reports
         """
 
 
 @dataclass
 class _Handle:
-    """The learner's view of a worker."""
+    """The learner's data about a worker."""
 
     process: BaseProcess
     messages: Connection
@@ -77,37 +78,37 @@ class _Handle:
     n_received: int = 0
     progress: tuple[int, int] = (0, 0)
     stalled: float = 0.0
-    observations: list[dict[str, np.ndarray]] | None = None  # where it stopped
+    observations: list[dict[str, np.ndarray]] | None = None  # current observations, once it has stopped
 
 
 class ParallelCollector(CollectingVecEnv):
     """
-    Environments in worker processes. As a VecEnv it is SB3's ``SubprocVecEnv``. With
-    ``HierarchicalDDPG(..., async_collection=True)`` the workers step by themselves while the learner trains: each one acts
-    with its own copy of the policy, writes blocks of steps into its own shards of the replay buffer, and looks for new weights
-    now and then. Nothing is pickled on the way but the infos of episodes.
+    Environments in worker processes. As a VecEnv it works like SB3's ``SubprocVecEnv``. With
+    ``HierarchicalDDPG(..., async_collection=True)``, the workers step in the background while the learner trains: each worker
+    acts with its own copy of the policy, writes blocks of steps into its own shards of the replay buffer, and regularly
+    fetches new weights. Only the infos of episodes are pickled.
 
-    A worker that dies or hangs while it collects is replaced; what it had not written is lost, and its share is collected
-    anew.
+    A worker that crashes or hangs while it collects is replaced. Steps that it had not written are lost, and are collected
+    again by the new worker.
 
-    As a VecEnv, it raises what an environment raises, with the environment's traceback: a RuntimeError, ValueError or
-    AttributeError, whose ``__cause__`` is the environment's own exception if that survives pickling. The worker lives on.
-    After an exception in ``step``, ``reset`` the environments, as the others have taken the step.
+    As a VecEnv, it raises the exceptions of its environments with their traceback, as a RuntimeError, ValueError or
+    AttributeError. Their ``__cause__`` is the original exception if that can be pickled. The worker keeps running. After an
+    exception in ``step``, call ``reset``, because the other environments have already taken the step.
 
-    From the first collecting on, workers run at a lower priority than the learner (``nice`` 10), also when it is over: a
-    process without privileges cannot raise its priority again.
+    When they first start to collect, workers lower their priority (``nice`` 10) below that of the learner. It stays low
+    afterwards, because a process without privileges cannot raise its priority.
 
     :param env_fns: environments to run in subprocesses
-    :param start_method: how to start them: ``forkserver`` (the default where there is one), ``spawn`` or ``fork``
-    :param envs_per_worker: environments that a process steps in turns, with one call of the policy for all
-    :param flush_size: steps of each environment that are written at once
-    :param sync_interval: environment steps after which a worker looks for new weights
-    :param noise_spread: the noise of the environments lies between 1 / noise_spread and noise_spread times that of the agent,
-        in equal ratios (as in Ape-X, https://arxiv.org/abs/1803.00933); 1 for the same in all
+    :param start_method: method used to start the processes: ``forkserver`` (the default if available), ``spawn`` or ``fork``
+    :param envs_per_worker: number of environments per process; a single call of the policy serves all of them
+    :param flush_size: number of steps per environment that are written at once
+    :param sync_interval: number of environment steps after which a worker checks for new weights
+    :param noise_spread: the exploration noise ranges from 1 / noise_spread to noise_spread times that of the agent, in equal
+        ratios from environment to environment (as in Ape-X, https://arxiv.org/abs/1803.00933); 1 for the same noise everywhere
     :param step_timeout: seconds without progress after which a worker counts as hanging. Before its first step, while it
-        starts and makes its environments, it has five minutes
-    :param max_restarts: how often a worker may raise an exception, or die or hang without having written anything, before that
-        ends the run
+        starts and creates its environments, the limit is five minutes
+    :param max_restarts: maximum number of exceptions of a worker, and of consecutive crashes without any written steps; one
+        more ends the run
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class ParallelCollector(CollectingVecEnv):
             raise
 
     def _spawn(self, worker: int) -> tuple[_Handle, list[EnvRemote]]:
-        """Start the process of a worker."""
+        """Start a worker process."""
         envs = self._envs_of(worker)
         pairs = [self._context.Pipe() for _ in envs]
         reader, sender = self._context.Pipe(duplex=False)
@@ -169,7 +170,7 @@ class ParallelCollector(CollectingVecEnv):
         return _Handle(process, reader), [EnvRemote(connection, lost, failed) for connection in ours]
 
     def _lost(self, worker: int) -> Exception:
-        """:return: what says how the process of a worker has ended"""
+        """:return: an exception that reports how a worker process has ended"""
         if self.closed:
             return RuntimeError(CLOSED)
         handle = self._handles[worker]
@@ -189,15 +190,15 @@ class ParallelCollector(CollectingVecEnv):
     # --------------------------------------------------------------- collecting
 
     def start_collecting(self, task: CollectTask, shards: Shards, publish: Callable[[np.ndarray], None]) -> None:
-        """See :meth:`Collector.start_collecting`. If it fails, nobody collects, and this is a VecEnv as before."""
+        """See :meth:`Collector.start_collecting`. If it fails, no worker collects, and the VecEnv still works."""
         self._check_open()
-        # What may fail comes first
+        # First the parts that may fail
         try:
             self._task = pickle.dumps(CloudpickleWrapper(task))
         except Exception as error:
             raise TypeError(
-                f"What workers need to act cannot be pickled ({error}): leave files, locks and the like out of `oracle`, "
-                "`action_noise` and classes of your own, or collect by `SerialCollector`."
+                f"The task of the workers cannot be pickled ({error}): leave files, locks and the like out of `oracle`, "
+                "`action_noise` and your own classes, or collect with `SerialCollector`."
             ) from error
         self._weights = WeightPublisher(task.agent.n_weights)
         self._weights.publish(publish)
@@ -214,7 +215,7 @@ class ParallelCollector(CollectingVecEnv):
             for worker in range(self._n_workers):
                 self._send_task(worker)
         except BaseException:
-            # A worker that has heard half of it does not understand what comes next
+            # A worker that has received half of the messages cannot understand later ones
             self.is_collecting = False
             for worker in range(self._n_workers):
                 self._start_anew(worker)
@@ -228,10 +229,10 @@ class ParallelCollector(CollectingVecEnv):
             for block in self._blocks:
                 block.send(connection)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it has died since; that is noticed where workers are looked after
+            pass  # the process has ended meanwhile, which the next check detects
 
     def _connection(self, worker: int) -> Connection:
-        """:return: where the collector's own commands go"""
+        """:return: the pipe for the collector's own commands"""
         return self.remotes[worker * self.envs_per_worker].connection
 
     def publish(self, write: Callable[[np.ndarray], None]) -> int:
@@ -239,7 +240,7 @@ class ParallelCollector(CollectingVecEnv):
         return self._weights.publish(write)
 
     def grant(self, n_steps: int) -> None:
-        """See :meth:`Collector.grant`. Those that have got least ahead get most."""
+        """See :meth:`Collector.grant`. Workers with the smallest lead get the most steps."""
         self._check_open()
         allowed = self._control[:, ALLOWED]
         allowed[:] = shares(allowed.copy(), self._control[:, WRITTEN], n_steps // self.envs_per_worker)
@@ -259,7 +260,7 @@ class ParallelCollector(CollectingVecEnv):
                         self._replace(worker, RAISED, raised)
             now = time.monotonic()
             if now - self._last_check > _CHECK_INTERVAL:
-                # A learner that was stopped itself has not seen the workers' progress
+                # If the learner itself was suspended, it has not seen the workers' progress
                 elapsed = min(now - self._last_check, 1.0)
                 self._last_check = now
                 for worker in range(self._n_workers):
@@ -269,16 +270,16 @@ class ParallelCollector(CollectingVecEnv):
 
     def _receive(self, worker: int) -> Raised | None:
         """
-        Take in the messages of a worker.
+        Receive the messages of a worker.
 
-        :return: what it has raised, if it has ended by that
+        :return: the exception that ended the worker, if any
         """
         handle = self._handles[worker]
         while handle.n_received < self._control[worker, SENT] or handle.messages.poll():
             try:
                 kind, content = handle.messages.recv()
             except (EOFError, OSError):
-                return None  # it died while it was sending
+                return None  # it ended while it was sending
             handle.n_received += 1
             if kind == "report":
                 handle.counts.n_failures = 0
@@ -306,21 +307,21 @@ class ParallelCollector(CollectingVecEnv):
             self._replace(worker, f"made no progress for {self.step_timeout:g} seconds (`step_timeout`)")
 
     def _replace(self, worker: int, what: str, raised: Raised | None = None) -> None:
-        """Start another process in the place of one that failed, or give up."""
+        """Replace a failed worker process, or give up."""
         error, trace = (None, None) if raised is None else (raised.error, raised.trace)
         _kill(self._handles[worker].process)
         self._account_for_failure(worker, self._handles[worker].counts, what, error, trace)
-        # What it had not counted is not there, and what its environments were in the middle of is over
+        # Steps that it had not counted are dropped, and the running episodes of its environments are over
         for env in self._envs_of(worker):
             self._shards.roll_back(env, int(self._base[env] + self._control[worker, WRITTEN]))
         self._start_anew(worker)
         self._send_task(worker)
         if not self.is_collecting:
-            # It says where its environments begin
+            # The new worker sends the first observations of its environments
             _try_send(self._connection(worker), "stop")
 
     def _start_anew(self, worker: int) -> None:
-        """Put another process in the place of a worker's."""
+        """Replace a worker process by a new one."""
         envs, old = self._envs_of(worker), self._handles[worker]
         _kill(old.process)
         old.messages.close()
@@ -347,7 +348,7 @@ class ParallelCollector(CollectingVecEnv):
         return _stack_obs(observations, self.observation_space), reports
 
     def close(self) -> None:
-        """End the workers' processes; twice is fine."""
+        """End the worker processes; may be called twice."""
         with self._lock:
             if self.closed:
                 return
@@ -366,20 +367,20 @@ class ParallelCollector(CollectingVecEnv):
 
 def shares(allowed: np.ndarray, written: np.ndarray, total: int) -> np.ndarray:
     """
-    Distribute leave to go on: those with the fewest rounds ahead of them get it first.
+    Distribute the allowed rounds: workers with the fewest rounds ahead get theirs first.
 
-    :param allowed: rounds that each worker is allowed so far, shape (n_workers,)
-    :param written: rounds that each worker has written, shape (n_workers,)
-    :param total: rounds over all workers
-    :return: rounds that each worker is allowed now, none less than before, shape (n_workers,)
+    :param allowed: number of rounds that each worker is allowed so far, shape (n_workers,)
+    :param written: number of rounds that each worker has written, shape (n_workers,)
+    :param total: total number of rounds, over all workers
+    :return: number of rounds that each worker is allowed now, never fewer than before, shape (n_workers,)
     """
-    # Workers go on meanwhile: look at them once only
+    # Read `written` only once, because workers continue meanwhile
     lead = allowed - written
     ahead = np.sort(lead)
     rest = total - int(allowed.sum())
     if rest <= 0:
         return allowed
-    # Fill up the lowest ones to a common level
+    # Raise the lowest ones to a common level
     costs = np.arange(len(ahead)) * ahead - np.concatenate(([0], np.cumsum(ahead)[:-1]))
     n_filled = int(np.searchsorted(costs, rest, side="right"))
     level, remainder = divmod(rest + int(ahead[:n_filled].sum()), n_filled)
@@ -395,6 +396,6 @@ def _kill(process: BaseProcess) -> None:
 
 
 def _try_send(connection: Connection, command: str) -> None:
-    """A worker that has died is noticed where workers are looked after."""
+    """Errors are ignored: the next check of the workers detects a dead worker."""
     with contextlib.suppress(OSError):
         connection.send((command, ()))

@@ -1,4 +1,4 @@
-"""The next batches are prepared while the learner uses this one."""
+"""Prepares the next batches while the learner uses the current one."""
 
 import contextlib
 import multiprocessing as mp
@@ -22,16 +22,17 @@ from sb3_hrl.parallel.process import ParentWatch
 
 Batch = Mapping[str, np.ndarray]
 
-# Places in the control array, on cache lines of their own: batches made, and batches that the learner is done with
+# Indices in the control array, on separate cache lines: number of batches made, and number of batches that the learner has
+# used
 _MADE, _USED = 0, 8
-# Seconds between looks for a free place or for a batch; between looks whether the other side lives
+# Seconds to sleep while waiting for a free slot or a batch; seconds between checks whether the other process is alive
 _NAP, _ALIVE_INTERVAL = 0.0002, 0.2
 # Seconds without a batch after which the process counts as hanging
 _PATIENCE = 60.0
 
 
 class BatchMaker(Protocol):
-    """Makes batches in another process. It is pickled; memory that it shares with the learner is handed to it there."""
+    """Makes batches in another process. It is pickled; shared memory is sent to it in that process."""
 
     n_weights: int
 
@@ -41,30 +42,30 @@ class BatchMaker(Protocol):
     def start(self, blocks: tuple[SharedArrays, SharedArrays], weights: np.ndarray) -> None:
         """
         :param blocks: the replay buffer's shared memory, see ``Shards.blocks``
-        :param weights: the weights that batches depend on, shape (n_weights,); looked at, not copied
+        :param weights: the weights that the batches depend on, shape (n_weights,); not copied
         """
 
     def make(self, out: Batch) -> None:
         """
-        :param out: where the batch is written
+        :param out: arrays to write the batch into
         """
 
     def refresh(self) -> None:
-        """The weights have changed."""
+        """Called when the weights have changed."""
 
 
 class PrefetchSampler:
     """
-    Prepares batches in a process, from the replay buffer in shared memory into slots of shared memory. (A thread, which would
-    be simpler, slows the learner down by as much as it takes off it: the two pass the interpreter's lock to and fro at every
-    small operation; see docs/scale.md.)
+    Prepares batches in a process: it samples from the replay buffer in shared memory, and writes to slots of shared memory. A
+    thread would be simpler, but would slow the learner down as much as it helps, because both would compete for the
+    interpreter lock (see docs/scale.md).
 
-    If the process dies, hangs or raises an exception, :meth:`get` says so by ``None``, and warns.
+    If the process crashes, hangs or raises an exception, :meth:`get` returns ``None`` and warns.
 
-    :param maker: makes batches
+    :param maker: object that makes the batches
     :param blocks: the replay buffer's shared memory, see ``Shards.blocks``
-    :param publish: writes the first weights into an array of shape (n_weights,)
-    :param depth: how many batches are ready at most
+    :param publish: function that writes the initial weights into an array of shape (n_weights,)
+    :param depth: maximum number of batches that are prepared in advance
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class PrefetchSampler:
         depth: int = 2,
     ):
         require(depth >= 1, "depth", "at least 1 (batches that are ready)", depth)
-        # The learner uses one more
+        # One more slot for the batch that the learner uses
         self._n_slots = depth + 1
         layout: dict[str, tuple[tuple[int, ...], str]] = {
             name: ((self._n_slots, *shape), dtype) for name, (shape, dtype) in maker.layout().items()
@@ -97,8 +98,8 @@ class PrefetchSampler:
     @property
     def is_ready(self) -> bool:
         """
-        Whether :meth:`get` need not wait for the process to start, which takes seconds: its first batch is made, or it has
-        failed.
+        Whether :meth:`get` does not have to wait until the process has started, which takes seconds: the first batch is ready,
+        or the process has failed.
         """
         if self._control[_MADE] > 0:
             return True
@@ -108,7 +109,7 @@ class PrefetchSampler:
             if self._to_send is None:
                 return True
             self._connection.recv()
-            # It is there, and reads what it is sent
+            # The process has started, and now receives its input
             (maker, blocks), self._to_send = self._to_send, None
             self._connection.send(WorkerPickle(maker))
             for block in (self._slots, *blocks, self._weights.block):
@@ -119,15 +120,15 @@ class PrefetchSampler:
 
     def publish(self, write: Callable[[np.ndarray], None]) -> None:
         """
-        :param write: writes new weights into an array of shape (n_weights,)
+        :param write: function that writes new weights into an array of shape (n_weights,)
         """
         self._weights.publish(write)
 
     def get(self) -> Batch | None:
         """
-        Wait for the next batch; the one before it is given up.
+        Wait for the next batch. This invalidates the previous batch.
 
-        :return: views of a slot, valid until the next call; ``None`` if there are no more
+        :return: views of a slot, valid until the next call; ``None`` if there will be no more batches
         """
         self._control[_USED] = self._n_taken
         start = time.monotonic()
@@ -147,27 +148,27 @@ class PrefetchSampler:
         return {name: self._slots[name][slot] for name in self._names}
 
     def _has_ended(self) -> bool:
-        """Whether the process has ended; if so, warn of it."""
+        """Whether the process has ended; if so, warn."""
         try:
             if not self._connection.poll():
                 return False
-            # An error of the batches themselves comes again where they are made from now on
+            # If making the batches raises an error, the learner will raise it again when it makes them itself
             self._warn("has failed", self._connection.recv())
         except (EOFError, OSError):
             self._process.join(1.0)
             what = f"died (exit code {self._process.exitcode})"
             if self._control[_MADE] == 0:
-                what += ' in its start, see its output above (does the script lack `if __name__ == "__main__":`?)'
+                what += ' at its start, see its output above (does the script lack `if __name__ == "__main__":`?)'
             self._warn(what)
         return True
 
     @staticmethod
     def _warn(what: str, trace: str = "") -> None:
-        message = f"The process that prepares batches {what}: from now on they are made when they are needed.\n{trace}"
+        message = f"The process that prepares batches {what}: the learner now makes them itself when needed.\n{trace}"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     def close(self) -> None:
-        """End the process; twice is fine."""
+        """End the process; may be called twice."""
         self._process.kill()
         self._process.join()
         self._connection.close()

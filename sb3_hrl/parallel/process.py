@@ -1,4 +1,4 @@
-"""The worker's process: serves SB3's commands for its environments, and between them collects by itself."""
+"""The worker process: it answers SB3's commands for its environments, and collects in between."""
 
 import contextlib
 import os
@@ -25,29 +25,29 @@ from sb3_hrl.common.weight_sync import WeightSubscriber
 from sb3_hrl.parallel.remote import Raised
 from sb3_hrl.parallel.worker import Report, Worker, WorkerConfig
 
-# A worker's row of the control block. ALLOWED is written by the learner, the others by the worker; all count rounds, which are
-# steps of each of its environments, but SENT, which counts messages
+# Columns of a worker's row in the control block. The learner writes ALLOWED, the worker writes the others. SENT counts
+# messages, the others count rounds; a round is one step in each of its environments
 ALLOWED, BEGUN, WRITTEN, SENT = 0, 8, 9, 10
 N_CONTROLS = 16
 
-# Seconds between looks at the pipes while collecting; waiting for leave to go on; between looks whether the learner lives
+# Seconds between checks of the pipes while collecting; to sleep when no step is allowed; between checks of the learner
 _SERVE_INTERVAL, _NAP, _ALIVE_INTERVAL = 0.01, 0.0005, 0.5
 
 
 class ParentWatch:
-    """Tells a process whether the learner, which has started it, still lives: one that is killed cannot say that it goes."""
+    """Checks in a child process whether the learner, its parent, is alive: a killed learner cannot notify its children."""
 
     def __init__(self) -> None:
         self._parent_id = os.getppid()
         self._next_check = 0.0
 
     def learner_lives(self) -> bool:
-        """:return: whether it lives, as of half a second ago"""
+        """:return: whether it is alive, or was at most half a second ago"""
         now = time.monotonic()
         if now < self._next_check:
             return True
         self._next_check = now + _ALIVE_INTERVAL
-        # A forked process gets another parent when the learner dies; the others are told by a pipe
+        # If the learner dies, a forked process gets another parent; the others notice it by a pipe
         parent = parent_process()
         return os.getppid() == self._parent_id and (parent is None or parent.is_alive())
 
@@ -66,17 +66,17 @@ class EnvServer:
 
     def answer(self, i: int, command: str, data: Any) -> Any:
         """
-        :param i: number of the environment, among these
-        :param command: what to do, as SB3's worker knows it
+        :param i: number of the environment, among those of this worker
+        :param command: a command of SB3's worker
         :param data: its arguments
-        :return: what SB3's worker would send back
+        :return: the answer of SB3's worker
         """
         env = self.envs[i]
         if command == "step":
             return self._step(i, data)
         if command == "reset":
             seed, options = data
-            # Where it stands is not known if it raises: then it is reset before it collects
+            # If `reset` raises an exception, the state is unknown: the environment is reset again before it collects
             self.observations[i] = None
             self.observations[i], self._reset_infos[i] = env.reset(seed=seed, **({"options": options} if options else {}))
             return self.observations[i], self._reset_infos[i]
@@ -111,10 +111,10 @@ class EnvServer:
 
 class WorkerProcess:
     """
-    The loop of a worker's process.
+    The main loop of a worker process.
 
-    :param remotes: for each environment, the pipe on which commands for it come
-    :param messages: where reports and failures go
+    :param remotes: pipe for the commands of each environment
+    :param messages: pipe for reports and failures
     :param env_fns: the environments
     """
 
@@ -123,12 +123,12 @@ class WorkerProcess:
         self._server = EnvServer(env_fns)
         self._worker: Worker | None = None
         self._closed = self._is_nice = False
-        # Commands without an answer, of the collector itself; if one fails, so does the worker
+        # The collector's own commands, which have no answer; if one of them fails, the worker fails
         self._controls: dict[str, Callable[..., None]] = {"collect": self._start, "stop": self._stop, "close": self._close}
         self._watch = ParentWatch()
 
     def run(self) -> None:
-        """Serve until told to close, or until the learner is gone."""
+        """Serve until the worker is closed, or the learner has ended."""
         while not self._closed and self._watch.learner_lives():
             if self._worker is None:
                 self._serve(_ALIVE_INTERVAL)
@@ -139,17 +139,17 @@ class WorkerProcess:
             try:
                 env.close()
             except Exception:
-                # Nobody listens any more, and the other environments are to be closed as well
+                # The learner no longer listens, and the other environments must be closed as well
                 traceback.print_exc()
 
     # --------------------------------------------------------------- collecting
 
     def _start(self, first_env: int, n_envs: int, task: bytes, config: WorkerConfig, index: int, trim: int) -> None:
-        """Begin to collect; four blocks of shared memory follow the command."""
+        """Start to collect; four blocks of shared memory follow the command."""
         control, counters, storage, weights = (SharedArrays.receive(self._remotes[0]) for _ in range(4))
         if not self._is_nice:
-            # The learner is not to be kept waiting: workers that are too slow for it run when it sleeps. There is no way back
-            # without privileges, so this is not done before it is needed
+            # The learner must not wait: slow workers run while it sleeps. A process without privileges cannot raise its
+            # priority again, so this is only done when it is needed
             os.nice(10)
             self._is_nice = True
         self._control = control["control"][index]
@@ -166,7 +166,7 @@ class WorkerProcess:
         )
 
     def _collect(self, worker: Worker) -> None:
-        """Step for a little while, as far as it is allowed."""
+        """Step for a short time, within the allowed number of rounds."""
         control = self._control
         until = time.perf_counter() + _SERVE_INTERVAL
         while time.perf_counter() < until:
@@ -182,7 +182,7 @@ class WorkerProcess:
 
     def _flush(self, worker: Worker) -> None:
         report: Report = worker.flush()
-        # The report is there before its steps are counted
+        # The report is sent before its steps are counted
         self._send(("report", report))
         self._control[WRITTEN] = worker.rounds
 
@@ -202,7 +202,7 @@ class WorkerProcess:
     # ----------------------------------------------------------------- commands
 
     def _serve(self, timeout: float) -> None:
-        """Handle the commands that are there, or that come within the timeout (in seconds)."""
+        """Handle the commands that are available, or that arrive within the timeout (in seconds)."""
         ready = wait(self._remotes, timeout)
         for i in [i for i, remote in enumerate(self._remotes) if remote in ready]:
             try:
@@ -213,7 +213,7 @@ class WorkerProcess:
             self._handle(i, message)
 
     def _handle(self, i: int, message: bytes) -> None:
-        """Do what was asked for. An exception is an answer as well; one is raised, too, if an answer cannot be pickled."""
+        """Execute a command. An exception is sent as the answer, including the one for an answer that cannot be pickled."""
         try:
             command, data = pickle.loads(message)
             if command not in self._controls:
@@ -238,17 +238,17 @@ def main(
     """
     Target of a worker's process.
 
-    :param remotes: for each environment, the pipe on which commands for it come
-    :param parent_remotes: the other ends, which a forked process has inherited
-    :param messages: where reports and failures go
+    :param remotes: pipe for the commands of each environment
+    :param parent_remotes: the other ends of these pipes, which a forked process inherits
+    :param messages: pipe for reports and failures
     :param env_fns: the environments
     """
-    # Ctrl-C goes to all processes of a terminal: it is the learner who says what is to be done
+    # Ctrl-C reaches all processes of a terminal, but the learner decides what to do
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # A forked process has unpickled nothing
+    # A forked process imports nothing, so it has to drop the notice here
     drop_notice()
-    # There are as many workers as cores already
+    # There are already as many workers as cores
     th.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
     for parent_remote in parent_remotes:
@@ -256,7 +256,7 @@ def main(
     try:
         WorkerProcess(remotes, messages, [env_fn.var for env_fn in env_fns]).run()
     except Exception as error:
-        # The learner may be gone
+        # The learner may have ended
         with contextlib.suppress(OSError):
             messages.send(("failed", Raised.of(error)))
         raise SystemExit(1) from None

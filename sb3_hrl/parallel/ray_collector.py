@@ -1,7 +1,7 @@
 """
-The collector on several machines, by Ray (``pip install sb3-hrl[ray]``): actors on any node step their environments with their
-own copies of the policy, blocks of steps come back through Ray's object store into the learner's buffer, and weights go out as
-one object per version. Everything between machines is Ray's.
+The collector for several machines, based on Ray (``pip install sb3-hrl[ray]``). Actors on any node step their environments
+with their own copies of the policy. Blocks of steps are sent through Ray's object store to the learner's buffer, and weights
+are sent as one object per version. Ray handles all communication between machines.
 """
 
 import functools
@@ -27,7 +27,7 @@ from sb3_hrl.parallel.collector import shares
 from sb3_hrl.parallel.process import EnvServer
 from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
 
-# Blocks that an actor is asked for at once: the next one is under way while one travels
+# Number of blocks requested from an actor at once: it collects the next one while a block is being sent
 _IN_FLIGHT = 2
 
 
@@ -41,7 +41,7 @@ class Block:
 
 
 class _BlockWriter:
-    """Keeps what a worker writes, for the journey."""
+    """Stores the steps that a worker writes, so that they can be sent."""
 
     def __init__(self) -> None:
         self.block: Block | None = None
@@ -53,7 +53,7 @@ class _BlockWriter:
 
 class RayWorker:
     """
-    The actor: environments on some node.
+    The actor: environments on a node.
 
     :param env_fns: the environments
     """
@@ -77,14 +77,14 @@ class RayWorker:
         rounds: int,
     ) -> None:
         """
-        Begin to collect.
+        Start to collect.
 
-        :param first_env: number of the first of these environments among all
-        :param n_envs: number of all environments
-        :param task: what to do
-        :param config: how to go about it
+        :param first_env: number of its first environment among all environments
+        :param n_envs: total number of environments, over all workers
+        :param task: what the worker has to do
+        :param config: settings of the worker
         :param weights: version and weights
-        :param rounds: steps of each environment that were written before
+        :param rounds: number of steps of each environment that were written before
         """
         self._weights = LocalWeights(task.agent.n_weights)
         self._weights.put(*weights)
@@ -103,9 +103,9 @@ class RayWorker:
 
     def collect(self, rounds: int, weights: tuple[int, np.ndarray] | None) -> tuple[list[Block | None], Report]:
         """
-        :param rounds: steps of each environment to take, at most ``flush_size``
+        :param rounds: number of steps to take in each environment, at most ``flush_size``
         :param weights: newer weights, if there are any
-        :return: the steps of each environment, and the report on them
+        :return: the steps of each environment, and a report on them
         """
         assert self._worker is not None
         if weights is not None:
@@ -116,7 +116,7 @@ class RayWorker:
         return [writer.block for writer in self._writers], report
 
     def stop(self) -> list[dict[str, np.ndarray]]:
-        """:return: where the environments stand"""
+        """:return: current observations of the environments"""
         assert self._worker is not None
         self._server.observations = list(self._worker.observations)
         return self._worker.observations
@@ -124,11 +124,11 @@ class RayWorker:
 
 class _Remote:
     """
-    What SubprocVecEnv takes for the pipe to an environment: it sends commands and receives answers.
+    Replaces the pipe of SubprocVecEnv to an environment: it sends commands and receives answers.
 
     :param handle: the actor
     :param env: number of the environment, among those of the actor
-    :param failure: makes the exception to raise of what happened at a command, of Ray's error, and of its text
+    :param failure: creates the exception to raise from a description, Ray's error, and its text
     """
 
     def __init__(self, handle: "_Handle", env: int, failure: Callable[[str, Exception | None, str], Exception]):
@@ -149,30 +149,30 @@ class _Remote:
 
 @dataclass
 class _Handle:
-    """The learner's view of an actor."""
+    """The learner's data about an actor."""
 
     actor: Any
-    asked: int = 0  # rounds that it was asked for since the start, in vain or not
-    version: int = 0  # of the weights that it was sent last
-    pending: deque[tuple[Any, int]] = field(default_factory=deque)  # blocks under way, and their rounds
+    asked: int = 0  # number of rounds requested since the start, including those that were lost
+    version: int = 0  # version of the weights that were sent last
+    pending: deque[tuple[Any, int]] = field(default_factory=deque)  # requested blocks, and their rounds
     last_seen: float = 0.0
-    starting: Any = None  # until it has begun to collect
+    starting: Any = None  # set until it has started to collect
     counts: FailureCounts = field(default_factory=FailureCounts)
 
 
 class RayCollector(CollectingVecEnv):
     """
-    A :class:`~sb3_hrl.ParallelCollector` whose workers are Ray actors, on this machine or on others. Connect with ``ray.init``
-    before, or let it start Ray on this machine. A lost node costs what its actors had not sent; they are started again where
-    there is room.
+    A :class:`~sb3_hrl.ParallelCollector` whose workers are Ray actors, on this machine or on others. Call ``ray.init`` first
+    to connect to a cluster, otherwise it starts Ray on this machine. If a node is lost, only the steps that its actors had not
+    sent are lost; the actors are restarted on nodes with free resources.
 
-    :param env_fns: environments, made where the actors are
+    :param env_fns: environments, created where the actors run
     :param envs_per_worker: see ParallelCollector
     :param flush_size: see ParallelCollector
-    :param sync_interval: see ParallelCollector (weights travel with the demand for a block)
+    :param sync_interval: see ParallelCollector (weights are sent with the request for a block)
     :param noise_spread: see ParallelCollector
-    :param step_timeout: seconds without a block after which an actor counts as hanging. To find a place, to start and to make
-        its environments it has five minutes
+    :param step_timeout: seconds without a block after which an actor counts as hanging. To be placed, to start and to create
+        its environments, it has five minutes
     :param max_restarts: see ParallelCollector
     :param actor_options: options of the actors, such as ``{"num_cpus": 1, "resources": {"simulator": 1}}``
     """
@@ -192,7 +192,7 @@ class RayCollector(CollectingVecEnv):
         super().__init__(env_fns, config, envs_per_worker, step_timeout, max_restarts)
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
-        # Ray limits the threads of what it runs by OMP_NUM_THREADS itself
+        # Ray itself limits the threads of its workers with OMP_NUM_THREADS
         self._actor_class = ray.remote(RayWorker).options(**({"num_cpus": 1} | (actor_options or {})))
         self._handles = [_Handle(self._spawn(worker)) for worker in range(self._n_workers)]
         self.processes = []
@@ -214,9 +214,9 @@ class RayCollector(CollectingVecEnv):
     # --------------------------------------------------------------- collecting
 
     def start_collecting(self, task: CollectTask, shards: Shards, publish: Callable[[np.ndarray], None]) -> None:
-        """See :meth:`Collector.start_collecting`. If it fails, nobody collects, and this is a VecEnv as before."""
+        """See :meth:`Collector.start_collecting`. If it fails, no worker collects, and the VecEnv still works."""
         self._check_open()
-        # What may fail comes first
+        # First the parts that may fail
         self._task, self._shards = ray.put(task), shards
         self._vector = LocalWeights(task.agent.n_weights)
         self.publish(publish)
@@ -272,7 +272,7 @@ class RayCollector(CollectingVecEnv):
             handle.asked += rounds
 
     def _look_after(self, worker: int, reports: list[Report]) -> None:
-        """Write the blocks that have arrived; replace an actor that is lost, raises or hangs."""
+        """Write the blocks that have arrived; replace an actor that is lost, has raised an exception, or hangs."""
         handle = self._handles[worker]
         try:
             self._take_blocks(worker, reports)
@@ -287,7 +287,7 @@ class RayCollector(CollectingVecEnv):
             self._replace(worker, f"sent nothing for {self.step_timeout:g} seconds (`step_timeout`)")
 
     def _take_blocks(self, worker: int, reports: list[Report]) -> None:
-        """Write the blocks that have arrived, in their order."""
+        """Write the blocks that have arrived, in order."""
         handle = self._handles[worker]
         if handle.starting is not None:
             if not _is_there(handle.starting):
@@ -310,11 +310,11 @@ class RayCollector(CollectingVecEnv):
             self._replace(worker, f"was lost ({type(error).__name__})")
 
     def _replace(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> None:
-        """Start another actor in the place of one that failed, or give up."""
+        """Replace a failed actor, or give up."""
         handle = self._handles[worker]
         ray.kill(handle.actor)
         self._account_for_failure(worker, handle.counts, what, error, trace)
-        # The environments' episodes are over; what was on its way is collected anew
+        # The environments' episodes are over; the steps that had not arrived are collected again
         for env in self._envs_of(worker):
             self._writers[env].end_episode()
         handle.actor = self._spawn(worker)
@@ -333,7 +333,7 @@ class RayCollector(CollectingVecEnv):
         return _stack_obs(observations, self.observation_space), reports
 
     def _stop(self, worker: int) -> list[Any]:
-        """:return: where the environments of an actor stand"""
+        """:return: current observations of an actor's environments"""
         while True:
             handle = self._handles[worker]
             try:
@@ -345,7 +345,7 @@ class RayCollector(CollectingVecEnv):
                 self._replace_after(worker, error)
 
     def close(self) -> None:
-        """End the actors; twice is fine. Ray goes on."""
+        """End the actors; may be called twice. Ray keeps running."""
         with self._lock:
             if self.closed:
                 return
@@ -356,10 +356,10 @@ class RayCollector(CollectingVecEnv):
 
 
 def _is_there(result: Any) -> bool:
-    """:return: whether Ray has a result, which may be an error"""
+    """:return: whether Ray has the result, which may be an error"""
     return bool(ray.wait([result], timeout=0)[0])
 
 
 def _cause(error: RayTaskError) -> Exception | None:
-    """:return: what the environment raised"""
+    """:return: the exception of the environment"""
     return error.cause if isinstance(error.cause, Exception) else None

@@ -1,4 +1,4 @@
-"""The learner's end of the pipe to an environment: each command has one answer, and an exception is an answer as well."""
+"""The learner's end of the pipe to an environment: each command has one answer, which may be an exception."""
 
 import pickle
 import traceback
@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 
 class Raised(NamedTuple):
-    """What a worker sends home of an exception."""
+    """An exception, as a worker sends it to the learner."""
 
     trace: str
-    pickled: bytes | None  # the exception, if it survives pickling
+    pickled: bytes | None  # the exception, if it can be pickled
 
     @classmethod
     def of(cls, error: Exception) -> "Raised":
         """
-        :param error: what was raised and is being handled
-        :return: what to send
+        :param error: the exception that is being handled
+        :return: the object to send
         """
         try:
             pickled = bytes(ForkingPickler.dumps(error))
@@ -28,7 +28,7 @@ class Raised(NamedTuple):
 
     @property
     def error(self) -> Exception | None:
-        """The exception, if it can be made again here."""
+        """The exception, if it can be unpickled here."""
         try:
             return pickle.loads(self.pickled) if self.pickled is not None else None
         except Exception:
@@ -37,12 +37,12 @@ class Raised(NamedTuple):
 
 class EnvRemote:
     """
-    What ``SubprocVecEnv`` takes for the pipe to an environment. After an exception of one environment nobody fetches the
-    answers of the others: each is dropped before something else is asked.
+    Replaces the pipe of ``SubprocVecEnv`` to an environment. After an exception in one environment, ``SubprocVecEnv`` does not
+    fetch the answers of the others: each of these answers is dropped before the next command.
 
     :param connection: the pipe
-    :param lost: makes the exception that says how the worker ended
-    :param failed: makes the exception that says what was raised at a command
+    :param lost: creates the exception that reports how the worker ended
+    :param failed: creates the exception for an error raised during a command
     """
 
     def __init__(self, connection: Connection, lost: Callable[[], Exception], failed: Callable[[str, Raised], Exception]):
@@ -54,7 +54,7 @@ class EnvRemote:
         """
         :param message: a command and its arguments
         """
-        # What cannot be pickled is refused before anything is sent
+        # Pickle first: if that fails, nothing is sent
         content = ForkingPickler.dumps(message)
         try:
             if self._asked is not None:
@@ -68,10 +68,10 @@ class EnvRemote:
     def recv(self) -> Any:
         """
         :return: the answer
-        :raises Exception: if the environment has raised one, or if the worker is gone
+        :raises Exception: if the environment has raised an exception, or the worker has ended
         """
         if self._asked is None:
-            raise RuntimeError("The environment was asked for something else between `step_async` and `step_wait`.")
+            raise RuntimeError("Another command was sent to the environment between `step_async` and `step_wait`.")
         asked, self._asked = self._asked, None
         try:
             content = self.connection.recv_bytes()
@@ -85,5 +85,5 @@ class EnvRemote:
         return answer
 
     def close(self) -> None:
-        """Let go of the pipe; twice is fine."""
+        """Close the pipe; may be called twice."""
         self.connection.close()

@@ -1,4 +1,4 @@
-"""The serial twin of the collector: the same interface and the same workers, in this process and in a fixed order."""
+"""The serial collector: same interface and same workers as the parallel one, but in this process and in a fixed order."""
 
 from collections.abc import Callable
 
@@ -16,9 +16,9 @@ from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
 
 class SerialCollector(DummyVecEnv):
     """
-    A :class:`~sb3_hrl.ParallelCollector` without processes: its workers take their turns whenever the learner looks for
-    reports. A seeded run is reproducible bit by bit, which makes it the measure of the asynchronous one, and a way to debug
-    environments and callbacks.
+    A :class:`~sb3_hrl.ParallelCollector` without processes: its workers take turns whenever the learner polls for reports. A
+    run with a seed is exactly reproducible, so it serves as a reference for asynchronous runs, and helps to debug environments
+    and callbacks.
 
     :param env_fns: environments
     :param flush_size: see ParallelCollector
@@ -53,7 +53,7 @@ class SerialCollector(DummyVecEnv):
         self._written = np.zeros(self.num_envs, dtype=np.int64)
 
     def _observation(self, i: int) -> dict[str, np.ndarray]:
-        """Where an environment stands: DummyVecEnv keeps it in its buffers."""
+        """Current observation of an environment, from DummyVecEnv's buffers."""
         assert isinstance(self.observation_space, gym.spaces.Dict)
         return {key: self.buf_obs[key][i].copy() for key in self.observation_space.spaces}
 
@@ -71,7 +71,7 @@ class SerialCollector(DummyVecEnv):
         return int(self._written.sum())
 
     def poll(self) -> list[Report]:
-        """See :meth:`Collector.poll`. Each worker takes the steps that it is allowed, at most a block."""
+        """See :meth:`Collector.poll`. Each worker takes the steps that it is allowed, at most one block."""
         self._check_open()
         return [report for i in range(len(self._workers)) for report in self._advance(i)]
 
@@ -92,7 +92,7 @@ class SerialCollector(DummyVecEnv):
         return self._obs_from_buf(), []
 
     def close(self) -> None:
-        """Close the environments; twice is fine."""
+        """Close the environments; may be called twice."""
         if not self.closed:
             self.closed, self._workers = True, []
             super().close()

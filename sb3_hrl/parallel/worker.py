@@ -1,4 +1,4 @@
-"""What a worker does, in whatever process: it steps its environments with its own copy of the policy, and writes blocks."""
+"""A worker, in any process: it steps its environments with its own copy of the policy, and writes blocks of steps."""
 
 import copy
 from collections.abc import Sequence
@@ -15,37 +15,37 @@ from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.twin import Attributes, plain_attributes
 from sb3_hrl.common.weight_sync import WeightSource
 
-# What comes home of an info when an episode ends: what SB3's Monitor adds, and what SB3's logger and callbacks read
+# Keys of an info that are sent when an episode ends: those that SB3's Monitor adds, and those that SB3's logger reads
 EPISODE_KEYS = ("episode", "is_success", "TimeLimit.truncated")
 
 
 class Agent(Protocol):
-    """An exploring policy, on flat float32 arrays. It is pickled to a worker and started there."""
+    """An exploring policy on flat float32 arrays. It is pickled, sent to a worker, and started there."""
 
     n_weights: int
 
     def start(self, n_envs: int, weights: np.ndarray, rng: np.random.Generator, noise_scale: np.ndarray) -> None:
         """
         :param n_envs: number of environments
-        :param weights: its weights, shape (n_weights,); looked at, not copied
-        :param rng: source of randomness
+        :param weights: its weights, shape (n_weights,); not copied
+        :param rng: random number generator
         :param noise_scale: factor of the exploration noise of each environment, shape (n_envs,)
         """
 
     def refresh(self) -> None:
-        """The weights have changed."""
+        """Called when the weights have changed."""
 
     def act(self, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, is_warm_up: bool) -> np.ndarray:
         """
         :param observation: shape (n_envs, obs_dim)
         :param achieved_goal: shape (n_envs, goal_dim)
         :param goal: shape (n_envs, goal_dim)
-        :param is_warm_up: whether to act at random
+        :param is_warm_up: whether to take random actions
         :return: actions scaled to [-1, 1], shape (n_envs, action_dim)
         """
 
     def fields(self) -> dict[str, np.ndarray]:
-        """:return: what else belongs into the buffer's rows of this step, by field, shapes (n_envs, dim)"""
+        """:return: other values for the buffer's rows of this step, by field, shapes (n_envs, dim)"""
 
     def step(self, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
         """
@@ -59,7 +59,7 @@ class Agent(Protocol):
 
 
 class Writer(Protocol):
-    """Where the steps of one environment go, such as a :class:`~sb3_hrl.common.shards.ShardWriter`."""
+    """Destination of the steps of one environment, such as a :class:`~sb3_hrl.common.shards.ShardWriter`."""
 
     def write(self, rows: np.ndarray, episode_ends: np.ndarray, segment_ends: np.ndarray | None = None) -> None:
         """
@@ -72,15 +72,15 @@ class Writer(Protocol):
 @dataclass(frozen=True)
 class CollectTask:
     """
-    What workers are asked to do, the same for all of them.
+    What the workers have to do, the same for all of them.
 
     :param agent: the exploring policy
-    :param columns: where each field lies in a packed row of the buffer
+    :param columns: position of each field in a packed row of the buffer
     :param row_dim: length of a packed row
-    :param action_space: to unscale actions
-    :param warm_up_rounds: how many steps of each environment are taken at random at first
-    :param handle_timeout_termination: whether a time limit is no termination
-    :param seed: of all randomness
+    :param action_space: action space, to unscale actions
+    :param warm_up_rounds: number of random steps of each environment at the start
+    :param handle_timeout_termination: whether a time limit does not count as a termination
+    :param seed: seed of all random numbers
     """
 
     agent: Agent
@@ -95,11 +95,11 @@ class CollectTask:
 @dataclass(frozen=True)
 class WorkerConfig:
     """
-    How workers go about it, see :class:`~sb3_hrl.parallel.collector.ParallelCollector`.
+    Settings of the workers, see :class:`~sb3_hrl.parallel.collector.ParallelCollector`.
 
-    :param flush_size: steps of each environment that are written at once
-    :param sync_interval: environment steps after which a worker looks for new weights
-    :param noise_spread: the noise of the environments lies between 1 / noise_spread and noise_spread times that of the agent
+    :param flush_size: number of steps per environment that are written at once
+    :param sync_interval: number of environment steps after which a worker checks for new weights
+    :param noise_spread: the exploration noise ranges from 1 / noise_spread to noise_spread times that of the agent
     """
 
     flush_size: int = 50
@@ -109,7 +109,7 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         require(self.flush_size >= 1, "flush_size", "at least 1 (steps written at once)", self.flush_size)
         require(
-            self.sync_interval >= 1, "sync_interval", "at least 1 (steps between looks for new weights)", self.sync_interval
+            self.sync_interval >= 1, "sync_interval", "at least 1 (steps between checks for new weights)", self.sync_interval
         )
         require(
             self.noise_spread >= 1, "noise_spread", "at least 1 (1: the same noise in all environments)", self.noise_spread
@@ -117,35 +117,35 @@ class WorkerConfig:
 
     def noise_scales(self, n_envs: int) -> np.ndarray:
         """
-        :param n_envs: number of environments over all workers
-        :return: factor of the noise of each one, from the smallest to the largest in equal ratios, shape (n_envs,)
+        :param n_envs: number of environments, over all workers
+        :return: factor of the noise of each environment, increasing in equal ratios, shape (n_envs,)
         """
         return self.noise_spread ** np.linspace(-1.0, 1.0, n_envs) if n_envs > 1 else np.ones(1)
 
 
 class Report(NamedTuple):
-    """What a worker tells the learner when it has written a block."""
+    """A worker's report to the learner about a written block."""
 
-    n_steps: int  # over its environments
-    version: int  # of the weights that it acted with
+    n_steps: int  # over all of its environments
+    version: int  # version of the weights that it acted with
     episodes: list[tuple[int, dict[str, Any]]]  # environment and info of each episode that ended
     statistics: list[float]  # sums over segments, see Agent.statistics
-    attributes: Attributes | None = None  # of the first of all environments, from the worker that has it
+    attributes: Attributes | None = None  # of the first of all environments, from the worker that steps it
 
 
 class Worker:
     """
-    Steps a few environments side by side.
+    Steps a few environments together.
 
     :param envs: the environments
-    :param observations: their current observations; ``None`` where one is to be reset first
-    :param first_env: number of the first of them among all environments
-    :param n_envs: number of all environments, of all workers
-    :param task: what to do
-    :param config: how to go about it
-    :param writers: where the steps of each environment go
-    :param weights: where weights come from; a version has been published
-    :param rounds: steps of each environment that were written by a worker before this one
+    :param observations: their current observations; ``None`` to reset the environment first
+    :param first_env: number of its first environment among all environments
+    :param n_envs: number of environments, over all workers
+    :param task: what the worker has to do
+    :param config: settings of the worker
+    :param writers: destination of the steps, one per environment
+    :param weights: source of the weights, which already has a version
+    :param rounds: number of steps of each environment that a previous worker has written
     """
 
     def __init__(
@@ -164,12 +164,12 @@ class Worker:
         self._envs, self._first_env, self._task, self._config = envs, first_env, task, config
         self._writers, self._weights = writers, weights
         n, columns = len(envs), task.columns
-        # A worker in another's place draws other numbers
+        # A replacement worker draws other random numbers
         seeds = np.random.SeedSequence([task.seed, first_env, rounds])
         self._vector = np.empty(task.agent.n_weights, dtype=np.float32)
         self._version = weights.fetch(self._vector)
         self._since_sync = 0
-        # Serial workers share a task, but not what an agent knows of its environments
+        # Serial workers share a task, but each needs its own agent with its own state
         self._agent = copy.copy(task.agent)
         self._agent.start(n, self._vector, np.random.default_rng(seeds), config.noise_scales(n_envs)[first_env:][:n])
         self._agent.refresh()
@@ -180,7 +180,7 @@ class Worker:
         self._episodes: list[tuple[int, dict[str, Any]]] = []
         self.n_staged = 0
 
-        # The fields that an observation gives are the first ones of a row
+        # The fields of an observation come first in a row
         self._current = np.zeros((n, columns["desired_goal"].stop), dtype=np.float32)
         self._inputs = [self._current[:, columns[key]] for key in ("observation", "achieved_goal", "desired_goal")]
         self._action_border = ActionBorder(task.action_space)
@@ -193,12 +193,12 @@ class Worker:
 
     def _set_current(self, i: int, observation: dict[str, np.ndarray]) -> None:
         for key, part in zip(("observation", "achieved_goal", "desired_goal"), self._inputs, strict=True):
-            # A row converts what is written into it: `flatten` would do so twice
+            # The assignment converts the type: `flatten` would convert it twice
             part[i] = np.asarray(observation[key]).ravel()
 
     @property
     def is_full(self) -> bool:
-        """Whether there is a block to flush."""
+        """Whether a block is complete and must be flushed."""
         return self.n_staged == self._config.flush_size
 
     def round(self) -> None:
@@ -244,7 +244,7 @@ class Worker:
         return done
 
     def flush(self) -> Report:
-        """:return: a report on the steps that were staged, and that are written now"""
+        """Write the staged steps. :return: a report on them"""
         n = self.n_staged
         for i, writer in enumerate(self._writers):
             rows = self._staging[i, :n]

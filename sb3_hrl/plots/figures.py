@@ -1,4 +1,4 @@
-"""The figure of a run: success, and per level its success, losses and reward; seeds as thin lines, their mean and range."""
+"""A figure of runs: success rate, and success, losses and reward per level; seeds as thin lines, with mean and range."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Per level: title, and the logger's keys, of which the first that a run has is drawn. SB3's flat agents count as low levels
+# For each level: titles, and keys of the logger, of which the first one in the run is drawn. SB3's flat agents are low levels
 PANELS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "high": [
         ("success rate (training)", ("rollout/success_rate",)),
@@ -29,7 +29,7 @@ PANELS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
 
 
 class Band(NamedTuple):
-    """Several runs as one curve."""
+    """Mean and range of several runs."""
 
     x: np.ndarray  # (n,)
     mean: np.ndarray  # (n,)
@@ -39,11 +39,10 @@ class Band(NamedTuple):
 
 def band(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band:
     """
-    Mean and range of curves that were not taken at the same places: each is interpolated linearly, where all of them have
-    begun and none has ended.
+    Mean and range of curves with different x values. Each curve is linearly interpolated, in the range that all curves cover.
 
     :param curves: pairs of x (increasing) and y, each of shape (n,), at least one
-    :return: mean and range at all of their x
+    :return: mean and range at all of their x values
     :raises ValueError: if there is no curve
     """
     if not curves:
@@ -58,9 +57,9 @@ def plot_curves(groups: Mapping[str, Sequence[Run]], title: str) -> "Figure":
     """
     Draw success against environment steps and wall time, and the eight curves of the two levels.
 
-    :param groups: runs by what they are called in the legend, such as seeds by algorithm; each at least one run
-    :param title: of the figure
-    :return: the figure, for ``savefig``
+    :param groups: runs by their name in the legend, such as all seeds by algorithm; at least one run each
+    :param title: title of the figure
+    :return: the figure; save it with ``savefig``
     :raises ValueError: if no run has anything to draw
     """
     figure = _figure(groups, (15, 9))
@@ -81,9 +80,9 @@ def plot_success(groups: Mapping[str, Sequence[Run]], title: str) -> "Figure":
     """
     Draw success against environment steps and wall time.
 
-    :param groups: runs by what they are called in the legend; each at least one run
-    :param title: of the figure
-    :return: the figure, for ``savefig``
+    :param groups: runs by their name in the legend, such as all seeds by algorithm; at least one run each
+    :param title: title of the figure
+    :return: the figure; save it with ``savefig``
     :raises ValueError: if no run has anything to draw
     """
     figure = _figure(groups, (10, 4))
@@ -93,18 +92,18 @@ def plot_success(groups: Mapping[str, Sequence[Run]], title: str) -> "Figure":
 
 
 def _figure(groups: Mapping[str, Sequence[Run]], size: tuple[float, float]) -> "Figure":
-    """:return: an empty figure, in inches, for runs that have something to draw"""
+    """:return: an empty figure of a size in inches; refuses runs without curves"""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('Curves need matplotlib: `pip install "sb3-hrl[plots]"`.') from error
     if not any(run.series for runs in groups.values() for run in runs):
-        raise ValueError("None of the runs has left a curve: train with `-tb FOLDER` or `--eval-freq N`.")
+        raise ValueError("None of the runs has logged a curve: train with `-tb FOLDER` or `--eval-freq N`.")
     return Figure(figsize=size, dpi=100, layout="constrained")
 
 
 def _draw_success(panels: "Sequence[Axes]", groups: Mapping[str, Sequence[Run]]) -> None:
-    """Draw success against environment steps into the first panel, against wall time into the second one."""
+    """Draw success against environment steps in the first panel, and against wall time in the second panel."""
     key = "eval/success_rate"
     if not all(key in run.series for runs in groups.values() for run in runs):
         key = "rollout/success_rate"
@@ -116,7 +115,7 @@ def _draw_success(panels: "Sequence[Axes]", groups: Mapping[str, Sequence[Run]])
 
 
 def _draw(axes: "Axes", groups: Mapping[str, Sequence[Run]], keys: Sequence[str], x_axis: str) -> None:
-    """Draw one panel; says so where there is nothing to draw."""
+    """Draw one panel, or a note if there is nothing to draw."""
     is_empty = True
     for number, (label, runs) in enumerate(groups.items()):
         curves = [curve for run in runs if (curve := _curve(run, keys, x_axis)) is not None]
@@ -139,7 +138,7 @@ def _draw(axes: "Axes", groups: Mapping[str, Sequence[Run]], keys: Sequence[str]
 
 
 def _curve(run: Run, keys: Sequence[str], x_axis: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """:return: x and y of the first key that the run has, where y is a number"""
+    """:return: x and y of the first key that the run has, without values that are not finite"""
     series: Series | None = next((run.series[key] for key in keys if key in run.series), None)
     if series is None:
         return None

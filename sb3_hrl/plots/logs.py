@@ -1,6 +1,7 @@
 """
-What a run has left behind: ``evaluations.npz``, ``*.monitor.csv`` and ``progress.csv`` in its folder, TensorBoard's events
-elsewhere. rl_zoo3 writes the first if it evaluates, the second always, the last with ``-tb``; it never has a csv logger.
+Reads the logs of a run: ``evaluations.npz``, ``*.monitor.csv`` and ``progress.csv`` in its folder, and TensorBoard's event
+files elsewhere. rl_zoo3 writes the first if it evaluates, the second always, and event files with ``-tb``; it does not use the
+CSV logger.
 """
 
 import json
@@ -13,9 +14,9 @@ import numpy as np
 import yaml
 from stable_baselines3.common.monitor import get_monitor_files, load_results
 
-# Episodes over which success in training is averaged where there is only a Monitor, as SB3's `stats_window_size`
+# Number of episodes in the moving average of the success rate if there are only Monitor files, as SB3's `stats_window_size`
 WINDOW = 100
-# Seconds by which a TensorBoard log may begin after its run's environments were made (or before: its name has whole seconds)
+# Seconds between the creation of a run's environments and the start of its log (negative: names of event files are rounded)
 _LATEST, _EARLIEST = 300.0, -2.0
 _STEPS = "time/total_timesteps"
 
@@ -25,7 +26,7 @@ class Series(NamedTuple):
 
     steps: np.ndarray  # (n,), environment steps, increasing
     values: np.ndarray  # (n,)
-    seconds: np.ndarray | None  # (n,), since the run's start; None if nothing tells
+    seconds: np.ndarray | None  # (n,), since the start of the run; None if unknown
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Run:
     """
     One run of training.
 
-    :param folder: where it was logged
-    :param seed: of the run, None if it was not written down
+    :param folder: its log folder
+    :param seed: its seed, None if unknown
     :param series: curves by the logger's key, such as ``train/low_actor_loss``
-    :param advice: sentences on what is missing and how to get it
-    :param sources: files and folders that the curves are from
+    :param advice: messages about missing data and how to get it
+    :param sources: files and folders from which the curves were read
     """
 
     folder: Path
@@ -48,7 +49,7 @@ class Run:
 
 
 class _Monitor(NamedTuple):
-    """What the Monitors of a run say, one row per episode of any of its environments."""
+    """Data of a run's Monitor files, with one row per episode of any of its environments."""
 
     start: float  # seconds since 1970
     steps: np.ndarray  # (n,), environment steps at the episode's end
@@ -57,7 +58,7 @@ class _Monitor(NamedTuple):
 
 
 class _ArgsLoader(yaml.SafeLoader):
-    """Reads the zoo's args.yml, an OrderedDict, without making Python objects of anybody's choice."""
+    """Reads the zoo's args.yml (an OrderedDict), without creating arbitrary Python objects."""
 
 
 def _ordered_dict(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> dict[str, Any]:
@@ -70,16 +71,16 @@ def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
 
 _ArgsLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ordered_dict)
 _ArgsLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
-# Of other Python objects, such as paths, nothing is needed
+# Other Python objects, such as paths, are not needed
 _ArgsLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
 
 
 def find_runs(log_folder: str | Path, algo: str, env_id: str) -> list[Path]:
     """
-    :param log_folder: what ``-f`` of rl_zoo3's training was, ``logs`` by default
+    :param log_folder: value of ``-f`` in rl_zoo3's training, ``logs`` by default
     :param algo: name of the algorithm, such as ``hddpg``
     :param env_id: id of the environment
-    :return: folders of the runs, in their order
+    :return: folders of the runs, in order of their numbers
     :raises ValueError: if there are none
     """
     name = env_id.replace("/", "-")  # as the zoo does
@@ -90,19 +91,18 @@ def find_runs(log_folder: str | Path, algo: str, env_id: str) -> list[Path]:
         others = sorted({f"{path.parent.name} on {path.name.rpartition('_')[0]}" for path in Path(log_folder).glob("*/*_*")})
         there = f"there is {', '.join(others)}" if others else "there is no run at all"
         raise ValueError(
-            f"No run of {algo} on {env_id} in {log_folder}: {there}. Give the folder that `-f` of training was, "
-            "and its `--algo` and `--env`."
+            f"No run of {algo} on {env_id} in {log_folder}: {there}. Pass the values of `-f`, `--algo` and `--env` "
+            "that were used in training."
         )
     return runs
 
 
 def read_runs(folders: Sequence[Path], tensorboard: Sequence[Path] | None = None) -> list[Run]:
     """
-    Read runs of one algorithm, each with the TensorBoard log that began when it did.
+    Read runs of one algorithm, each with the TensorBoard log that started at the same time.
 
-    :param folders: folders of the runs, as :func:`find_runs` gives them
-    :param tensorboard: folders to look for event files in; ``None``: what ``-tb`` of the training was
-    :return: the runs
+    :param folders: folders of the runs, from :func:`find_runs`
+    :param tensorboard: folders with event files; ``None``: the value of ``-tb`` in training
     """
     logs: dict[Path, Path] = {}
     pairs = []
@@ -112,7 +112,7 @@ def read_runs(folders: Sequence[Path], tensorboard: Sequence[Path] | None = None
         starts = {path: min(_event_time(file) for file in path.glob("events.out.tfevents.*")) for path in candidates}
         if monitor is not None:
             pairs += [(start - monitor.start, folder, path) for path, start in starts.items()]
-    # Nearest in time first, each log once
+    # Closest in time first, each log once
     for gap, folder, path in sorted(pairs, key=lambda pair: abs(pair[0])):
         if _EARLIEST <= gap <= _LATEST and folder not in logs and path not in logs.values():
             logs[folder] = path
@@ -121,14 +121,14 @@ def read_runs(folders: Sequence[Path], tensorboard: Sequence[Path] | None = None
 
 def read_run(folder: str | Path, events: str | Path | None = None) -> Run:
     """
-    :param folder: of the run, ``<log folder>/<algo>/<env>_<n>``
+    :param folder: folder of the run, ``<log folder>/<algo>/<env>_<n>``
     :param events: folder of its TensorBoard event files, if any
-    :return: the run with all of its curves
+    :return: the run with all its curves
     :raises ValueError: if the folder does not exist, or has a progress.csv that is not SB3's
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: give that of a run, `<log folder>/<algo>/<env>_<n>`.")
+        raise ValueError(f"{folder} is no folder: pass that of a run, `<log folder>/<algo>/<env>_<n>`.")
     advice: list[str] = []
     sources: list[Path] = []
     monitor = _read_monitor(folder)
@@ -143,8 +143,8 @@ def read_run(folder: str | Path, events: str | Path | None = None) -> Run:
         sources.append(folder / "progress.csv")
     if not any(key.startswith("train/") for key in series):
         advice.append(
-            f"{folder} has no TensorBoard log, so there are no losses and rewards: train with `-tb FOLDER`, and name the "
-            "folder here (`-tb FOLDER`) if it was moved since."
+            f"{folder} has no TensorBoard log, so there are no losses and rewards: train with `-tb FOLDER`, or pass the "
+            "folder here (`-tb FOLDER`) if it was moved after training."
         )
     if (folder / "evaluations.npz").is_file():
         series |= _read_evaluations(folder / "evaluations.npz", monitor)
@@ -153,16 +153,16 @@ def read_run(folder: str | Path, events: str | Path | None = None) -> Run:
         advice.append(f"{folder} has no evaluations.npz, so success is that of training: train with `--eval-freq N`.")
     if not any(key.endswith("/success_rate") for key in series):
         advice.append(
-            f'{folder} says nothing of success: the environment has to give `info["is_success"]`, and what Monitor writes '
-            "down is to have it (`monitor_kwargs: dict(info_keywords=('is_success',))` in the hyperparameters)."
+            f'{folder} has no success rate: the environment must return `info["is_success"]`, and Monitor must record it '
+            "(`monitor_kwargs: dict(info_keywords=('is_success',))` in the hyperparameters)."
         )
     return Run(folder, read_arguments(folder).get("seed"), series, tuple(advice), tuple(sources))
 
 
 def read_arguments(folder: Path) -> dict[str, Any]:
     """
-    :param folder: of a run, ``<log folder>/<algo>/<env>_<n>``
-    :return: arguments of the zoo's command line, empty if they were not written down
+    :param folder: folder of a run, ``<log folder>/<algo>/<env>_<n>``
+    :return: arguments of the zoo's command line, empty if they were not saved
     """
     for path in folder.glob("*/args.yml"):
         arguments = yaml.load(path.read_text(), Loader=_ArgsLoader)
@@ -172,12 +172,13 @@ def read_arguments(folder: Path) -> dict[str, Any]:
 
 
 def _event_folders(folder: Path, tensorboard: Sequence[Path] | None) -> list[Path]:
-    """:return: folders with event files that may be those of the run: of its environment and its algorithm"""
+    """:return: folders with event files of the run's environment and algorithm"""
     if tensorboard is None:
         given = read_arguments(folder).get("tensorboard_log")
         if not given:
             return []
-        # A relative path was relative to where training was started: most likely here, or where the log folder lies
+        # A relative path is relative to the folder in which training was started: probably here, or the parent of the log
+        # folder
         tensorboard = [Path(given), folder.parents[2] / given] if len(folder.parents) > 2 else [Path(given)]
     algo, env = folder.parent.name.lower(), folder.name.rpartition("_")[0]
     found = {path.parent.resolve() for root in tensorboard for path in root.rglob("events.out.tfevents.*")}
@@ -185,7 +186,7 @@ def _event_folders(folder: Path, tensorboard: Sequence[Path] | None) -> list[Pat
 
 
 def _event_time(path: Path) -> float:
-    """:return: when the file was begun, seconds since 1970, from its name ``events.out.tfevents.<seconds>.<host>...``"""
+    """:return: creation time of the file, in seconds since 1970, from its name ``events.out.tfevents.<seconds>.<host>...``"""
     return float(path.name.split(".")[3])
 
 
@@ -204,7 +205,7 @@ def _read_monitor(folder: Path) -> _Monitor | None:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """:return: means over the last ``WINDOW`` values, of fewer at the beginning, the same shape"""
+    """:return: means over the last ``WINDOW`` values, over fewer at the start, the same shape"""
     sums = np.cumsum(np.insert(values, 0, 0.0))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - WINDOW, 0)
@@ -224,16 +225,16 @@ def _read_evaluations(path: Path, monitor: _Monitor | None) -> dict[str, Series]
 
 
 def _read_progress(path: Path) -> dict[str, Series]:
-    """:return: curves of SB3's csv logger, which has a column per key and leaves entries empty"""
+    """:return: curves of SB3's CSV logger, which has a column per key, and empty entries"""
     import pandas as pd
 
     try:
-        # As text: an empty entry was not logged, one that says nan was
+        # As text, to distinguish empty entries (not logged) from nan
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError):
         table = pd.DataFrame()
     if _STEPS not in table:
-        raise ValueError(f"{path} has no column {_STEPS}, it is no log of SB3's CSV logger: delete it, train with `-tb`.")
+        raise ValueError(f"{path} has no column {_STEPS}, so SB3's CSV logger did not write it: delete it, train with `-tb`.")
 
     def numbers(key: str) -> Any:
         return pd.to_numeric(table[key], errors="coerce")
@@ -252,8 +253,8 @@ def _read_progress(path: Path) -> dict[str, Series]:
 
 def _read_events(folder: Path, start: float | None) -> dict[str, Series]:
     """
-    :param folder: of one run's event files
-    :param start: of the run, seconds since 1970; ``None``: when the first file was begun
+    :param folder: folder with one run's event files
+    :param start: start of the run, in seconds since 1970; ``None``: the start of the first file
     """
     try:
         from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator

@@ -1,4 +1,4 @@
-"""Pictures of what a hierarchy does: videos with its subgoals in the scene, maps of mazes, both in TensorBoard as well."""
+"""Pictures of a hierarchical agent: videos with its subgoals in the scene, and maps of mazes, also in TensorBoard."""
 
 from sb3_hrl.visual.callbacks import SubgoalPlotCallback, SubgoalVideoCallback
 from sb3_hrl.visual.maze import plot_maze

@@ -1,4 +1,4 @@
-"""The same pictures in TensorBoard, while an agent learns."""
+"""Pictures of the agent in TensorBoard during training."""
 
 import copy
 import io
@@ -18,11 +18,11 @@ from sb3_hrl.visual.video import agent_frames, check_numbers, open_video
 
 class _PictureCallback(BaseCallback):
     """
-    Every so many environment steps a picture goes to TensorBoard, at exactly this step.
+    Logs a picture to TensorBoard at regular intervals of environment steps.
 
-    :param eval_env: the environment of the pictures; ``None``: one like those of training, by their ``spec``
+    :param eval_env: environment for the pictures; ``None``: one that is created like those of training, from their ``spec``
     :param render_freq: environment steps between two pictures, over all environments
-    :param verbose: 1 to say when a picture is made
+    :param verbose: 1 to print a message for each picture
     """
 
     render_mode: str | None = None
@@ -40,14 +40,14 @@ class _PictureCallback(BaseCallback):
         self._last_picture = self.num_timesteps
         if not self._outputs:
             warnings.warn(
-                f"{type(self).__name__} has no TensorBoard to log to and makes no pictures: give the algorithm a "
-                "`tensorboard_log`, or the zoo `-tb FOLDER`.",
+                f"{type(self).__name__} has no TensorBoard to log to, and makes no pictures: pass `tensorboard_log` to the "
+                "algorithm, or `-tb FOLDER` to the zoo.",
                 stacklevel=2,
             )
             return
         if self.eval_env is None:
             self.eval_env, self._made_env = self._twin(), True
-        # What cannot be drawn is refused now, not after the steps to the first picture
+        # Raise errors now, not only at the first picture
         check_fit(self.model, self.eval_env)
         self._check(self.eval_env)
 
@@ -55,10 +55,10 @@ class _PictureCallback(BaseCallback):
         spec = self.training_env.get_attr("spec", 0)[0]
         if spec is None:
             raise ValueError(
-                f"{type(self).__name__} cannot make an environment like those of training, as these have no `spec`: "
-                "pass `eval_env`, or make them by `gymnasium.make`."
+                f"{type(self).__name__} cannot create an environment like those of training, because they have no `spec`: "
+                "pass `eval_env`, or create them with `gymnasium.make`."
             )
-        # Wrappers of ours and of the zoo may not be rebuilt from a spec; what is to be seen does not need them
+        # It may be impossible to rebuild wrappers from a spec, and pictures do not need them
         spec = copy.deepcopy(spec)
         spec.additional_wrappers = ()
         return gym.make(spec, render_mode=self.render_mode) if self.render_mode else gym.make(spec)
@@ -78,7 +78,7 @@ class _PictureCallback(BaseCallback):
             self.eval_env, self._made_env = None, False
 
     def _check(self, env: gym.Env) -> None:
-        """Refuse an environment of which there can be no picture."""
+        """Raise an error if pictures of the environment are impossible."""
         raise NotImplementedError
 
     def _log_picture(self, env: gym.Env) -> None:
@@ -90,15 +90,15 @@ class SubgoalVideoCallback(_PictureCallback):
     Log episodes with the goal and the subgoals in the scene, as ``visual/episode`` (see
     :func:`~sb3_hrl.visual.record_agent`).
 
-    :param eval_env: environment of MuJoCo with ``render_mode="rgb_array"``; ``None``: one like those of training
+    :param eval_env: MuJoCo environment with ``render_mode="rgb_array"``; ``None``: one like those of training
     :param render_freq: environment steps between two videos, over all environments
-    :param n_episodes: episodes per video
+    :param n_episodes: number of episodes per video
     :param fps: frames per second
     :param frame_skip: environment steps per frame
     :param deterministic: whether the agent acts without noise
-    :param seed: of the environment's first reset in each video: the same episodes every time
-    :param max_steps: environment steps after which an episode is left
-    :param verbose: 1 to say when a video is made
+    :param seed: seed of the environment's first reset in each video, so that all videos show the same episodes
+    :param max_steps: maximum number of environment steps per episode
+    :param verbose: 1 to print a message for each video
     """
 
     render_mode = "rgb_array"
@@ -139,7 +139,7 @@ class SubgoalVideoCallback(_PictureCallback):
             ):
                 add(frame)
                 size = frame.shape[:2]
-        # Not SB3's `Video`: with moviepy 2, which SB3 itself uses, torch 2.13 logs an empty one (it wants moviepy.editor)
+        # Not SB3's `Video`: with moviepy 2, as used by SB3, torch 2.13 logs an empty video (it needs moviepy.editor)
         image = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=file.getvalue())
         for output in self._outputs:
             assert output.writer.file_writer is not None
@@ -156,10 +156,10 @@ class SubgoalPlotCallback(_PictureCallback):
     :param eval_env: the environment; ``None``: one like those of training
     :param render_freq: environment steps between two maps, over all environments
     :param deterministic: whether the agent acts without noise
-    :param seed: of the environment's reset in each map: the same episode every time
-    :param n_states: how many visited states are drawn from the replay buffer
-    :param max_steps: environment steps after which an episode is left
-    :param verbose: 1 to say when a map is made
+    :param seed: seed of the environment's reset in each map, so that all maps show the same episode
+    :param n_states: number of visited states to draw from the replay buffer
+    :param max_steps: maximum number of environment steps per episode
+    :param verbose: 1 to print a message for each map
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Episodes of an agent, one moment at a time, with the subgoals in force."""
+"""Episodes of an agent, step by step, with the current subgoals."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,34 +15,34 @@ from sb3_hrl.common.type_aliases import SubgoalState
 
 
 class Moment(NamedTuple):
-    """What is to be seen before a step of an episode, or after its last one."""
+    """State before a step of an episode, or after its last step."""
 
     episode: int
-    step: int  # environment steps since the episode began
+    step: int  # environment steps since the start of the episode
     observation: np.ndarray  # (obs_dim,)
     achieved_goal: np.ndarray  # (goal_dim,)
-    goal: np.ndarray  # (goal_dim,), the desired one
-    subgoal: np.ndarray | None  # (goal_dim,), in force; None for agents without subgoals
-    issued: bool  # whether the subgoal is a new one
+    goal: np.ndarray  # (goal_dim,), desired goal
+    subgoal: np.ndarray | None  # (goal_dim,), current subgoal; None for agents without subgoals
+    issued: bool  # whether the subgoal is new
     is_last: bool  # whether the episode is over
-    success: bool  # whether the environment said so after the last step
+    success: bool  # whether the environment reported success after the last step
 
 
 def single_env(env: gym.Env | VecEnv) -> gym.Env:
     """
     :param env: an environment, or a ``DummyVecEnv`` of one
-    :return: the environment itself: a VecEnv resets it before its last state has been seen
-    :raises ValueError: if there is more than one, if it lives in another process, or if its observations are normalised
+    :return: the environment itself, because a VecEnv resets it before its last state can be shown
+    :raises ValueError: if there are several environments, if it is in another process, or if its observations are normalised
     """
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecNormalize) and env.norm_obs:
-            raise ValueError("`env` normalises observations by VecNormalize, which pictures leave out: pass `norm_obs=False`.")
+            raise ValueError("`env` normalises observations with VecNormalize, which is not supported: pass `norm_obs=False`.")
         env = env.venv
     if isinstance(env, VecEnv):
         if not isinstance(env, DummyVecEnv) or env.num_envs != 1:
             raise ValueError(
                 f"`env` must be one environment in this process, not {type(env).__name__} of {env.num_envs}: "
-                "pass what `gymnasium.make` returns, or a DummyVecEnv of one."
+                "pass the result of `gymnasium.make`, or a DummyVecEnv of one environment."
             )
         env = env.envs[0]
     return env
@@ -51,7 +51,7 @@ def single_env(env: gym.Env | VecEnv) -> gym.Env:
 def check_goals(env: gym.Env) -> None:
     """
     :param env: an environment
-    :raises ValueError: if it has no goals
+    :raises ValueError: if it is not goal-conditioned
     """
     space = env.observation_space
     if not isinstance(space, spaces.Dict) or not set(GOAL_KEYS) <= set(space.spaces):
@@ -61,14 +61,14 @@ def check_goals(env: gym.Env) -> None:
 def check_fit(model: BaseAlgorithm, env: gym.Env) -> None:
     """
     :param model: an agent
-    :param env: the environment that it is to play
-    :raises ValueError: if the environment has no goals, or is not like the one that the agent was trained on
+    :param env: the environment to play in
+    :raises ValueError: if the environment has no goals, or differs from the one that the agent was trained on
     """
     check_goals(env)
     if model.observation_space != env.observation_space:
         raise ValueError(
-            f"The agent was trained on observations {model.observation_space}, `env` gives {env.observation_space}: pass an "
-            "environment of the same id and the same arguments as in training."
+            f"The agent was trained on observations {model.observation_space}, but `env` has {env.observation_space}: pass an "
+            "environment with the same id and the same arguments as in training."
         )
 
 
@@ -81,22 +81,22 @@ def play(
     max_steps: int = 1_000,
 ) -> Iterator[Moment]:
     """
-    Let an agent act, and stop at every moment: the environment is then as the moment says, to be rendered.
+    Let an agent act, and yield every moment: the environment is then in the state of this moment, and can be rendered.
 
-    :param model: the agent; any algorithm of SB3 will do
+    :param model: the agent; any algorithm of SB3
     :param env: goal-conditioned environment
-    :param n_episodes: how many episodes
-    :param deterministic: whether it acts without noise
-    :param seed: of the environment's first reset
-    :param max_steps: environment steps after which an episode is left, for environments without a time limit
-    :return: the moments; an episode of n steps has n + 1
+    :param n_episodes: number of episodes
+    :param deterministic: whether the agent acts without noise
+    :param seed: seed of the environment's first reset
+    :param max_steps: maximum number of environment steps per episode, for environments without a time limit
+    :return: the moments; an episode of n steps has n + 1 moments
     """
     for episode in range(n_episodes):
         obs, info = env.reset(seed=seed if episode == 0 else None)
         state: SubgoalState | None = None
         starts, step, is_over = np.array([True]), 0, False
         while not is_over:
-            # Recurrent algorithms of SB3 and ours alike carry a state that belongs to the episode
+            # The state of the episode, as with recurrent algorithms
             action, state = model.predict(obs, state, starts, deterministic)  # type: ignore[assignment]
             yield _moment(model, obs, state, (episode, step), info)
             obs, _, terminated, truncated, info = env.step(action)

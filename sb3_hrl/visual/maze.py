@@ -1,4 +1,4 @@
-"""A top-down picture of a maze and of what a hierarchy makes of it, by matplotlib: nothing is rendered."""
+"""A map of a maze with the agent's subgoals and values, drawn with matplotlib (nothing is rendered)."""
 
 import importlib.util
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Cells of the heat map along the longer axis
+# Number of cells of the heat map along the longer axis
 N_CELLS = 30
 
 
@@ -27,7 +27,7 @@ def subgoal_policy(model: BaseAlgorithm) -> HierarchicalPolicy:
     """
     :param model: an agent
     :return: its policy
-    :raises ValueError: if that has no subgoals
+    :raises ValueError: if the policy has no subgoals
     """
     if not isinstance(model.policy, HierarchicalPolicy):
         raise ValueError(f"`model` must be a HierarchicalDDPG: {type(model).__name__} has no subgoals to draw.")
@@ -36,7 +36,7 @@ def subgoal_policy(model: BaseAlgorithm) -> HierarchicalPolicy:
 
 def check_matplotlib() -> None:
     """
-    :raises ImportError: if it is not installed, with the extra that brings it
+    :raises ImportError: if matplotlib is not installed; the message names the extra that installs it
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError('A map needs matplotlib: `pip install "sb3-hrl[visual]"`.')
@@ -45,7 +45,7 @@ def check_matplotlib() -> None:
 def check_map(env: gym.Env) -> None:
     """
     :param env: goal-conditioned environment
-    :raises ValueError: if its goals are no places in a plane
+    :raises ValueError: if its goals are not positions in a plane
     """
     shape = env.observation_space["desired_goal"].shape  # type: ignore[index]
     if np.prod(shape) < 2:
@@ -62,21 +62,21 @@ def plot_maze(
     max_steps: int = 1_000,
 ) -> "Figure":
     """
-    Draw an episode from above: its path, its subgoals coloured by the step at which they were issued, and its goal. Behind it
-    lies what the high level's critic says of the visited places, for this episode's goal: about minus the segments to it,
-    discounted. Visited places are drawn from the replay buffer, or, if that is empty, are those of ``n_episodes`` episodes.
-    Walls are drawn if the environment has a maze, landmarks and the ways between them if the agent plans over any. Of goals in
-    more than two dimensions the first two are shown.
+    Draw a map of an episode: its path, its subgoals (coloured by the step at which they were issued), and its goal. The
+    background shows the high level's values of visited places, for the goal of this episode: roughly minus the discounted
+    number of segments to the goal. Visited places come from the replay buffer or, if it is empty, from ``n_episodes``
+    episodes. Walls are drawn if the environment has a maze, and landmarks with the paths between them if the agent has a
+    planner. If goals have more than two dimensions, the first two are shown.
 
     :param model: a :class:`~sb3_hrl.HierarchicalDDPG`
-    :param env: its environment, or a ``DummyVecEnv`` of one; it need not be able to render
+    :param env: its environment, or a ``DummyVecEnv`` of one; it does not have to support rendering
     :param deterministic: whether the agent acts without noise
-    :param seed: of the environment's first reset
-    :param n_states: how many visited states are drawn from the replay buffer
-    :param n_episodes: how many episodes are played for visited states without a replay buffer; the first is the one shown
-    :param max_steps: environment steps after which an episode is left
-    :return: the figure, to be saved by ``savefig``
-    :raises ValueError: if an argument is out of its range, or the agent has no subgoals
+    :param seed: seed of the environment's first reset
+    :param n_states: number of visited states to draw from the replay buffer
+    :param n_episodes: number of episodes to play if there is no replay buffer; the map shows the first one
+    :param max_steps: maximum number of environment steps per episode
+    :return: the figure; save it with ``savefig``
+    :raises ValueError: if an argument is out of range, or the agent has no subgoals
     :raises ImportError: if matplotlib is not installed
     """
     check_matplotlib()
@@ -114,19 +114,19 @@ def plot_maze(
 
 
 def _states(buffer: SharedMemoryReplayBuffer, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Visited states, drawn by a generator of their own, so that a picture changes nothing in a seeded run."""
+    """Sample visited states with a separate generator, so that a picture does not affect a run with a seed."""
     states = buffer.sample_states(n, np.random.default_rng(0))
     return states["observation"], states["achieved_goal"]
 
 
 def high_values(policy: HierarchicalPolicy, observations: np.ndarray, achieved: np.ndarray, goal: np.ndarray) -> np.ndarray:
     """
-    What the high level expects from states on, by its most pessimistic critic.
+    Values of states according to the high level's most pessimistic critic.
 
     :param policy: the policy
     :param observations: shape (n, obs_dim)
-    :param achieved: goals achieved there, shape (n, goal_dim)
-    :param goal: the desired goal, shape (goal_dim,)
+    :param achieved: achieved goals of the states, shape (n, goal_dim)
+    :param goal: desired goal, shape (goal_dim,)
     :return: values, shape (n,)
     """
     arrays = (observations, achieved, np.broadcast_to(goal, achieved.shape).copy())
@@ -143,7 +143,7 @@ def _draw_values(figure: "Figure", axes: "Axes", achieved: np.ndarray, values: n
     x, y = achieved[:, 0], achieved[:, 1]
     width, height = np.maximum(np.ptp(achieved[:, :2], axis=0), 1e-6)
     cell = max(width, height) / N_CELLS
-    # Regular hexagons: their rows lie closer to each other than their columns
+    # Regular hexagons: the distance between rows is smaller than between columns
     grid = (max(round(width / cell), 1), max(round(height / cell / np.sqrt(3.0)), 1))
     cells = axes.hexbin(x, y, C=values, reduce_C_function=np.mean, gridsize=grid, cmap="Blues", linewidths=0.1, zorder=1)
     axes.plot(x, y, ".", color="0.4", markersize=0.7, zorder=2, label="visited")
@@ -151,7 +151,7 @@ def _draw_values(figure: "Figure", axes: "Axes", achieved: np.ndarray, values: n
 
 
 def _draw_walls(axes: "Axes", env: Any) -> None:
-    """Of gymnasium-robotics' mazes."""
+    """Draw the walls of gymnasium-robotics' mazes."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -172,7 +172,7 @@ def _draw_landmarks(axes: "Axes", policy: HierarchicalPolicy) -> None:
     planner = policy.numpy_policy().planner
     if not isinstance(planner, LandmarkPlanner) or planner.n_landmarks == 0:
         return
-    goals, steps, n = planner.landmarks[:, :2], planner.steps, planner.n_landmarks
+    goals, steps, n = planner.places[:, :2], planner.steps, planner.n_landmarks
     starts, ends = np.nonzero(np.isfinite(steps) & ~np.eye(n, dtype=bool))
     edges = np.stack([goals[starts], goals[ends]], axis=1)
     axes.add_collection(LineCollection(list(edges), colors="tab:green", linewidths=0.4, alpha=0.35, zorder=3))
@@ -194,5 +194,5 @@ def _draw_episode(figure: "Figure", axes: "Axes", moments: list[Moment], thresho
     figure.colorbar(dots, ax=axes, label="subgoal issued at step", shrink=0.8)
     goal = moments[0].goal
     axes.plot(*goal[:2], "*", color="red", markeredgecolor="black", markersize=16, zorder=7, label="goal")
-    # Where goals and subgoals count as reached
+    # The region in which the goal counts as reached
     axes.add_patch(Circle((goal[0], goal[1]), threshold, fill=False, edgecolor="red", linestyle="--", zorder=7))

@@ -19,7 +19,7 @@ from sb3_hrl.visual.episodes import Moment, check_fit, play, single_env
 from sb3_hrl.visual.rendering import GOAL_COLOUR, SUBGOAL_COLOUR, Scene
 
 SUFFIXES = (".gif", ".mp4")
-# A GIF counts in hundredths of a second, and browsers slow down what is faster than this
+# GIFs store durations in hundredths of a second, and browsers slow down faster ones
 MAX_GIF_FPS = 50
 
 
@@ -36,9 +36,9 @@ def agent_frames(
     n_timesteps: int | None = None,
 ) -> Iterator[tuple[Moment, np.ndarray]]:
     """
-    Frames of :func:`record_agent`, as they are rendered.
+    Frames of :func:`record_agent`, rendered one by one.
 
-    :return: moments and pictures of them, uint8, shape (height, width, 3)
+    :return: moments and their frames, uint8, shape (height, width, 3)
     """
     check_fit(model, env)
     policy = model.policy
@@ -62,9 +62,9 @@ def agent_frames(
 
 def check_path(path: Path) -> None:
     """
-    :param path: where a video is to be written
+    :param path: path of the video to write
     :raises ValueError: if it is neither a GIF nor an MP4
-    :raises ImportError: if it needs a package that is missing
+    :raises ImportError: if a required package is missing
     """
     require(path.suffix.lower() in SUFFIXES, "path", f"a file that ends in {' or '.join(SUFFIXES)}", path.name)
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -80,9 +80,9 @@ def check_numbers(
     n_timesteps: int | None = None,
 ) -> None:
     """
-    Refuse numbers that :func:`record_agent` cannot do with.
+    Check numbers for :func:`record_agent`.
 
-    :raises ValueError: if one is out of its range
+    :raises ValueError: if one of them is out of range
     """
     require(n_episodes >= 1, "n_episodes", "at least 1 (episodes)", n_episodes)
     require(frame_skip >= 1, "frame_skip", "at least 1 (environment steps per frame)", frame_skip)
@@ -107,26 +107,26 @@ def record_agent(
     n_timesteps: int | None = None,
 ) -> list[bool]:
     """
-    Record an agent as a GIF or MP4, with the desired goal (red) and the subgoals (amber) in the scene. Around the subgoal in
-    force is a halo as large as the distance at which it counts as reached; the subgoals before it fade. Agents without
-    subgoals, such as SB3's own DDPG, are recorded with the goal alone.
+    Record an agent as a GIF or MP4, with the desired goal (red) and the subgoals (amber) in the scene. The halo of the current
+    subgoal shows the distance at which it counts as reached; previous subgoals fade. Agents without subgoals, such as SB3's
+    own DDPG, are recorded with only the goal.
 
     :param model: a :class:`~sb3_hrl.HierarchicalDDPG`, or another algorithm of SB3
-    :param env: goal-conditioned environment of MuJoCo with ``render_mode="rgb_array"``, or a ``DummyVecEnv`` of one
-    :param path: the file to write, ``.gif`` or ``.mp4`` (for which ``pip install sb3-hrl[visual]`` brings ffmpeg)
-    :param n_episodes: how many episodes
-    :param fps: frames per second, by default as many as the environment takes steps in one, at most 30
+    :param env: goal-conditioned MuJoCo environment with ``render_mode="rgb_array"``, or a ``DummyVecEnv`` of one
+    :param path: file to write, ``.gif`` or ``.mp4`` (which needs ffmpeg: ``pip install sb3-hrl[visual]``)
+    :param n_episodes: number of episodes
+    :param fps: frames per second; by default real time, at most 30
     :param deterministic: whether the agent acts without noise
-    :param seed: of the environment's first reset
+    :param seed: seed of the environment's first reset
     :param frame_skip: environment steps per frame, for smaller files
-    :param n_past: how many past subgoals of the episode are drawn
-    :param max_steps: environment steps after which an episode is left
-    :param camera: ``distance`` (metres), ``azimuth``, ``elevation`` (degrees) or ``lookat`` (a point) of MuJoCo's camera, if
-        mazes are not to be seen from above and robots from nearby
-    :param n_timesteps: environment steps after which the recording ends, also within an episode
-    :return: for each episode that has ended, whether it did in success
-    :raises ValueError: if an argument is out of its range, or the environment cannot be drawn
-    :raises RuntimeError: if there is no offscreen renderer, with what to install
+    :param n_past: number of previous subgoals of the episode to draw
+    :param max_steps: maximum number of environment steps per episode
+    :param camera: ``distance`` (metres), ``azimuth``, ``elevation`` (degrees) or ``lookat`` (a point) of MuJoCo's camera; by
+        default mazes are seen from above, and robots from nearby
+    :param n_timesteps: number of environment steps after which the recording ends, even within an episode
+    :return: for each completed episode, whether it ended in success
+    :raises ValueError: if an argument is out of range, or the environment cannot be drawn
+    :raises RuntimeError: if there is no offscreen renderer; the message names what to install
     """
     path = Path(path)
     check_path(path)
@@ -135,7 +135,7 @@ def record_agent(
     if fps is None:
         fps = min(env.metadata.get("render_fps", 30) / frame_skip, 30.0)
     frames = agent_frames(model, env, n_episodes, deterministic, seed, frame_skip, n_past, max_steps, camera, n_timesteps)
-    # The first frame tells whether there will be any, before a file is opened
+    # Render the first frame before a file is opened: it fails if rendering is impossible
     moment, frame = next(frames)
     successes: list[bool] = []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def open_video(target: str | Path | io.BytesIO, fps: float, suffix: str) -> Iter
 
 
 def _palette(frame: np.ndarray) -> Image.Image:
-    """One palette for all frames, which makes a GIF half as large. Markers are in it, however few their pixels are."""
+    """One palette for all frames, which halves the size of a GIF. It contains the markers' colours, even if they are small."""
     shades = np.linspace(0.3, 1.0, 8)[:, None, None]
     swatches = 255.0 * shades * np.array([GOAL_COLOUR, SUBGOAL_COLOUR])
     n_rows = max(len(frame) // 40, 1)

@@ -1,7 +1,7 @@
 """
-rl_zoo3 knows ``hddpg``: registration, environments, hyperparameter search, command line.
+Integration of ``hddpg`` in rl_zoo3: registration, environments, hyperparameter search, command line.
 
-Imports run one way: this, then the start-up hook, then ``registration`` with what each module of the zoo needs.
+Imports go in one direction: this module, then the start-up hook, then ``registration`` when a module of the zoo is imported.
 """
 
 import os
@@ -14,10 +14,10 @@ __all__ = ["register"]
 
 def register(force: bool = False) -> None:
     """
-    Register environment aliases, and let rl_zoo3 know ``hddpg``: patch those of its modules that are imported already, and
-    the others when they are. Called by ``import sb3_hrl``, so that it also works where the start-up hook does not run.
+    Register environment aliases, and ``hddpg`` in rl_zoo3. Its modules are patched at once if they are already imported,
+    otherwise when they are imported. ``import sb3_hrl`` calls this function, so registration also works without the hook.
 
-    :param force: also if ``SB3_HRL_NO_ZOO`` is set
+    :param force: also register if ``SB3_HRL_NO_ZOO`` is set
     """
     register_aliases()
     if os.environ.get("SB3_HRL_NO_ZOO") and not force:
@@ -29,6 +29,6 @@ def register(force: bool = False) -> None:
     hook.install(force)
     for name in sorted(hook.MODULES):
         module = sys.modules.get(name)
-        # A module that is being imported right now is patched when that is done
+        # A module that is being imported right now is patched after its import
         if module is not None and not getattr(module.__spec__, "_initializing", False):
             hook.patch(name, module)

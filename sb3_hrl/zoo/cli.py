@@ -1,4 +1,4 @@
-"""``python -m sb3_hrl <command>``: rl_zoo3's command lines, without the start-up hook, and our own."""
+"""``python -m sb3_hrl <command>``: our own commands, and those of rl_zoo3 without the need for the start-up hook."""
 
 import difflib
 import importlib
@@ -19,22 +19,22 @@ COMMANDS = {
     "all_plots": "rl_zoo3.plots.all_plots",
     "plot_from_file": "rl_zoo3.plots.plot_from_file",
 }
-# Modules with a function `main(arguments)`, and what they do
+# Modules with a function `main(arguments)`, and their descriptions
 OWN_COMMANDS: dict[str, tuple[str, str]] = {
-    "compare": ("sb3_hrl.zoo.commands.compare", "does an environment need a hierarchy? Trains flat and hierarchical agents"),
-    "curves": ("sb3_hrl.zoo.commands.curves", "one figure of the curves of a log folder's runs"),
-    "doctor": ("sb3_hrl.zoo.commands.doctor", "what is wrong with an environment, and with the run that was trained on it"),
-    "export": ("sb3_hrl.zoo.commands.export", "an ONNX file of an agent"),
-    "watch": ("sb3_hrl.zoo.commands.watch", "a GIF or MP4 of an agent with its subgoals in the scene, or a map of its maze"),
+    "compare": ("sb3_hrl.zoo.commands.compare", "train a flat and a hierarchical agent, and report which is better"),
+    "curves": ("sb3_hrl.zoo.commands.curves", "plot the learning curves of all runs in a log folder"),
+    "doctor": ("sb3_hrl.zoo.commands.doctor", "find problems of an environment, and of the run that was trained on it"),
+    "export": ("sb3_hrl.zoo.commands.export", "export an agent as an ONNX file"),
+    "watch": ("sb3_hrl.zoo.commands.watch", "make a GIF or MP4 of an agent with its subgoals, or a map of its maze"),
 }
 
 
-# What is in an extra
+# Packages by the extra that installs them
 EXTRAS = {"matplotlib": "visual", "PIL": "visual", "imageio": "visual", "tensorboard": "plots", "onnx": "export"}
 
 
 def main() -> None:
-    """Run a command of ours, or one of rl_zoo3's as if by ``python -m``, with its own arguments."""
+    """Run one of our commands, or one of rl_zoo3's (as with ``python -m``), with its own arguments."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print(usage())
@@ -50,7 +50,7 @@ def main() -> None:
     register(force=True)
     sys.argv.pop(1)
     if command not in OWN_COMMANDS:
-        # Most of these modules have no function to call, only a body for when they are run
+        # Most of these modules have no main function: their code only runs as a script
         runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=True)
         return
     try:
@@ -63,16 +63,16 @@ def main() -> None:
 
 
 def usage() -> str:
-    """:return: the commands"""
+    """:return: usage message with all commands"""
     own = "\n  ".join(f"{name:16s} {purpose}" for name, (_, purpose) in OWN_COMMANDS.items())
     commands = "\n  ".join(f"{name:16s} python -m {module}" for name, module in COMMANDS.items())
     return (
         "usage: python -m sb3_hrl [-h] [--version] <command> ...\n\n"
         f"commands:\n  {own}\n\ncommands of rl_zoo3:\n  {commands}\n\n"
-        "python -m sb3_hrl <command> --help says what a command takes."
+        "python -m sb3_hrl <command> --help lists the options of a command."
     )
 
 
 def version() -> str:
-    """:return: of this package"""
+    """:return: version of this package"""
     return Path(__file__).parents[1].joinpath("version.txt").read_text().strip()

@@ -1,4 +1,4 @@
-"""The environments of gymnasium-robotics: ids of Fetch, old and new, and which of them the installed MuJoCo breaks."""
+"""The environments of gymnasium-robotics: older ids of Fetch, and environments that do not work with the installed MuJoCo."""
 
 import importlib.metadata
 import importlib.util
@@ -15,8 +15,8 @@ from gymnasium.envs.registration import load_env_creator
 from sb3_hrl.common.notices import without_notice
 
 TASKS = ("Reach", "Push", "Slide", "PickAndPlace")
-# From MuJoCo 3.12 on `mjtJoint.mjJNT_HINGE == np.int32(3)` is False, which these compare; mazes and Adroit do not. Tried with
-# MuJoCo 3.3 to 4.0; gymnasium-robotics mends it after 1.4.2 (its pull request 330)
+# Since MuJoCo 3.12, `mjtJoint.mjJNT_HINGE == np.int32(3)` is False. These environments use this comparison; mazes and Adroit
+# do not. Tested with MuJoCo 3.3 to 4.0; fixed in gymnasium-robotics after 1.4.2 (its pull request 330)
 BROKEN_FAMILIES = tuple(f"gymnasium_robotics.envs.{name}" for name in ("fetch", "shadow_dexterous_hand", "franka_kitchen"))
 
 # Entry point of the older ids, and of today's until gymnasium-robotics is imported
@@ -32,11 +32,11 @@ def is_robotics_installed() -> bool:
 
 def register_robotics() -> None:
     """
-    Register the environments of gymnasium-robotics. Those that the installed MuJoCo breaks say so when they are made, in place
-    of an ``AssertionError`` of ``mujoco_utils``; the others are what they are. The notice about AdroitHand, which the package
-    prints when it is imported, is left out.
+    Register the environments of gymnasium-robotics, without the notice about AdroitHand that the package prints when it is
+    imported. Environments that do not work with the installed MuJoCo raise a clear error when they are created, instead of an
+    ``AssertionError`` of ``mujoco_utils``.
 
-    :raises ImportError: if it is not installed, with what to install
+    :raises ImportError: if gymnasium-robotics is not installed; the message says what to install
     """
     try:
         with without_notice():
@@ -51,37 +51,36 @@ def register_robotics() -> None:
         return
     for spec in gym.registry.values():
         entry_point = str(spec.entry_point)
-        # Older ones need mujoco-py, and say so themselves
+        # Older ones need mujoco-py, and report that themselves
         if entry_point.startswith(BROKEN_FAMILIES) and ":MujocoPy" not in entry_point:
             spec.entry_point = "sb3_hrl.zoo.envs:refuse"
 
 
 def refuse(**kwargs: Any) -> NoReturn:
     """
-    Entry point of the environments that the installed MuJoCo breaks.
+    Entry point of the environments that do not work with the installed MuJoCo.
 
     :param kwargs: arguments of the environment
-    :raises RuntimeError: with the version that is installed, and what to install
+    :raises RuntimeError: names the installed version, and what to install
     """
     mujoco, robotics = (importlib.metadata.version(name) for name in ("mujoco", "gymnasium-robotics"))
     raise RuntimeError(
-        f"The Fetch, hand and kitchen environments of gymnasium-robotics {robotics} do not work with mujoco {mujoco}, which "
-        'is installed (other packages, such as ogbench, bring it): `pip install "mujoco<3.12"`.'
+        f"The Fetch, hand and kitchen environments of gymnasium-robotics {robotics} do not work with the installed mujoco "
+        f'{mujoco} (other packages, such as ogbench, install it): run `pip install "mujoco<3.12"`.'
     )
 
 
 def _release(package: str) -> tuple[int, ...]:
-    """:return: the numbers of the installed version"""
+    """:return: the version numbers of the installed package"""
     return tuple(int(number) for number in re.findall(r"\d+", importlib.metadata.version(package))[:3])
 
 
 def register_aliases() -> None:
     """
-    Register ``Fetch{Reach,Push,Slide,PickAndPlace}{,Dense}-{v2,v3}`` as today's v4 classes, unless such an id exists. On the
-    same MuJoCo, v2 and v4 gave the same numbers step by step; v3 placed the robot wrongly
-    (Gymnasium-Robotics, pull request 256).
-    Nothing of gymnasium-robotics is imported before an environment is made. Until it is, v4 is registered as well: gymnasium
-    would say that there are v2 and v3 only.
+    Register ``Fetch{Reach,Push,Slide,PickAndPlace}{,Dense}-{v2,v3}`` as the current v4 classes, unless the id already exists.
+    With the same MuJoCo, v2 and v4 give identical numbers at every step; v3 placed the robot wrongly
+    (Gymnasium-Robotics, pull request 256). gymnasium-robotics is only imported when an environment is created. Until then, v4
+    is registered as well, because otherwise gymnasium says that only v2 and v3 exist.
     """
     versions = ["v2", "v3"]
     if "gymnasium_robotics" not in sys.modules:
@@ -119,15 +118,15 @@ def make_fetch(alias: str, env_id: str, **kwargs: Any) -> gym.Env:
     """
     Entry point of the aliases.
 
-    :param alias: the id that was asked for
-    :param env_id: the id that stands for it
+    :param alias: the requested id
+    :param env_id: the current id that replaces it
     :param kwargs: arguments of the environment
     :return: the environment, without wrappers
     """
     global _noted
     if alias != env_id and not _noted and multiprocessing.parent_process() is None:
         _noted = True
-        print(f"sb3-hrl: {alias} is no longer in gymnasium-robotics, {env_id} (the same task) takes its place")
+        print(f"sb3-hrl: {alias} is no longer in gymnasium-robotics, using {env_id} (the same task) instead")
     register_robotics()
     spec = gym.spec(env_id)
     assert spec.entry_point is not None

@@ -1,4 +1,4 @@
-"""Hyperparameter search: what rl_zoo3's ``-optimize`` samples for ``hddpg``, and how ``--trial-id`` reads it back."""
+"""Hyperparameter search: the sampler for rl_zoo3's ``-optimize``, and the conversion for ``--trial-id``."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ def sample_hddpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
     :param trial: Optuna's trial
     :param n_actions: dimension of the action space (unused: noise is scaled to [-1, 1])
     :param n_envs: number of environments; gradient steps are scaled to keep the ratio of updates to data
-    :param additional_args: what the zoo knows of its own replay buffers (unused)
+    :param additional_args: the zoo's information about its own replay buffers (unused)
     :return: arguments of the constructor
     """
-    # Each range has the class's default in its middle
+    # The default of the class is in the middle of each range
     params: dict[str, Any] = {
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.002, 0.05, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
@@ -39,7 +39,7 @@ def sample_hddpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
 
 def convert_hddpg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    Inverse of what the sampler suggested: from ``trial.params`` to arguments of the constructor.
+    Convert sampled parameters (``trial.params``) to arguments of the constructor.
 
     :param sampled_params: parameters as Optuna stores them
     :return: arguments of the constructor

@@ -1,6 +1,6 @@
 """
-What rl_zoo3 has to be told to know ``hddpg``. It has no plugin mechanism: its dictionaries are added to in place, and never
-is something replaced that is there already.
+Registers ``hddpg`` in rl_zoo3. It has no plugin mechanism, so entries are added to its dictionaries in place. Existing entries
+are never replaced.
 """
 
 import functools
@@ -23,7 +23,7 @@ ALGO = "hddpg"
 
 def hyperparams_path() -> Path:
     """
-    :return: the file with our hyperparameters, from the wheel or from the repository of an editable installation
+    :return: the file with our hyperparameters, from the wheel or the repository of an editable installation
     """
     package = Path(__file__).parents[1]
     candidates = [folder / "hyperparams" / f"{ALGO}.yml" for folder in (package, package.parent)]
@@ -32,10 +32,10 @@ def hyperparams_path() -> Path:
 
 def patch_utils(module: ModuleType) -> None:
     """
-    :param module: ``rl_zoo3.utils``, whose dictionary of algorithms all of the zoo's commands share
+    :param module: ``rl_zoo3.utils``, whose dictionary of algorithms is used by all commands of the zoo
     """
     module.ALGOS.setdefault(ALGO, HierarchicalDDPG)
-    # For values that are evaluated there, such as `-params replay_buffer_class:SharedMemoryReplayBuffer`
+    # For values that are evaluated in that module, such as `-params replay_buffer_class:SharedMemoryReplayBuffer`
     vars(module).setdefault("SharedMemoryReplayBuffer", SharedMemoryReplayBuffer)
 
 
@@ -51,11 +51,11 @@ def patch_hyperparams_opt(module: ModuleType) -> None:
 
 def patch_exp_manager(module: ModuleType) -> None:
     """
-    Let the zoo find our hyperparameters, which it looks for in its own folder only, and evaluate on the environment that they
-    describe: rl_zoo3 2.9.2 gives the ``env_kwargs`` of the file to the training environment, but not to that of evaluation.
-    With ``--vec-env subproc`` environments step by themselves (``async_collection``), unless the hyperparameters say
-    otherwise; ``collector_kwargs`` among these are arguments of :class:`~sb3_hrl.ParallelCollector`. Evaluation also logs what
-    becomes of the subgoals.
+    Make the zoo find our hyperparameters (it only searches its own folder), and evaluate on the environment that they define:
+    rl_zoo3 2.9.2 passes the ``env_kwargs`` of the file to the training environment, but not to the evaluation environment.
+    With ``--vec-env subproc``, environments step in the background (``async_collection``), unless the hyperparameters disable
+    it; ``collector_kwargs`` in the hyperparameters are arguments of :class:`~sb3_hrl.ParallelCollector`. Evaluations also log
+    what happens to the subgoals.
 
     :param module: ``rl_zoo3.exp_manager``
     """
@@ -100,8 +100,8 @@ def patch_exp_manager(module: ModuleType) -> None:
 
 def patch_import_envs(module: ModuleType) -> None:
     """
-    Register the environments that our hyperparameters name, when ``hddpg`` is asked for on the command line: the zoo refuses
-    ids that are not registered. For other algorithms nothing is imported.
+    Register the environments of our hyperparameters if ``hddpg`` is on the command line, because the zoo refuses unregistered
+    ids. Nothing is imported for other algorithms.
 
     :param module: ``rl_zoo3.import_envs``
     """
@@ -111,7 +111,7 @@ def patch_import_envs(module: ModuleType) -> None:
 
 def patch_push_to_hub(module: ModuleType) -> None:
     """
-    rl_zoo3 2.9.2 imports a function that sb3-team-hf-integration 3.2 calls by another name.
+    rl_zoo3 2.9.2 imports a function that has another name in sb3-team-hf-integration 3.2.
 
     :param module: ``huggingface_sb3.push_to_hub``
     """

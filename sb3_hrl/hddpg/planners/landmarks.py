@@ -1,8 +1,8 @@
 """
-Planning over landmarks: visited states that lie far apart, joined where the low level's value says that it gets from one to
-the other within its horizon. The first waypoint of the shortest way to the goal is the subgoal (Huang et al. 2019,
-https://arxiv.org/abs/1908.05451; between two levels as in DHRL). Where no way is known, other rules decide, see
-:mod:`sb3_hrl.hddpg.choosers`.
+Planning over landmarks: visited states that are far apart from each other, connected by an edge if the low level's value
+predicts that it gets from one to the other within its horizon. The subgoal is the first waypoint of the shortest path to the
+goal (Huang et al. 2019, https://arxiv.org/abs/1908.05451; between two levels as in DHRL). If no path is known, other rules
+decide, see :mod:`sb3_hrl.hddpg.choosers`.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,14 @@ from sb3_hrl.hddpg.planners.base import Reach
 
 DISTANCES = ("value", "euclidean")
 
-# An edge has failed if as many misses in a row would come by chance less often than this
+# An edge counts as failed if the probability of as many consecutive misses by chance is lower than this
 SIGNIFICANCE = 0.05
 
-# How fast the agent is, it is asked of so many of the newest steps
+# Number of recent steps used to estimate the agent's speed
 _N_RECENT = 20_000
+# Distance between landmarks: how far the agent gets in this share of its horizon. At half of it, landmarks have few edges: in
+# PointMaze_Large no path is known for half of the decisions
+SPACING_SHARE = 0.25
 SPACING_QUANTILE = 0.9
 LEAST_LANDMARKS = 100
 
@@ -31,19 +34,19 @@ class LandmarkConfig:
     """
     Settings of ``planner="landmarks"`` (``planner_kwargs``).
 
-    :param n_landmarks: how many visited states are joined to a graph at most. The first 100 are always taken, more
-        while they lie farther apart than the agent gets in half of its horizon
-    :param n_members: visited states around each landmark whose values are averaged: with a single one, whose velocity may
-        point the right way by chance, the shortest path is that of the luckiest errors
-    :param n_visited: drawn from the buffer, for the landmarks to be chosen from
-    :param update_interval: environment steps between two choices of landmarks
-    :param distance: what says how many steps it is from one place to another: ``value``, the low level's own; or
-        ``euclidean``, the straight way at the pace that covers the radius within the horizon, for low levels whose reward is
-        not sparse; give ``subgoal_steps`` with these, as no value tells their horizon. Which ways do not exist is found by
-        trying them then
-    :param miss_cost: environment steps that a miss is worth: an edge costs ``-miss_cost log p`` more, where ``p`` is the share
-        of similar segments that did not miss their subgoals. With a large one the path is that which most likely leads to the
-        goal, for low levels that get stuck or fall at some places; 0: the shortest one
+    :param n_landmarks: maximum number of landmarks. The first 100 are always used, more only while they are farther apart than
+        the agent gets in a quarter of its horizon
+    :param n_members: number of visited states around each landmark whose values are averaged. A single state may have a
+        velocity that points the right way by chance, and the shortest path would consist of such lucky errors
+    :param n_visited: number of states sampled from the replay buffer, from which the landmarks are chosen
+    :param update_interval: number of environment steps between two updates of the landmarks
+    :param distance: estimate of the number of steps between two states: ``value``, from the low level's value; or
+        ``euclidean``, from the straight-line distance and the speed that covers the radius within the horizon. Use
+        ``euclidean`` if the low level's reward is not sparse, and set ``subgoal_steps`` as well, because the horizon cannot be
+        calibrated without values. The planner then has to try paths to find out which do not exist
+    :param miss_cost: cost of a miss, in environment steps: an edge costs ``-miss_cost log p`` more, where ``p`` is the share
+        of similar segments that did not miss their subgoals. A large cost favours the path that most likely leads to the goal,
+        for low levels that get stuck or fall in some places; 0: the shortest path
     """
 
     n_landmarks: int = 400
@@ -74,7 +77,7 @@ class LandmarkConfig:
         return self.distance == "value"
 
     def layout(self, observation_dim: int, goal_dim: int) -> dict[str, tuple[int, ...]]:
-        """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.layout`: ``count`` says how many entries are in use."""
+        """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.layout`: ``count`` is the number of entries in use."""
         n, n_members = self.n_landmarks, self.n_members
         return {
             "count": (),
@@ -84,14 +87,14 @@ class LandmarkConfig:
             "steps": (n, n),
         }
 
-    def when_idle(self, max_steps: int) -> tuple[str, str]:
+    def when_idle(self) -> tuple[str, str]:
         """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.when_idle`."""
         n = 2 * self.n_landmarks
         cure = (
             "Train for longer, or explore more (`random_action_prob` in `exploration_kwargs`); in large spaces set "
             f"`planner_kwargs: {{n_landmarks: {n}, n_visited: {max(self.n_visited, 2 * n)}}}`."
         )
-        return "the agent has not been near the goals, or landmarks lie too far from each other for edges between them", cure
+        return "the agent has not been near the goals, or landmarks are too far apart for edges between them", cure
 
     def bind(self, arrays: Mapping[str, np.ndarray]) -> "LandmarkPlanner":
         """See :meth:`~sb3_hrl.hddpg.planners.PlannerConfig.bind`."""
@@ -102,10 +105,10 @@ class LandmarkPlanner:
     """
     See :class:`~sb3_hrl.hddpg.planners.Planner`.
 
-    :param config: its settings
-    :param arrays: ``observations`` of the members of each landmark, shape (n, n_members, obs_dim), the goals ``achieved`` in
-        these, shape (n, n_members, goal_dim), of which the first one is the landmark itself, and the environment ``steps``
-        from each landmark to each other one, infinite where there is no edge, shape (n, n); ``count`` entries are in use
+    :param config: settings of the planner
+    :param arrays: ``observations`` of the members of each landmark, shape (n, n_members, obs_dim); their ``achieved`` goals,
+        shape (n, n_members, goal_dim), of which the first is the landmark itself; and the environment ``steps`` from each
+        landmark to each other, infinite without an edge, shape (n, n); ``count`` entries are in use
     """
 
     def __init__(self, config: LandmarkConfig, arrays: Mapping[str, np.ndarray]):
@@ -114,7 +117,7 @@ class LandmarkPlanner:
 
     @property
     def n_landmarks(self) -> int:
-        """How many landmarks there are, 0 before the first update."""
+        """Number of landmarks, 0 before the first update."""
         return int(self._arrays["count"].item())
 
     @property
@@ -124,25 +127,20 @@ class LandmarkPlanner:
 
     @property
     def places(self) -> np.ndarray:
-        """See :attr:`~sb3_hrl.hddpg.planners.Planner.places`: the landmarks."""
-        return self.landmarks
-
-    @property
-    def landmarks(self) -> np.ndarray:
-        """The landmarks as goals, shape (n_landmarks, goal_dim)."""
+        """See :attr:`~sb3_hrl.hddpg.planners.Planner.places`: the landmarks, shape (n_landmarks, goal_dim)."""
         return self._arrays["achieved"][: self.n_landmarks, 0]
 
     @property
     def steps(self) -> np.ndarray:
-        """Environment steps from each to each other one, infinite where there is no edge, shape (n_landmarks, n_landmarks)."""
+        """Environment steps between each pair of landmarks, infinite without an edge, shape (n_landmarks, n_landmarks)."""
         return self._arrays["steps"][: self.n_landmarks, : self.n_landmarks]
 
     # ------------------------------------------------------------------- update
 
     def update(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> dict[str, np.ndarray]:
-        """See :meth:`~sb3_hrl.hddpg.planners.Planner.update`: chooses landmarks, and finds the ways between them."""
+        """See :meth:`~sb3_hrl.hddpg.planners.Planner.update`: chooses landmarks, and finds the edges between them."""
         config, visited = self.config, buffer.sample_states(self.config.n_visited)
-        # Far apart in units in which every dimension of the goal counts alike
+        # Landmarks are far apart in units in which all dimensions of the goal count equally
         points = visited["achieved_goal"] / goal_std
         speed, spacing = self._scale_of(buffer, reach, goal_std)
         members = members_of(
@@ -155,17 +153,17 @@ class LandmarkPlanner:
             experience = (starts / goal_std, subgoals / goal_std, missed, achieved[:, 0] / goal_std)
             steps[failed_edges(*experience)] = np.inf
             if config.miss_cost > 0.0 and len(missed) > 0:
-                # A rate of 0 is that of no segment that ever arrived
+                # The minimum rate stands for edges on which no segment ever arrived
                 steps -= config.miss_cost * np.log(np.maximum(hit_rates(*experience), 1e-6), dtype=np.float32)
         count = np.array(len(achieved), dtype=np.float32)
         return {"count": count, "speed": np.array(speed), "observations": observations, "achieved": achieved, "steps": steps}
 
     def _scale_of(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> tuple[float, float]:
-        """:return: the highest distance per step, in the units of goals; how far apart landmarks should be, over their std"""
+        """:return: the highest distance per step, in the units of goals; and the spacing of landmarks, divided by goal_std"""
         shards = buffer.recent(_N_RECENT, ("achieved_goal", "next_achieved_goal"))
         moves = [shard["next_achieved_goal"] - shard["achieved_goal"] for shard in shards]
         speed = np.linalg.norm(np.concatenate(moves), axis=1).max()
-        n_steps = max(round(0.5 * reach.horizon), 1)
+        n_steps = max(round(SPACING_SHARE * reach.horizon), 1)
         moves = [
             displacements(shard["achieved_goal"], shard["next_achieved_goal"], shard["episode"], n_steps) for shard in shards
         ]
@@ -173,13 +171,14 @@ class LandmarkPlanner:
         return float(speed), float(np.quantile(lengths, SPACING_QUANTILE)) if len(lengths) > 0 else 0.0
 
     def _some_segments(self, buffer: SharedMemoryReplayBuffer, reach: Reach) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """:return: where segments began, what they were to reach, and whether they missed it, as far as that is known"""
+        """:return: starts of segments, their subgoals, and whether they missed them, without segments whose outcome is
+        unknown"""
         segments = buffer.sample_high(self.config.n_visited, n_sampled_goal=0, max_steps=1)
         tensors = (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals, segments.ends, segments.failed)
         starts, subgoals, last, ends, failed = (tensor.cpu().numpy() for tensor in tensors)
         left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (last, starts))
         missed = is_missed(ends == SegmentEnd.REACHED, left, way)
-        # Where the episode ended first, at its goal or by its time limit, nothing is known; where it failed, they missed
+        # If the episode ended first (at its goal or by a time limit), the outcome is unknown; after a failure it is a miss
         is_known = (ends != SegmentEnd.EPISODE_OVER) | failed
         return starts[is_known], subgoals[is_known], missed[is_known]
 
@@ -199,13 +198,13 @@ class LandmarkPlanner:
     def _waypoint(
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
     ) -> np.ndarray | float:
-        """:return: where to go first on the shortest way to the goal, shape (goal_dim,); NaN if no way is known"""
-        n, landmarks, edges = self.n_landmarks, self.landmarks, self.steps
-        # Lengths of the first edges: from here to each landmark and, the last one, to the goal itself
+        """:return: first waypoint of the shortest path to the goal, shape (goal_dim,); NaN if no path is known"""
+        n, landmarks, edges = self.n_landmarks, self.places, self.steps
+        # Lengths of the first edges: from here to each landmark and (the last one) to the goal itself
         targets = np.concatenate([landmarks, goal[None]])
         speed = self._arrays["speed"].item()
         near = _may_be_near(reach, speed, achieved_goal, targets)
-        # A landmark that is reached already leads nowhere
+        # A landmark that is already reached leads nowhere
         near[:n] &= ~reach.is_reached(achieved_goal, landmarks)
         observations, achieved = (np.broadcast_to(array, (near.sum(), len(array))) for array in (observation, achieved_goal))
         from_here = np.full(n + 1, np.inf, dtype=np.float32)
@@ -216,7 +215,7 @@ class LandmarkPlanner:
         if missed is not None and np.isfinite(missed).any():
             edges, to_goal, from_here = self._penalise(reach, missed, achieved_goal, targets, edges, to_goal, from_here)
         total = np.append(from_here[:n] + costs_to_go(edges, to_goal), from_here[n])
-        # The goal itself where it is within reach, unless it was missed from here
+        # The goal itself if it is within reach, unless it was missed from here
         best = n if np.isfinite(self._cut(reach, from_here[n])) else int(total.argmin())
         return targets[best] if np.isfinite(total[best]) else np.nan
 
@@ -231,8 +230,8 @@ class LandmarkPlanner:
         from_here: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        A way that was missed costs a whole segment more each time, so that one that does not exist is given up for a longer
-        one in the end (as in learning real-time A*, Korf 1990).
+        Each miss makes an edge longer by a whole segment, so that the planner finally gives up an edge that does not exist,
+        and takes a longer path (as in learning real-time A*, Korf 1990).
 
         :return: new lengths of the edges, shape (n, n), of those to the goal, shape (n,), and of those from here, shape (n +
             1,)
@@ -243,7 +242,7 @@ class LandmarkPlanner:
         to_targets = reach.is_reached(targets[:, None], missed[:, 1]).astype(np.float32)
         penalties = cost * from_landmarks @ to_targets.T
         from_here = from_here + cost * to_targets @ started_here
-        # Not at once again, even if there is no other way: then the rules after the planner's decide
+        # Do not repeat a recent miss immediately, even without an alternative: then the rules after the planner decide
         recently = slice(-N_MISSED_RECENTLY, None)
         from_here[to_targets[:, recently] @ started_here[recently] > 0.0] = np.inf
         return edges + penalties[:, :n], to_goal + penalties[:, n], from_here
@@ -252,8 +251,8 @@ class LandmarkPlanner:
 
     def _steps_from(self, reach: Reach, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
         """
-        :param observations: of the members of each start, shape (n, n_members, obs_dim)
-        :param achieved: goals achieved in these, shape (n, n_members, goal_dim); the first is that of the start itself
+        :param observations: observations of the members of each start, shape (n, n_members, obs_dim)
+        :param achieved: achieved goals of the members, shape (n, n_members, goal_dim); the first one is the start itself
         :param subgoals: shape (n, goal_dim)
         :return: environment steps to the subgoals, shape (n,)
         """
@@ -265,12 +264,12 @@ class LandmarkPlanner:
         self, reach: Reach, speed: float, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray
     ) -> np.ndarray:
         """
-        :param reach: of the low level
+        :param reach: reach of the low level
         :param speed: highest distance per environment step, in the units of the goal
-        :param observations: of the landmarks' members, shape (n_landmarks, n_members, obs_dim)
-        :param achieved: goals achieved in these, shape (n_landmarks, n_members, goal_dim); the first is the landmark itself
+        :param observations: observations of the landmarks' members, shape (n_landmarks, n_members, obs_dim)
+        :param achieved: achieved goals of the members, shape (n_landmarks, n_members, goal_dim); the first one is the landmark
         :param subgoals: shape (n_subgoals, goal_dim)
-        :return: steps, infinite where they are too many for an edge, shape (n_landmarks, n_subgoals)
+        :return: steps, infinite if they are too many for an edge, shape (n_landmarks, n_subgoals)
         """
         steps = np.full((len(achieved), len(subgoals)), np.inf, dtype=np.float32)
         for i, subgoal in enumerate(subgoals):
@@ -280,24 +279,24 @@ class LandmarkPlanner:
         return self._cut(reach, steps)
 
     def _cut(self, reach: Reach, steps: np.ndarray) -> np.ndarray:
-        """:return: steps, infinite where they are too many for an edge"""
+        """:return: steps, infinite if they are too many for an edge"""
         return np.where(steps <= reach.longest_edge, steps, np.float32(np.inf))
 
 
 def _may_be_near(reach: Reach, speed: float, achieved_goal: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """:return: whether targets can be within an edge's length at the highest speed; of others no value is asked"""
+    """:return: whether targets may be within an edge's length at the highest speed; values are only computed for these"""
     return np.asarray(np.linalg.norm(targets - achieved_goal, axis=-1) <= speed * reach.longest_edge)
 
 
 def farthest_points(points: np.ndarray, n: int, spacing: float = 0.0, at_least: int = 2, first: int = 0) -> np.ndarray:
     """
-    Farthest-point sampling (Gonzalez 1985): each point is the one that is farthest from those chosen before it.
+    Farthest-point sampling (Gonzalez 1985): each new point is the one farthest from the points chosen before.
 
     :param points: shape (m, dim), m at least ``n``
-    :param n: how many to choose at most
-    :param spacing: least distance between two of them
-    :param at_least: how many to choose even if these are closer to each other
-    :param first: the point to begin with
+    :param n: maximum number of points to choose
+    :param spacing: minimum distance between two of them
+    :param at_least: number of points to choose even if they are closer to each other
+    :param first: index of the first point
     :return: indices of the chosen points, shape (n,) or shorter
     """
     chosen = np.empty(n, dtype=np.int64)
@@ -312,30 +311,30 @@ def farthest_points(points: np.ndarray, n: int, spacing: float = 0.0, at_least: 
 
 def members_of(points: np.ndarray, landmarks: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """
-    Points around each landmark: the landmark itself, and others out of those that are nearer to it than to any other landmark.
+    Points around each landmark: the landmark itself, and random points that are closer to it than to any other landmark.
 
     :param points: shape (m, dim)
-    :param landmarks: indices of those that are landmarks, shape (n_landmarks,)
-    :param n: how many members, the landmark included; drawn with replacement
-    :param rng: source of randomness
+    :param landmarks: indices of the points that are landmarks, shape (n_landmarks,)
+    :param n: number of members, including the landmark; sampled with replacement
+    :param rng: random number generator
     :return: indices of points, shape (n_landmarks, n)
     """
     nearest = nearest_landmarks(points, points[landmarks])
-    nearest[landmarks] = np.arange(len(landmarks))  # each has a member, even where two of them coincide
+    nearest[landmarks] = np.arange(len(landmarks))  # each landmark is its own member, even if two of them coincide
     others = [rng.choice(np.flatnonzero(nearest == i), n - 1) for i in range(len(landmarks))]
     return np.concatenate([landmarks[:, None], np.array(others).reshape(len(landmarks), n - 1)], axis=1)
 
 
 def failed_edges(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """
-    Edges that experience speaks against: from the one landmark to the other all segments that were tried missed their
-    subgoals, and these are more than chance explains. The low level's value is optimistic where a wall is thin.
+    Find edges that contradict experience: all segments that tried to get from one landmark to the other missed their subgoals,
+    and there are too many of them for chance. The low level's value is too optimistic at thin walls.
 
-    :param starts: goals achieved where segments began, shape (m, goal_dim)
-    :param subgoals: what they were to reach, shape (m, goal_dim)
-    :param missed: whether they missed it, shape (m,)
-    :param landmarks: goals achieved at the landmarks, shape (n, goal_dim)
-    :return: which edges failed, shape (n, n)
+    :param starts: achieved goals at the start of segments, shape (m, goal_dim)
+    :param subgoals: subgoals of these segments, shape (m, goal_dim)
+    :param missed: whether the segments missed their subgoals, shape (m,)
+    :param landmarks: achieved goals of the landmarks, shape (n, goal_dim)
+    :return: which edges have failed, shape (n, n)
     """
     n = len(landmarks)
     edges = nearest_landmarks(starts, landmarks) * n + nearest_landmarks(subgoals, landmarks)
@@ -346,14 +345,15 @@ def failed_edges(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, l
 
 def hit_rates(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """
-    How likely segments from one landmark to the other are not to miss: a kernel estimate (Nadaraya and Watson) over segments
-    that began and were to end nearby, with the rate of all segments as one more observation. Gaussian kernels, as wide as
-    landmarks lie apart: there are too few segments to count them by edge.
+    Estimate the probability that segments between landmarks do not miss their subgoals. It is a kernel estimate (Nadaraya and
+    Watson) over segments with a nearby start and subgoal, in which the mean rate of all segments counts as one more
+    observation. The width of the Gaussian kernels is the distance between landmarks: there are too few segments to count them
+    for each edge.
 
-    :param starts: goals achieved where segments began, shape (m, goal_dim)
-    :param subgoals: what they were to reach, shape (m, goal_dim)
-    :param missed: whether they missed it, shape (m,)
-    :param landmarks: goals achieved at the landmarks, shape (n, goal_dim)
+    :param starts: achieved goals at the start of segments, shape (m, goal_dim)
+    :param subgoals: subgoals of these segments, shape (m, goal_dim)
+    :param missed: whether the segments missed their subgoals, shape (m,)
+    :param landmarks: achieved goals of the landmarks, shape (n, goal_dim)
     :return: rates between 0 and 1, shape (n, n)
     """
     apart = _square_distances(landmarks, landmarks)
@@ -365,7 +365,7 @@ def hit_rates(starts: np.ndarray, subgoals: np.ndarray, missed: np.ndarray, land
 
 
 def _square_distances(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """:return: shape (m, n)"""
+    """:return: squared distances, shape (m, n)"""
     return np.asarray(np.square(points[:, None] - landmarks).sum(axis=2))
 
 
@@ -373,20 +373,20 @@ def nearest_landmarks(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """
     :param points: shape (m, dim)
     :param landmarks: shape (n, dim)
-    :return: index of the landmark that is nearest to each point, shape (m,)
+    :return: index of the landmark closest to each point, shape (m,)
     """
     return _square_distances(points, landmarks).argmin(axis=1)
 
 
 def costs_to_go(steps: np.ndarray, to_goal: np.ndarray) -> np.ndarray:
     """
-    Lengths of the shortest paths from each node to the goal (Bellman and Ford).
+    Lengths of the shortest paths from each node to the goal (Bellman-Ford algorithm).
 
-    :param steps: length of the edge from each node to each other one, infinite where there is none, shape (n, n)
-    :param to_goal: length of the edge from each node to the goal, infinite where there is none, shape (n,)
-    :return: lengths of the shortest paths, infinite where there is none, shape (n,)
+    :param steps: length of the edge from each node to each other node, infinite without an edge, shape (n, n)
+    :param to_goal: length of the edge from each node to the goal, infinite without an edge, shape (n,)
+    :return: lengths of the shortest paths, infinite without a path, shape (n,)
     """
-    # By edges, not by pairs: a landmark has a few dozen of hundreds, and a plan is made for every segment
+    # Iterate over edges, not pairs: a landmark has a few dozen edges to hundreds of others, and every segment needs a plan
     starts, ends = np.nonzero(np.isfinite(steps))
     if len(starts) == 0:
         return to_goal

@@ -1,1 +1,1 @@
-"""The commands of ours: ``python -m sb3_hrl <command>``."""
+"""The commands of sb3-hrl: ``python -m sb3_hrl <command>``."""

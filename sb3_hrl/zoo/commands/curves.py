@@ -1,4 +1,4 @@
-"""``python -m sb3_hrl curves``: one figure of the curves of the zoo's runs, all seeds, flat against hierarchical."""
+"""Implements ``python -m sb3_hrl curves``: plots runs of the zoo, such as flat against hierarchical with all seeds."""
 
 import argparse
 from pathlib import Path
@@ -9,22 +9,20 @@ from sb3_hrl.zoo.commands.shared import FORMATS, add_env_arguments, check_output
 
 def main(arguments: list[str]) -> None:
     """
-    Draw the curves of a folder's runs into a file.
+    Plot the learning curves of a folder's runs into a file.
 
-    :param arguments: of the command line, without the command's name
+    :param arguments: command line arguments, without the command's name
     """
     parser = make_parser(
         "curves",
-        "Success against environment steps and wall time, and per level success, losses and reward, of runs in "
-        "log folders of rl_zoo3. Several folders and algorithms are overlaid: each of their pairs is one colour.",
+        "Plots success rates against environment steps and wall time, and success, losses and reward per level, "
+        "for runs in log folders of rl_zoo3. Each pair of folder and algorithm has its own colour.",
     )
-    parser.add_argument("-f", "--log-folder", nargs="+", type=Path, default=[Path("logs")], help="the -f of training")
+    parser.add_argument("-f", "--log-folder", nargs="+", type=Path, default=[Path("logs")], help="log folder (-f of training)")
     parser.add_argument("--algo", nargs="+", default=["hddpg"], help="algorithms, such as hddpg ddpg")
-    # Nothing is made of the environment, so that its packages are not needed; they are taken as by the other commands
+    # The environment is not created, so its packages are not needed; the option exists for consistency with other commands
     add_env_arguments(parser)
-    parser.add_argument(
-        "-tb", "--tensorboard-log", nargs="+", type=Path, help="TensorBoard folder (default: the -tb of training)"
-    )
+    parser.add_argument("-tb", "--tensorboard-log", nargs="+", type=Path, help="TensorBoard folder (default: -tb of training)")
     parser.add_argument("--labels", nargs="+", help="names for the legend, one per pair of folder and algorithm that has runs")
     parser.add_argument("-o", "--output", type=Path, help="png, pdf or svg (default: curves-ENV.png)")
     args = parser.parse_args(arguments)
@@ -46,8 +44,8 @@ def main(arguments: list[str]) -> None:
 
 def _groups(args: argparse.Namespace) -> dict[str, list[Path]]:
     """
-    :param args: arguments of the command line
-    :return: folders of runs by their label: the algorithm, and its log folder where there are several
+    :param args: command line arguments
+    :return: folders of runs by label: the algorithm, with its log folder if there are several
     """
     groups: dict[str, list[Path]] = {}
     found, missing = set(), {}
@@ -61,7 +59,7 @@ def _groups(args: argparse.Namespace) -> dict[str, list[Path]]:
             found.add(algo)
             label = algo if len(args.log_folder) == 1 else f"{folder}: {algo}"
             groups[label] = runs
-    # An algorithm may be in one of the folders only
+    # An algorithm may be in only one of the folders
     for algo, reason in missing.items():
         if algo not in found:
             raise reason

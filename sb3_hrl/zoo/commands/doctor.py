@@ -1,4 +1,4 @@
-"""``python -m sb3_hrl doctor``: what is wrong with an environment, and with the run that was trained on it."""
+"""Finds problems of an environment, and of the run that was trained on it."""
 
 import argparse
 import shutil
@@ -21,21 +21,17 @@ from sb3_hrl.zoo.registration import ALGO
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """
-    :param arguments: of the command line
-    :return: the same, parsed
+    :param arguments: command line arguments
+    :return: parsed arguments
     """
-    parser = make_parser("doctor", "Say what is wrong with an environment, and with the run that was trained on it.")
+    parser = make_parser("doctor", "Finds problems of an environment, and of the run that was trained on it.")
     parser.add_argument("--algo", default=ALGO, choices=[ALGO], help="RL Algorithm")
     add_env_arguments(parser)
-    parser.add_argument("-f", "--folder", type=Path, default=Path("logs"), help="log folder of the run, as of the zoo's train")
-    parser.add_argument(
-        "--exp-id", type=int, default=0, help="experiment to look at (default: 0, the latest; -1: environment only)"
-    )
-    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="TensorBoard folder (default: the -tb of training)")
-    parser.add_argument("--n-episodes", type=int, default=5, help="episodes of random play")
-    parser.add_argument(
-        "--env-kwargs", nargs="+", action=StoreDict, help="arguments of the environment (default: those of training)"
-    )
+    parser.add_argument("-f", "--folder", type=Path, default=Path("logs"), help="log folder (-f of training)")
+    parser.add_argument("--exp-id", type=int, default=0, help="experiment to check (default: 0: latest, -1: environment only)")
+    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="TensorBoard folder (default: -tb of training)")
+    parser.add_argument("--n-episodes", type=int, default=5, help="number of episodes with random actions")
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="environment arguments (default: those of training)")
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, help="hyperparameters to overwrite")
     args = parser.parse_args(arguments)
     if args.n_episodes < 1:
@@ -46,8 +42,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def run_folder(args: argparse.Namespace) -> Path | None:
     """
-    :param args: of the command line
-    :return: the folder of the run, as the zoo names it; ``None`` if there is none to look at
+    :param args: command line arguments
+    :return: the folder of the run, with the zoo's naming; ``None`` if there is no run
     """
     name, folder = EnvironmentName(args.env), args.folder / args.algo
     exp_id = get_latest_run_id(str(folder), name) if args.exp_id == 0 else args.exp_id
@@ -61,9 +57,9 @@ def run_folder(args: argparse.Namespace) -> Path | None:
 
 def hyperparameters(args: argparse.Namespace, folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    :param args: of the command line
-    :param folder: of the run
-    :return: hyperparameters, as the run saved them or else those of hddpg.yml, and the arguments that it was started with
+    :param args: command line arguments
+    :param folder: folder of the run
+    :return: hyperparameters (those saved by the run, otherwise those of hddpg.yml), and the arguments of the training
     """
     trained_with: dict[str, Any] = {}
     config: dict[str, Any] = {}
@@ -78,20 +74,20 @@ def hyperparameters(args: argparse.Namespace, folder: Path | None) -> tuple[dict
     try:
         RunSurvey({}, config).options  # noqa: B018
     except ValueError as refusal:
-        raise SystemExit(f"The agent's options are refused: {refusal}") from None
+        raise SystemExit(f"The agent's options are invalid: {refusal}") from None
     return config | ({"env_kwargs": env_kwargs} if env_kwargs else {}), trained_with
 
 
 def judge_env(args: argparse.Namespace, config: Mapping[str, Any]) -> list[Finding]:
     """
-    :param args: of the command line
+    :param args: command line arguments
     :param config: hyperparameters
-    :return: what is wrong with the environment
+    :return: problems of the environment
     """
     try:
         env = make_env(args.env, config)
     except Exception as exception:
-        return [raises("while it was made", exception)]
+        return [raises("while it was created", exception)]
     return diagnose_env(
         env,
         n_episodes=args.n_episodes,
@@ -103,11 +99,11 @@ def judge_log(
     args: argparse.Namespace, folder: Path, config: Mapping[str, Any], trained_with: Mapping[str, Any]
 ) -> tuple[list[Finding], list[Path]]:
     """
-    :param args: of the command line
-    :param folder: of the run
+    :param args: command line arguments
+    :param folder: folder of the run
     :param config: hyperparameters
     :param trained_with: arguments of the training
-    :return: what is wrong with the run, and the files that were looked at
+    :return: problems of the run, and the files that were read
     """
     log: dict[str, Curve] = {}
     sources: list[Path] = []
@@ -119,7 +115,7 @@ def judge_log(
         unreadable = str(refusal)
     is_logged = any(key.startswith("train/") for key in log)
     if not is_logged:
-        # Monitors know of success, but not of what the logger says beside it
+        # Monitor files contain the success, but none of the logger's other values
         log = {key: series for key, series in log.items() if key.startswith("eval/")}
     n_asked = trained_with.get("n_timesteps") or -1
     findings = diagnose_log(log, config, n_asked if n_asked > 0 else None)
@@ -129,14 +125,14 @@ def judge_log(
 
 
 def no_log(folder: Path, found: str) -> Finding:
-    """The zoo wrote no log that says what becomes of subgoals, actions and values."""
-    symptom = "There is no log of what became of subgoals, actions and values: by default the zoo prints it, and keeps none."
-    return warning("no_log", symptom, f"{folder}: {found}", "Train with `-tb tb`; it is found again by the run's args.yml.")
+    """The zoo did not save a log of subgoals, actions and values."""
+    symptom = "There is no log of subgoals, actions and values: by default the zoo prints it, but does not save it."
+    return warning("no_log", symptom, f"{folder}: {found}", "Train with `-tb tb`; the run's args.yml tells where the log is.")
 
 
 def show(finding: Finding) -> None:
     """
-    :param finding: to print, in sentences
+    :param finding: finding to print
     """
     width = max(shutil.get_terminal_size((110, 24)).columns, 60)
     print(f"{finding.severity.upper()} {finding.check} ({textwrap.shorten(finding.metric, 200)})")
@@ -146,9 +142,9 @@ def show(finding: Finding) -> None:
 
 def main(arguments: list[str]) -> None:
     """
-    Print what is wrong, the severe first, and exit with 1 if something severe is.
+    Print the problems, most severe first, and exit with 1 if there is an error.
 
-    :param arguments: of the command line
+    :param arguments: command line arguments
     """
     args = parse(arguments)
     folder = run_folder(args)
@@ -162,7 +158,7 @@ def main(arguments: list[str]) -> None:
     for finding in findings:
         show(finding)
     n_errors = sum(finding.severity == "error" for finding in findings)
-    verdict = f"{n_errors} severe, {len(findings) - n_errors} less so" if findings else "nothing wrong found"
+    verdict = f"{n_errors} errors, {len(findings) - n_errors} warnings" if findings else "no problems found"
     print(f"doctor: {verdict} in {', '.join(looked_at)}")
     if has_error(findings):
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""``python -m sb3_hrl export``: write a trained agent as an ONNX file, from the folder that the zoo wrote."""
+"""Exports a trained agent from the zoo's log folder as an ONNX file."""
 
 import argparse
 from pathlib import Path
@@ -11,18 +11,18 @@ from sb3_hrl.zoo.registration import ALGO
 
 def command_parser() -> argparse.ArgumentParser:
     """
-    :return: of the command line, with the names of the zoo's ``enjoy``
+    :return: command line parser, with the option names of the zoo's ``enjoy``
     """
-    parser = make_parser("export", "Write a trained agent as an ONNX file, from the folder that the zoo wrote.")
+    parser = make_parser("export", "Exports a trained agent from a log folder of the zoo as an ONNX file.")
     add_agent_arguments(parser, [ALGO])
-    parser.add_argument("--low-level", action="store_true", help="the low level alone, which acts on subgoals from elsewhere")
-    parser.add_argument("-o", "--output", type=Path, help="the file, .onnx (default: ALGO-ENV.onnx)")
+    parser.add_argument("--low-level", action="store_true", help="only the low level, which takes subgoals as an input")
+    parser.add_argument("-o", "--output", type=Path, help="output file, .onnx (default: ALGO-ENV.onnx)")
     return parser
 
 
 def main(arguments: list[str]) -> None:
     """
-    :param arguments: of the command line, see ``--help``
+    :param arguments: command line arguments, see ``--help``
     """
     parser = command_parser()
     args = parser.parse_args(arguments)
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         export_onnx(LowLevelModule(policy) if args.low_level else DecisionModule(policy), policy, args.output)
     except FileNotFoundError as error:
         raise SystemExit(
-            f"export: {error}. Train an agent first (python -m sb3_hrl train), or say where it is (-f)."
+            f"export: {error}. Train an agent first (python -m sb3_hrl train), or pass its log folder (-f)."
         ) from error
     except (ValueError, ImportError) as error:
         raise SystemExit(f"export: {error}") from error

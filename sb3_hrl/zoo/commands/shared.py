@@ -1,4 +1,4 @@
-"""What the commands share: how an environment is named, found and made, and where results may be written."""
+"""Shared parts of the commands: naming, finding and creating environments, and checks of output files."""
 
 import argparse
 import difflib
@@ -18,12 +18,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_hrl.zoo.envs import is_robotics_installed, register_robotics
 from sb3_hrl.zoo.registration import ALGO, hyperparams_path
 
-# Of figures
+# Formats of figures
 FORMATS = (".png", ".pdf", ".svg")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults are shown, where there is one that says something."""
+    """Shows the default values of options, except trivial ones such as None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
@@ -36,17 +36,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     """
-    :param command: its name
-    :param description: what it does, in a sentence or two
-    :return: a parser whose help shows defaults
+    :param command: name of the command
+    :param description: description of the command, one or two sentences
+    :return: a parser whose help shows default values
     """
     return argparse.ArgumentParser(f"python -m sb3_hrl {command}", description=description, formatter_class=HelpFormatter)
 
 
 def add_env_arguments(parser: argparse.ArgumentParser, is_positional: bool = False) -> None:
     """
-    :param parser: of a command, which gets ``--env`` and ``--gym-packages``
-    :param is_positional: whether the environment may also be named without ``--env``
+    :param parser: parser of a command, to which ``--env`` and ``--gym-packages`` are added
+    :param is_positional: whether the environment can also be given without ``--env``
     """
     if is_positional:
         group = parser.add_mutually_exclusive_group(required=True)
@@ -59,8 +59,8 @@ def add_env_arguments(parser: argparse.ArgumentParser, is_positional: bool = Fal
 
 def add_agent_arguments(parser: argparse.ArgumentParser, algos: Sequence[str]) -> None:
     """
-    :param parser: of a command, which gets what says where an agent lies, with the names of the zoo's ``enjoy``
-    :param algos: algorithms that the command can work with
+    :param parser: parser of a command, to which options for finding an agent are added, with the names of the zoo's ``enjoy``
+    :param algos: algorithms that the command supports
     """
     parser.add_argument("--algo", default=ALGO, choices=algos, help="RL Algorithm")
     add_env_arguments(parser)
@@ -73,9 +73,9 @@ def add_agent_arguments(parser: argparse.ArgumentParser, algos: Sequence[str]) -
 
 def find_agent(args: argparse.Namespace) -> tuple[Path, Path]:
     """
-    :param args: of the command line, see :func:`add_agent_arguments`
+    :param args: command line arguments, see :func:`add_agent_arguments`
     :return: the agent's file, and the folder of its run
-    :raises FileNotFoundError: if there is none
+    :raises FileNotFoundError: if there is no such agent
     """
     choice = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
     try:
@@ -88,14 +88,13 @@ def find_agent(args: argparse.Namespace) -> tuple[Path, Path]:
 
 def register_envs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """
-    Register what the zoo's commands register, the environments of gymnasium-robotics if it is installed, and those of
-    ``--gym-packages``. An id
-    that is not among them is refused.
+    Register the environments of the zoo's commands, of ``--gym-packages`` and, if it is installed, of gymnasium-robotics. An
+    id that is not registered is refused.
 
-    :param parser: of the command
-    :param args: of the command line
+    :param parser: parser of the command
+    :param args: command line arguments
     """
-    # Imports what is installed of panda_gym, minigrid and others
+    # Imports panda_gym, minigrid and others if they are installed
     import rl_zoo3.import_envs  # noqa: F401
 
     if is_robotics_installed():
@@ -109,14 +108,14 @@ def register_envs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         nearest = difflib.get_close_matches(args.env, gym.registry, n=1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         missing = "" if is_robotics_installed() else ", or pip install gymnasium-robotics"
-        parser.error(f"{args.env} is not registered{hint}: name the package that does so (--gym-packages){missing}")
+        parser.error(f"{args.env} is not registered{hint}: name the package that registers it (--gym-packages){missing}")
 
 
 def default_hyperparameters(algo: str, env_id: str) -> dict[str, Any]:
     """
     :param algo: name of the algorithm
     :param env_id: id of the environment
-    :return: what hddpg.yml says of the environment; nothing for other algorithms
+    :return: hyperparameters of the environment in hddpg.yml; empty for other algorithms
     """
     if algo != ALGO:
         return {}
@@ -128,7 +127,7 @@ def make_env(env_id: str, config: Mapping[str, Any], **kwargs: Any) -> gym.Env:
     """
     :param env_id: id of the environment
     :param config: hyperparameters
-    :param kwargs: arguments of the environment, which go before those of the hyperparameters
+    :param kwargs: arguments of the environment, which override those of the hyperparameters
     :return: the environment as training sees it, with ``env_kwargs``, Monitor and ``env_wrapper``
     """
     spec = gym.spec(env_id)
@@ -144,18 +143,18 @@ def make_env(env_id: str, config: Mapping[str, Any], **kwargs: Any) -> gym.Env:
 
 def check_output(parser: argparse.ArgumentParser, option: str, path: Path, suffixes: Sequence[str]) -> None:
     """
-    Refuse a file that could not be written, before there is anything to write. Its folder is made.
+    Refuse a file that cannot be written, before there is anything to write. Its folder is created.
 
-    :param parser: of the command
-    :param option: that names the file
+    :param parser: parser of the command
+    :param option: option that names the file
     :param path: the file
-    :param suffixes: those that it may have, such as ``.png``
+    :param suffixes: allowed suffixes, such as ``.png``
     """
     if path.suffix.lower() not in suffixes:
         parser.error(f"{option} must end in one of {', '.join(suffixes)}, not {path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f"{option}: the folder of {path} cannot be made ({error}): choose another one")
+        parser.error(f"{option}: the folder of {path} cannot be created ({error}): choose another one")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        parser.error(f"{option}: {path} cannot be written: choose a file in a folder of yours")
+        parser.error(f"{option}: {path} cannot be written: choose a file in a folder that you can write to")

@@ -1,4 +1,4 @@
-"""``python -m sb3_hrl watch``: see a trained agent with its subgoals, from the folder that the zoo wrote."""
+"""Shows a trained agent from the zoo's log folder, with its subgoals, in a video or on a map."""
 
 import argparse
 import runpy
@@ -31,30 +31,28 @@ from sb3_hrl.zoo.commands.shared import (
 )
 from sb3_hrl.zoo.registration import ALGO
 
-# Training that is long enough to be seen, without evaluation; what a map shows of the past is in the replay buffer
+# Training without evaluation is short enough to wait for; a map takes the visited places from the replay buffer
 TRAIN_OPTIONS = ["--eval-freq", "-1", "--save-replay-buffer", "-P"]
 
 
-# What says that something cannot be drawn, in a sentence
+# Exceptions whose message explains why something cannot be drawn
 REFUSALS = (ValueError, ImportError, RuntimeError)
 
 
 def command_parser() -> argparse.ArgumentParser:
     """
-    :return: of the command line, with the names of the zoo's ``enjoy``
+    :return: command line parser, with the option names of the zoo's ``enjoy``
     """
-    parser = make_parser("watch", "See a trained agent with its subgoals, from the folder that the zoo wrote.")
+    parser = make_parser("watch", "Makes a video or a map of a trained agent and its subgoals, from a log folder of the zoo.")
     add_agent_arguments(parser, list(ALGOS))
-    parser.add_argument("--train", type=int, metavar="STEPS", help="train an agent first, for so many environment steps")
-    parser.add_argument(
-        "-n", "--n-timesteps", type=int, help="environment steps in the video, over as many episodes as they last"
-    )
-    parser.add_argument("--n-episodes", type=int, help="episodes in the video (default: 3, or as many as -n asks for)")
+    parser.add_argument("--train", type=int, metavar="STEPS", help="first train an agent for this number of steps")
+    parser.add_argument("-n", "--n-timesteps", type=int, help="number of environment steps in the video")
+    parser.add_argument("--n-episodes", type=int, help="number of episodes in the video (default: 3, or no limit with -n)")
     parser.add_argument(
         "-o", "--output", type=Path, help="the video, .gif or .mp4 (default: ALGO-ENV.gif, unless --map is given)"
     )
     parser.add_argument("--map", type=Path, metavar="FILE", help="a map with an episode, .png, .pdf or .svg")
-    parser.add_argument("--fps", type=float, help="frames per second (default: those of the environment, 30 at most)")
+    parser.add_argument("--fps", type=float, help="frames per second (default: real time, at most 30)")
     parser.add_argument("--frame-skip", default=1, type=int, help="environment steps per frame")
     parser.add_argument("--camera", nargs="+", action=StoreDict, help="MuJoCo's camera, such as distance:2.0 elevation:-30")
     parser.add_argument("--stochastic", action="store_true", help="Use stochastic actions")
@@ -66,19 +64,19 @@ def command_parser() -> argparse.ArgumentParser:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """
-    :param arguments: of the command line
-    :return: the same by name; what can be refused without an environment has been
+    :param arguments: command line arguments
+    :return: parsed arguments; everything that does not need an environment has been checked
     """
     parser = command_parser()
     args = parser.parse_args(arguments)
     if args.train is not None and args.train < 1:
-        parser.error(f"--train takes a number of environment steps of at least 1, not {args.train}")
+        parser.error(f"--train needs a number of environment steps of at least 1, not {args.train}")
     if args.train is not None and (args.exp_id or args.load_best or args.load_checkpoint or args.load_last_checkpoint):
         parser.error("--train shows the agent that it trains: leave out --exp-id and --load-..., or --train")
     if args.seed < 0:
         parser.error(f"--seed must be at least 0, not {args.seed}")
     if args.map is not None and args.algo != ALGO:
-        parser.error(f"--map draws subgoals, and {args.algo} has none: leave it out, or use --algo {ALGO}")
+        parser.error(f"--map draws subgoals, but {args.algo} has none: leave it out, or use --algo {ALGO}")
     if args.n_episodes is None:
         args.n_episodes = 3 if args.n_timesteps is None else sys.maxsize
     if args.output is None and args.map is None:
@@ -104,7 +102,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """
-    :param arguments: of the command line, see ``--help``
+    :param arguments: command line arguments, see ``--help``
     """
     args = parse(arguments)
     if args.train is not None:
@@ -115,20 +113,20 @@ def main(arguments: list[str]) -> None:
 
 def rehearse(args: argparse.Namespace) -> None:
     """
-    Refuse before the training what could not be drawn after it.
+    Check before the training that the result can be drawn.
 
-    :param args: of the command line
+    :param args: command line arguments
     """
     config = default_hyperparameters(args.algo, args.env)
     options = (args.env_kwargs or {}) | ({} if args.output is None else {"render_mode": "rgb_array"})
     try:
         trained_on, env = make_env(args.env, config), make_env(args.env, config, **options)
     except Exception as error:
-        raise SystemExit(f"watch: {args.env} cannot be made with {options}: {error}. Check --env-kwargs.") from error
+        raise SystemExit(f"watch: {args.env} cannot be created with {options}: {error}. Check --env-kwargs.") from error
     try:
         if env.observation_space != trained_on.observation_space:
             raise SystemExit(
-                "watch: --env-kwargs changes the observations, and --train trains without it: train by `python -m sb3_hrl "
+                "watch: --env-kwargs changes the observations, but --train trains without it: train with `python -m sb3_hrl "
                 "train --env-kwargs ...`, then watch."
             )
         check_drawable(args, env)
@@ -139,10 +137,10 @@ def rehearse(args: argparse.Namespace) -> None:
 
 def check_drawable(args: argparse.Namespace, env: gym.Env | VecEnv) -> None:
     """
-    Refuse an environment of which there will be no picture, by drawing one.
+    Check that the environment can be drawn, by drawing it.
 
-    :param args: of the command line
-    :param env: to be drawn, or a VecEnv of one
+    :param args: command line arguments
+    :param env: the environment, or a VecEnv of one
     """
     try:
         env = single_env(env)
@@ -160,7 +158,7 @@ def train(args: argparse.Namespace) -> None:
     """
     Run the zoo's ``train``, as ``python -m rl_zoo3.train`` does.
 
-    :param args: algorithm, environment, folder, seed and number of steps
+    :param args: command line arguments: algorithm, environment, folder, seed and number of steps
     """
     options = ["--algo", args.algo, "--env", args.env, "-f", args.folder, "-n", str(args.train), "--seed", str(args.seed)]
     options += ["--device", args.device, *(["--gym-packages", *args.gym_packages] if args.gym_packages else [])]
@@ -175,7 +173,7 @@ def watch(args: argparse.Namespace) -> None:
     """
     Write the video, the map, or both.
 
-    :param args: of the command line
+    :param args: command line arguments
     """
     model, env, log_path = load(args)
     try:
@@ -209,18 +207,18 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Path]:
     """
     Find the agent, its hyperparameters and its environment's arguments, as the zoo's ``enjoy`` does.
 
-    :param args: of the command line
+    :param args: command line arguments
     :return: the agent, its environment (a VecEnv of one), and the folder of the run
     """
     env_name = EnvironmentName(args.env)
     try:
         model_path, log_path = find_agent(args)
     except FileNotFoundError as error:
-        raise SystemExit(f"watch: {error}. Train an agent first (--train STEPS does), or say where it is (-f).") from error
+        raise SystemExit(f"watch: {error}. Train an agent first (--train STEPS does), or pass its folder (-f).") from error
     set_random_seed(args.seed)
     hyperparams, stats_path = get_saved_hyperparams(str(log_path / env_name), test_mode=True)
     env_kwargs = hyperparams.pop("env_kwargs", {})
-    # What was given on the command line of the training, and of this
+    # Arguments on the command line of the training, and of this command
     saved = read_arguments(log_path).get("env_kwargs")
     env_kwargs = env_kwargs if saved is None else saved
     env_kwargs = {**env_kwargs, **(args.env_kwargs or {})}
@@ -235,7 +233,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Path]:
         env_kwargs=env_kwargs,
         vec_env_cls=ExperimentManager.default_vec_env_cls,
     )
-    # SB3's buffer with hindsight cannot be made without an environment; as little of it as can be
+    # SB3's buffer with hindsight needs an environment; here the buffer can be as small as possible
     is_hindsight = "HerReplayBuffer" in hyperparams.get("replay_buffer_class", "")
     kwargs: dict[str, Any] = {"env": env, "buffer_size": 1} if is_hindsight else {}
     schedules = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
