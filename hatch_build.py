@@ -1,4 +1,4 @@
-"""What of the wheel's metadata depends on where the repository is: links of the long description, and project URLs."""
+"""Build hook for the metadata that depends on the URL of the repository: links of the long description, and project URLs."""
 
 import os
 import re
@@ -7,13 +7,13 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-# Address of the repository, without a slash at its end; the release workflow sets it. Without it (a clone, a fork) links stay
-# as they are in the README, and the project has no repository among its URLs
+# Environment variable with the URL of the repository, which the release workflow sets. Without it, the links of the README
+# stay relative, and the project URLs do not include the repository
 REPOSITORY = "SB3_HRL_REPOSITORY"
 
 
 class CustomMetadataHook(MetadataHookInterface):
-    """Called by hatchling, see `dynamic` in pyproject.toml."""
+    """Sets the fields that are `dynamic` in pyproject.toml."""
 
     def update(self, metadata: dict[str, Any]) -> None:
         root, repository = Path(self.root), os.environ.get(REPOSITORY, "").rstrip("/")
@@ -27,10 +27,10 @@ class CustomMetadataHook(MetadataHookInterface):
 
 def absolute(text: str, repository: str, revision: str) -> str:
     """
-    :param text: Markdown, whose relative links start at the root of the repository
-    :param repository: its address
-    :param revision: a tag, a branch or a commit
-    :return: the same with absolute links, of pictures to the file itself and of others to its page
+    :param text: Markdown with links that are relative to the root of the repository
+    :param repository: URL of the repository
+    :param revision: tag, branch or commit
+    :return: the text with absolute links: images link to the raw file, other links to its page
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -39,7 +39,7 @@ def absolute(text: str, repository: str, revision: str) -> str:
             return match.group()
         return f"{mark}[{name}]({repository}/{'raw' if mark else 'blob'}/{revision}/{target})"
 
-    # Blocks of code stay as they are: what looks like a link there is none
+    # Code blocks have no links
     parts = re.split(r"(^```.*?^```)", text, flags=re.DOTALL | re.MULTILINE)
     return "".join(
         part if part.startswith("```") else re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", replace, part) for part in parts
@@ -48,7 +48,7 @@ def absolute(text: str, repository: str, revision: str) -> str:
 
 def project_urls(repository: str) -> dict[str, str]:
     """
-    :param repository: its address, or nothing
+    :param repository: URL of the repository, or an empty string
     :return: URLs by their names on PyPI
     """
     own = {

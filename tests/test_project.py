@@ -64,7 +64,7 @@ def test_a_release_is_built_checked_and_published_without_a_password():
 
 
 def metadata(folder: Path, repository: str) -> Message:
-    """:return: what the wheel says of itself, built with this address of the repository"""
+    """:return: metadata of a wheel that is built with this URL of the repository"""
     folder.mkdir()
     code = f"import hatchling.build as build; print(build.prepare_metadata_for_build_wheel({str(folder)!r}))"
     environ = os.environ | {"SB3_HRL_REPOSITORY": repository}
@@ -73,8 +73,8 @@ def metadata(folder: Path, repository: str) -> Message:
     return email.message_from_string(path.read_text())
 
 
-def test_links_of_the_long_description_lead_somewhere(tmp_path):
-    """On PyPI there is no repository around the README."""
+def test_links_of_the_long_description_are_absolute(tmp_path):
+    """Relative links do not work on PyPI."""
     released = metadata(tmp_path / "released", "https://git.example/me/sb3-hrl/")
     text = released.get_payload()
     assert isinstance(text, str)
@@ -89,7 +89,7 @@ def test_links_of_the_long_description_lead_somewhere(tmp_path):
     urls = dict(url.split(", ") for url in released.get_all("Project-URL", []))
     assert urls["Issues"] == "https://git.example/me/sb3-hrl/issues"
     assert {"Homepage", "Documentation", "Changelog", "Stable-Baselines3"} <= set(urls)
-    # A clone that does not know its address says nothing of it
+    # Without the URL of the repository, links stay relative
     local = metadata(tmp_path / "local", "")
     assert local.get_payload() == (ROOT / "README.md").read_text()
     assert [url.split(", ")[0] for url in local.get_all("Project-URL", [])] == ["Stable-Baselines3", "RL Zoo"]

@@ -1,4 +1,4 @@
-"""``python -m sb3_hrl compare``: does an environment need a hierarchy? Flat and hierarchical, same code, steps and seeds."""
+"""``python -m sb3_hrl compare``: compares a flat and a hierarchical agent with the same code, steps and seeds."""
 
 import argparse
 import csv
@@ -30,8 +30,9 @@ from sb3_hrl.zoo.registration import ALGO, hyperparams_path
 
 AGENTS = ("hierarchical", "flat")
 N_EVALUATIONS = 10
-# Of training, where neither the command line nor hddpg.yml has a number for the environment
+# Training steps if neither the command line nor hddpg.yml has a number for the environment
 N_TIMESTEPS = 20_000
+# Bootstrap samples
 N_DRAWS = 10_000
 
 
@@ -40,7 +41,7 @@ class Curve(NamedTuple):
     Evaluations of one run.
 
     :param steps: environment steps, shape (n_evaluations,)
-    :param successes: of each episode, shape (n_evaluations, n_episodes)
+    :param successes: success of each episode, shape (n_evaluations, n_episodes)
     """
 
     steps: np.ndarray
@@ -49,39 +50,39 @@ class Curve(NamedTuple):
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """
-    :param arguments: of the command line
-    :return: the same by name; what can be refused before there is a training has been
+    :param arguments: command line arguments
+    :return: parsed arguments; everything that does not need an environment has been checked
     """
     parser = make_parser(
         "compare",
-        "Does an environment need a hierarchy? Train a flat and a hierarchical agent with the same code, steps and seeds, and "
-        "say which is better. The runs are kept in the folder, one figure and the numbers as a csv file beside them.",
+        "Trains a flat and a hierarchical agent with the same code, steps and seeds, and reports which is better. The log "
+        "folder contains the runs, a figure, and a csv file with the success rates.",
     )
     add_env_arguments(parser, is_positional=True)
     parser.add_argument(
-        "-n", "--n-timesteps", type=int, help=f"environment steps of each run (default: as in hddpg.yml, else {N_TIMESTEPS})"
+        "-n", "--n-timesteps", type=int, help=f"environment steps of each run (default: from hddpg.yml, or {N_TIMESTEPS})"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run of each agent per seed")
-    parser.add_argument("--eval-episodes", type=int, default=50, help="episodes of each of the ten evaluations of a run")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each with one thread")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds; each agent is trained once per seed")
+    parser.add_argument("--eval-episodes", type=int, default=50, help="episodes per evaluation; each run has ten evaluations")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs, with one thread each")
     parser.add_argument("-f", "--folder", type=Path, default=Path("compare"), help="Log folder")
-    parser.add_argument("-o", "--output", type=Path, help="the figure, png, pdf or svg (default: FOLDER/ENV.png)")
-    parser.add_argument("--csv", type=Path, help="the numbers (default: FOLDER/ENV.csv)")
-    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="arguments of the environment")
+    parser.add_argument("-o", "--output", type=Path, help="figure, png, pdf or svg (default: FOLDER/ENV.png)")
+    parser.add_argument("--csv", type=Path, help="success rates (default: FOLDER/ENV.csv)")
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="environment arguments")
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, help="hyperparameters of both to overwrite")
     args = parser.parse_args(arguments)
     if len(set(args.seeds)) != len(args.seeds) or min(args.seeds) < 0:
-        parser.error(f"--seeds takes different numbers of at least 0, not {args.seeds}")
+        parser.error(f"--seeds must be different numbers of at least 0, not {args.seeds}")
     for name in ("eval_episodes", "jobs"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     register_envs(parser, args)
     if args.n_timesteps is None:
-        # The default of hddpg.yml is for those who wait
+        # The default entry of hddpg.yml has too many steps for a quick comparison
         is_known = args.env in yaml.safe_load(hyperparams_path().read_text())
         args.n_timesteps = int(default_hyperparameters(ALGO, args.env)["n_timesteps"]) if is_known else N_TIMESTEPS
     if args.n_timesteps < N_EVALUATIONS:
-        parser.error(f"-n must be at least {N_EVALUATIONS}, one step per evaluation, not {args.n_timesteps}")
+        parser.error(f"-n must be at least {N_EVALUATIONS} (one step per evaluation), not {args.n_timesteps}")
     name = EnvironmentName(args.env)
     args.output, args.csv = args.output or args.folder / f"{name}.png", args.csv or args.folder / f"{name}.csv"
     check_output(parser, "-o", args.output, FORMATS)
@@ -91,15 +92,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def check_success(args: argparse.Namespace, config: dict[str, Any]) -> None:
     """
-    Refuse an environment that does not say what success is, before anything is trained on it.
+    Refuse an environment without ``info["is_success"]`` or a time limit, before the training.
 
-    :param args: of the command line
+    :param args: command line arguments
     :param config: hyperparameters
     """
     try:
         env = make_env(args.env, config, **(args.env_kwargs or {}))
     except Exception as error:
-        raise SystemExit(f"compare: {args.env} cannot be made: {error}") from error
+        raise SystemExit(f"compare: {args.env} cannot be created: {error}") from error
     env.reset(seed=0)
     env.action_space.seed(0)
     for _ in range(10_000):
@@ -108,31 +109,31 @@ def check_success(args: argparse.Namespace, config: dict[str, Any]) -> None:
             break
     env.close()
     if not (terminated or truncated):
-        raise SystemExit("compare: no episode ended within 10,000 steps: give the environment a time limit.")
+        raise SystemExit("compare: no episode ended within 10,000 steps. Give the environment a time limit.")
     if "is_success" not in info:
         raise SystemExit(
-            'compare: the last step of an episode must say info["is_success"], which success is counted by. '
-            f"python -m sb3_hrl doctor --env {args.env} says more."
+            'compare: info["is_success"] is missing in the last step of an episode, so success cannot be measured. '
+            f"For details, run: python -m sb3_hrl doctor --env {args.env}"
         )
 
 
 def train(agent: str, seed: int, args: argparse.Namespace, config: dict[str, Any]) -> Path:
     """
-    Train by the zoo, in a process of its own.
+    Train an agent with the zoo, in a separate process.
 
     :param agent: one of `AGENTS`
-    :param seed: of the run
-    :param args: of the command line
+    :param seed: seed of the run
+    :param args: command line arguments
     :param config: hyperparameters
-    :return: folder of the run, in the zoo's layout: ``python -m sb3_hrl curves`` and ``watch`` find it
-    :raises RuntimeError: if it fails
+    :return: folder of the run, in the zoo's layout, which ``python -m sb3_hrl curves`` and ``watch`` can read
+    :raises RuntimeError: if the training fails
     """
     name = EnvironmentName(args.env)
     params = dict(args.hyperparams or {})
     if agent == "flat":
-        # The distance of success, say, belongs to the environment
+        # Keep the other options, such as the tolerance: they belong to the environment
         params["subgoal_kwargs"] = {**(config.get("subgoal_kwargs") or {}), "source": "goal"}
-    # The zoo numbers the runs of a folder, which those that begin at the same time would get wrong
+    # A folder for each run: the zoo would give the same number to runs that start at the same time
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "sb3_hrl", "train", "--algo", ALGO, "--env", args.env, "--seed", str(seed)]
         command += ["-n", str(args.n_timesteps), "--eval-freq", str(args.n_timesteps // N_EVALUATIONS), "-f", folder]
@@ -157,7 +158,7 @@ def train(agent: str, seed: int, args: argparse.Namespace, config: dict[str, Any
 def read_curve(run: Path) -> Curve:
     """
     :param run: folder of a run
-    :return: its evaluations
+    :return: evaluations of the run
     """
     with np.load(run / "evaluations.npz") as evaluations:
         return Curve(evaluations["timesteps"], evaluations["successes"].astype(float))
@@ -165,8 +166,10 @@ def read_curve(run: Path) -> Curve:
 
 def write(path: Path, curves: dict[str, dict[int, Curve]]) -> None:
     """
+    Write the success rates of all evaluations.
+
     :param path: csv file to write
-    :param curves: by agent and seed
+    :param curves: evaluations by agent and seed
     """
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -179,17 +182,18 @@ def write(path: Path, curves: dict[str, dict[int, Curve]]) -> None:
 
 def interval(hierarchical: np.ndarray, flat: np.ndarray) -> tuple[float, float]:
     """
-    95 % bootstrap interval of how much better the hierarchical agent is: seeds are drawn, and of each its episodes.
+    95 % bootstrap interval of the difference of success rates, hierarchical minus flat. It resamples the seeds, and the
+    episodes of each seed.
 
     :param hierarchical: success of each episode, shape (n_seeds, n_episodes)
-    :param flat: in the same shape
-    :return: lower and upper end
+    :param flat: the same for the flat agent
+    :return: lower and upper end of the interval
     """
     rng = np.random.default_rng(0)
     means = []
     for successes in (hierarchical, flat):
         n_seeds, n_episodes = successes.shape
-        # A share of a seed's episodes that succeeded, drawn anew: a binomial number
+        # Resampling the episodes of a seed gives a binomial number of successes
         rates = successes.mean(axis=1)[rng.integers(n_seeds, size=(N_DRAWS, n_seeds))]
         means.append((rng.binomial(n_episodes, rates) / n_episodes).mean(axis=1))
     low, high = np.quantile(means[0] - means[1], [0.025, 0.975])
@@ -199,8 +203,8 @@ def interval(hierarchical: np.ndarray, flat: np.ndarray) -> tuple[float, float]:
 def verdict(env_id: str, curves: dict[str, dict[int, Curve]]) -> str:
     """
     :param env_id: id of the environment
-    :param curves: by agent and seed
-    :return: which is better at the end, by how much, and from how many seeds and episodes one knows
+    :param curves: evaluations by agent and seed
+    :return: a sentence that tells which agent is better after training, with the uncertainty of the result
     """
     last = {agent: np.stack([curve.successes[-1] for curve in by_seed.values()]) for agent, by_seed in curves.items()}
     steps = next(iter(curves["flat"].values())).steps[-1]
@@ -216,7 +220,7 @@ def verdict(env_id: str, curves: dict[str, dict[int, Curve]]) -> str:
         which = f"On {env_id} the {better} agent is better by {abs(difference):.2f}: {numbers}"
     seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
     episodes = "1 episode" if n_episodes == 1 else f"{n_episodes} episodes"
-    more = "; with so few seeds, run more before you rely on it" if n_seeds < 3 else ""
+    more = "; use at least 3 seeds for a reliable result" if n_seeds < 3 else ""
     return (
         f"{which} ({seeds} with {episodes} each; hierarchical minus flat is between {low:+.2f} and {high:+.2f}, "
         f"95 % bootstrap interval{more})."
@@ -225,14 +229,14 @@ def verdict(env_id: str, curves: dict[str, dict[int, Curve]]) -> str:
 
 def main(arguments: list[str]) -> None:
     """
-    Train, write the figure and the csv file, and print one sentence.
+    Train both agents, write the figure and the csv file, and print the result in one sentence.
 
-    :param arguments: of the command line, without the command's name
+    :param arguments: command line arguments, without the command's name
     """
     args = parse(arguments)
     config = default_hyperparameters(ALGO, args.env) | (args.hyperparams or {})
     check_success(args, config)
-    print(f"{2 * len(args.seeds)} runs of {args.n_timesteps:,} steps each, into {args.folder}", flush=True)
+    print(f"{2 * len(args.seeds)} runs of {args.n_timesteps:,} steps each, logged to {args.folder}", flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         started = {(agent, seed): pool.submit(train, agent, seed, args, config) for seed in args.seeds for agent in AGENTS}
         try:
@@ -244,5 +248,5 @@ def main(arguments: list[str]) -> None:
     write(args.csv, curves)
     figure = plot_success({agent: read_runs(list(by_seed.values())) for agent, by_seed in runs.items()}, args.env)
     figure.savefig(args.output)
-    print(f"Written to {args.output} and {args.csv}")
+    print(f"Saved {args.output} and {args.csv}")
     print(verdict(args.env, curves))

@@ -51,7 +51,7 @@ def add_env_arguments(parser: argparse.ArgumentParser, is_positional: bool = Fal
     if is_positional:
         group = parser.add_mutually_exclusive_group(required=True)
         group.add_argument("env", nargs="?", default=argparse.SUPPRESS, metavar="ENV", help="environment ID")
-        group.add_argument("--env", metavar="ENV", help="the same")
+        group.add_argument("--env", metavar="ENV", help="environment ID")
     else:
         parser.add_argument("--env", required=True, help="environment ID")
     parser.add_argument("--gym-packages", nargs="+", default=[], metavar="PACKAGE", help="packages that register environments")
