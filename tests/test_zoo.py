@@ -83,7 +83,7 @@ def test_the_import_registers_no_environments(tmp_path):
 def test_other_algorithms_train_with_older_ids(tmp_path):
     arguments = ["--algo", "ddpg", "--env", "FetchReach-v3", "-n", "120", "--eval-freq", "-1", "--num-threads", "1"]
     arguments += ["-params", "policy:'MultiInputPolicy'", "policy_kwargs:dict(net_arch=[16])", "normalize:False"]
-    output = run("-m", "rl_zoo3.train", *arguments, cwd=tmp_path)
+    output = run("-m", "rl_zoo3.train", *arguments, cwd=tmp_path, cold=True)
     assert output.count("using FetchReach-v4 (the same task) instead") == 1
     assert (tmp_path / "logs/ddpg/FetchReach-v3_1/FetchReach-v3.zip").is_file()
 
@@ -149,7 +149,8 @@ def test_continue(trained, tmp_path):
 def test_subprocess_environments(tmp_path, env_id, asynchronous):
     arguments = ["--algo", "hddpg", "--env", env_id, "-n", "300", "--vec-env", "subproc", "--log-interval", "1"]
     arguments += ["--save-replay-buffer", *TINY, "n_envs:2"]
-    output = run("-m", "rl_zoo3.train", *arguments, *([] if asynchronous else ["async_collection:False"]), cwd=tmp_path)
+    arguments += [] if asynchronous else ["async_collection:False"]
+    output = run("-m", "rl_zoo3.train", *arguments, cwd=tmp_path, cold=True)
     assert ("policy_lag" in output) == asynchronous
     assert "AdroitHand" not in output, "neither here nor in workers"
     assert output.count("is no longer in gymnasium-robotics") == (env_id == "FetchReach-v2")
