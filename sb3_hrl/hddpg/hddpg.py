@@ -437,7 +437,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     ) -> None:
         """
         Load parameters from a zip-file or a dictionary, as in SB3, but either all of them or none. If a file has no optimizer
-        states and target networks (see :func:`~sb3_hrl.hddpg.saving.drop_training_state`), these start anew.
+        states and target networks (see :func:`~sb3_hrl.hddpg.saving.drop_training_state`), the optimizers are reset, and the
+        target networks are copies of the networks.
 
         :param load_path_or_dict: path of the saved model, or a dictionary returned by ``get_parameters``
         :param exact_match: whether all parameters must be present
