@@ -228,22 +228,19 @@ def test_no_value_is_asked_of_what_is_too_far_at_the_highest_speed():
     assert waypoint(planner, (0.1, 0.0), (3.0, 0.1), reach=reach) == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("horizon", [8.0, 16.0, 32.0])
-def test_the_number_of_landmarks_follows_their_spacing(monkeypatch, horizon):
-    """
-    Points at a distance of 0.1 from 0 to 40, shuffled; at 0.1 per step, in a quarter of a horizon the agent moves
-    0.025 horizons.
-    """
+@pytest.mark.parametrize("speed", [0.1, 0.2, 0.4])
+def test_the_number_of_landmarks_follows_their_spacing(monkeypatch, speed):
+    """Points at a distance of 0.1 from 0 to 40, shuffled, and an agent that moves by ``speed`` per step."""
     monkeypatch.setattr("sb3_hrl.hddpg.planners.landmarks.LEAST_LANDMARKS", 5)
     reach, x = WalledReach(), np.random.default_rng(0).permutation(401).astype(np.float32) / 10
-    reach.horizon, points = horizon, x[:, None] * float32(1.0, 0.0)
+    points = x[:, None] * float32(1.0, 0.0)
     config = LandmarkConfig(n_landmarks=401, n_visited=401, n_members=1)
-    landmarks = np.sort(learnt(config, points, reach, 0.1).places[:, 0])
-    assert np.diff(landmarks).min() >= 0.025 * horizon - 1e-3, "no closer to each other"
-    assert np.abs(x[:, None] - landmarks).min(axis=1).max() <= 0.025 * horizon + 1e-3, "no place without one"
+    landmarks = np.sort(learnt(config, points, reach, speed).places[:, 0])
+    assert np.diff(landmarks).min() >= 3.0 * speed - 1e-3, "no closer to each other"
+    assert np.abs(x[:, None] - landmarks).min(axis=1).max() <= 3.0 * speed + 1e-3, "no place without one"
     for n in (3, 7):
         config = LandmarkConfig(n_landmarks=n, n_visited=401, n_members=1)
-        assert learnt(config, points, reach, 0.1).n_landmarks == n, "at most, and at least some"
+        assert learnt(config, points, reach, speed).n_landmarks == n, "at most, and at least some"
 
 
 def test_no_way_is_known(planner):

@@ -22,9 +22,9 @@ SIGNIFICANCE = 0.05
 
 # Number of recent steps used to estimate the agent's speed
 _N_RECENT = 20_000
-# Distance between landmarks: how far the agent gets in this share of its horizon. At half of it, landmarks have few edges: in
-# PointMaze_Large no path is known for half of the decisions
-SPACING_SHARE = 0.25
+# Distance between landmarks: how far the agent gets in so many steps. With larger distances, such as a quarter or half of the
+# horizon, landmarks have too few edges: in PointMaze_Large no path is known for many of the decisions
+SPACING_STEPS = 3
 SPACING_QUANTILE = 0.9
 LEAST_LANDMARKS = 100
 
@@ -35,7 +35,7 @@ class LandmarkConfig:
     Settings of ``planner="landmarks"`` (``planner_kwargs``).
 
     :param n_landmarks: maximum number of landmarks. The first 100 are always used, more only while they are farther apart than
-        the agent gets in a quarter of its horizon
+        the agent gets in 3 steps
     :param n_members: number of visited states around each landmark whose values are averaged. A single state may have a
         velocity that points the right way by chance, and the shortest path would consist of such lucky errors
     :param n_visited: number of states sampled from the replay buffer, from which the landmarks are chosen
@@ -142,7 +142,7 @@ class LandmarkPlanner:
         config, visited = self.config, buffer.sample_states(self.config.n_visited)
         # Landmarks are far apart in units in which all dimensions of the goal count equally
         points = visited["achieved_goal"] / goal_std
-        speed, spacing = self._scale_of(buffer, reach, goal_std)
+        speed, spacing = self._scale_of(buffer, goal_std)
         members = members_of(
             points, farthest_points(points, config.n_landmarks, spacing, LEAST_LANDMARKS), config.n_members, buffer.rng
         )
@@ -158,14 +158,14 @@ class LandmarkPlanner:
         count = np.array(len(achieved), dtype=np.float32)
         return {"count": count, "speed": np.array(speed), "observations": observations, "achieved": achieved, "steps": steps}
 
-    def _scale_of(self, buffer: SharedMemoryReplayBuffer, reach: Reach, goal_std: np.ndarray) -> tuple[float, float]:
+    def _scale_of(self, buffer: SharedMemoryReplayBuffer, goal_std: np.ndarray) -> tuple[float, float]:
         """:return: the highest distance per step, in the units of goals; and the spacing of landmarks, divided by goal_std"""
         shards = buffer.recent(_N_RECENT, ("achieved_goal", "next_achieved_goal"))
         moves = [shard["next_achieved_goal"] - shard["achieved_goal"] for shard in shards]
         speed = np.linalg.norm(np.concatenate(moves), axis=1).max()
-        n_steps = max(round(SPACING_SHARE * reach.horizon), 1)
         moves = [
-            displacements(shard["achieved_goal"], shard["next_achieved_goal"], shard["episode"], n_steps) for shard in shards
+            displacements(shard["achieved_goal"], shard["next_achieved_goal"], shard["episode"], SPACING_STEPS)
+            for shard in shards
         ]
         lengths = np.linalg.norm(np.concatenate(moves) / goal_std, axis=1)
         return float(speed), float(np.quantile(lengths, SPACING_QUANTILE)) if len(lengths) > 0 else 0.0
