@@ -33,12 +33,12 @@ check: lint imports
 	$(MAKE) --jobs 2 type pytest || { $(MAKE) type; exit 1; }
 
 lint:
-	$(PYTHON) -m ruff check sb3_hrl tests benchmarks examples docs
-	$(PYTHON) -m ruff format --check sb3_hrl tests benchmarks examples docs
+	$(PYTHON) -m ruff check sb3_hrl tests benchmarks examples docs hatch_build.py
+	$(PYTHON) -m ruff format --check sb3_hrl tests benchmarks examples docs hatch_build.py
 
 format:
-	$(PYTHON) -m ruff check --fix sb3_hrl tests benchmarks examples docs
-	$(PYTHON) -m ruff format sb3_hrl tests benchmarks examples docs
+	$(PYTHON) -m ruff check --fix sb3_hrl tests benchmarks examples docs hatch_build.py
+	$(PYTHON) -m ruff format sb3_hrl tests benchmarks examples docs hatch_build.py
 
 type:
 	$(PYTHON) -m mypy

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from sb3_hrl.hddpg.saving import drop_optimizers
+from sb3_hrl.hddpg.saving import drop_training_state
 
 Row = tuple[int, int, float, float]
 
@@ -62,7 +62,7 @@ def keep(trained: Path, env_id: str, folder: Path) -> None:
     """Copy the files that the zoo's `enjoy` needs: the agent after the last step, hyperparameters and arguments."""
     (folder / env_id).mkdir(parents=True, exist_ok=True)
     if trained.parent.name == "hddpg":
-        drop_optimizers(trained / f"{env_id}.zip", folder / f"{env_id}.zip")
+        drop_training_state(trained / f"{env_id}.zip", folder / f"{env_id}.zip")
     else:
         shutil.copy(trained / f"{env_id}.zip", folder / f"{env_id}.zip")
     for name in (f"{env_id}/config.yml", f"{env_id}/args.yml"):

@@ -1,10 +1,21 @@
 """The project's own files: the files for GitHub, pre-commit and citation tools are valid, and their commands exist."""
 
+import email
+import importlib.metadata
+import os
 import re
+import subprocess
+import sys
+from email.message import Message
 from pathlib import Path
 
 import pytest
 import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -42,12 +53,63 @@ def test_a_release_is_built_checked_and_published_without_a_password():
     run = "\n".join(commands(workflow))
     assert "python -m build" in run
     assert "twine check" in run
+    (build,) = [step for step in workflow["jobs"]["build"]["steps"] if step.get("run") == "python -m build"]
+    assert build["env"] == {"SB3_HRL_REPOSITORY": "${{ github.server_url }}/${{ github.repository }}"}
     version_file = re.search(r"cat (\S+?)\)", run).group(1)
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", (ROOT / version_file).read_text().strip())
     publish = workflow["jobs"]["publish"]
     assert publish["needs"] == "build"
     assert publish["permissions"] == {"id-token": "write"}
     assert "secrets." not in (GITHUB / "workflows/release.yml").read_text()
+
+
+def metadata(folder: Path, repository: str) -> Message:
+    """:return: metadata of a wheel that is built with this URL of the repository"""
+    folder.mkdir()
+    code = f"import hatchling.build as build; print(build.prepare_metadata_for_build_wheel({str(folder)!r}))"
+    environ = os.environ | {"SB3_HRL_REPOSITORY": repository}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, check=True, stdout=subprocess.PIPE)
+    (path,) = folder.glob("*/METADATA")
+    return email.message_from_string(path.read_text())
+
+
+def test_links_of_the_long_description_are_absolute(tmp_path):
+    """Relative links do not work on PyPI."""
+    released = metadata(tmp_path / "released", "https://git.example/me/sb3-hrl/")
+    text = released.get_payload()
+    assert isinstance(text, str)
+    version = (ROOT / "sb3_hrl/version.txt").read_text().strip()
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    assert len(links) > 20
+    for mark, link in links:
+        assert link.startswith("https://"), link
+        page = link.removeprefix(f"https://git.example/me/sb3-hrl/{'raw' if mark else 'blob'}/v{version}/")
+        assert "git.example" not in page, link
+        assert page == link or (ROOT / page.partition("#")[0]).exists(), link
+    urls = dict(url.split(", ") for url in released.get_all("Project-URL", []))
+    assert urls["Issues"] == "https://git.example/me/sb3-hrl/issues"
+    assert {"Homepage", "Documentation", "Changelog", "Stable-Baselines3"} <= set(urls)
+    # Without the URL of the repository, links stay relative
+    local = metadata(tmp_path / "local", "")
+    assert local.get_payload() == (ROOT / "README.md").read_text()
+    assert [url.split(", ")[0] for url in local.get_all("Project-URL", [])] == ["Stable-Baselines3", "RL Zoo"]
+
+
+def test_extras_name_what_the_plain_installation_has():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    plain, extras = set(project["dependencies"]), project["optional-dependencies"]
+    assert set(extras["zoo"]) | set(extras["robotics"]) <= plain
+    (everything,) = extras["all"]
+    named = set(re.search(r"\[(.*)\]", everything).group(1).split(","))
+    assert named == set(extras) - {"all", "tests", "docs", "benchmarks"}
+    assert project["authors"] == load(ROOT / "CITATION.cff")["authors"]
+
+
+def test_torch_is_at_least_what_stable_baselines3_requires():
+    theirs = next(line for line in importlib.metadata.requires("stable-baselines3") or [] if re.match(r"torch\b", line))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (own,) = [line for line in project["dependencies"] if line.startswith("torch")]
+    assert re.search(r">=([\d.]+)", own).group(1) == re.search(r">=([\d.]+)", theirs).group(1)
 
 
 @pytest.mark.parametrize("name", ["bug", "question", "feature"])

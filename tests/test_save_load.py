@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.save_util import load_from_zip_file, save_to_pkl
 
 from sb3_hrl import HierarchicalDDPG, SharedMemoryReplayBuffer
-from sb3_hrl.hddpg.saving import drop_optimizers
+from sb3_hrl.hddpg.saving import drop_training_state
 
 OPTIMIZERS = [f"policy.{level}.{network}.optimizer" for level in ("high", "low") for network in ("actor", "critic")]
 
@@ -138,11 +138,14 @@ def test_the_zip_holds_networks_only(model):
     assert zipfile.is_zipfile(file)
 
 
-def test_a_file_without_optimizers_is_smaller_and_acts_the_same(model, tmp_path, recwarn):
+def test_a_file_without_training_state_is_smaller_and_acts_the_same(model, tmp_path, recwarn):
     model.save(tmp_path / "model")
-    drop_optimizers(tmp_path / "model.zip", tmp_path / "small.zip")
-    assert (tmp_path / "small.zip").stat().st_size < 0.7 * (tmp_path / "model.zip").stat().st_size
-    assert set(load_from_zip_file(tmp_path / "small")[1]) == {"policy"}
+    drop_training_state(tmp_path / "model.zip", tmp_path / "small.zip")
+    assert (tmp_path / "small.zip").stat().st_size < 0.5 * (tmp_path / "model.zip").stat().st_size
+    parameters = load_from_zip_file(tmp_path / "small")[1]
+    assert set(parameters) == {"policy"}
+    names = set(model.policy.state_dict())
+    assert set(parameters["policy"]) == {name for name in names if "_target." not in name} < names
     loaded = HierarchicalDDPG.load(tmp_path / "small", env=point_vec_env(2))
     obs = point_vec_env(3).reset()
     np.testing.assert_array_equal(*(agent.predict(obs, deterministic=True)[0] for agent in (model, loaded)))
@@ -153,18 +156,24 @@ def test_a_file_without_optimizers_is_smaller_and_acts_the_same(model, tmp_path,
     assert len(recwarn) == 0, "said once"
     loaded.save(tmp_path / "model")
     HierarchicalDDPG.load(tmp_path / "model", env=point_vec_env(2)).learn(30, reset_num_timesteps=False)
-    # The file may be written over itself
-    drop_optimizers(tmp_path / "model.zip", tmp_path / "model.zip")
+    # The file can be overwritten
+    drop_training_state(tmp_path / "model.zip", tmp_path / "model.zip")
     assert set(load_from_zip_file(tmp_path / "model")[1]) == {"policy"}
 
 
-def test_optimizers_start_afresh_with_the_networks_of_a_file_without_them(model, small, tmp_path):
+def test_fresh_training_state_with_the_networks_of_a_file_without_it(model, small, tmp_path):
     model.save(tmp_path / "model")
-    drop_optimizers(tmp_path / "model.zip", tmp_path / "small.zip")
+    drop_training_state(tmp_path / "model.zip", tmp_path / "small.zip")
     other = HierarchicalDDPG("MultiInputPolicy", point_vec_env(2), **{**small, "seed": 1}).learn(100)
     other.set_parameters(tmp_path / "small")
     assert all(other.get_parameters()[name]["state"] == {} for name in OPTIMIZERS)
-    assert all(th.equal(value, other.policy.state_dict()[key]) for key, value in model.policy.state_dict().items())
+    weights, loaded = model.policy.state_dict(), other.policy.state_dict()
+    assert all(th.equal(value, weights[name.replace("_target.", ".")]) for name, value in loaded.items())
+    assert all(
+        value.data_ptr() != loaded[name.replace("_target.", ".")].data_ptr()
+        for name, value in loaded.items()
+        if "_target." in name
+    )
     with pytest.warns(UserWarning, match="fresh optimizers"):
         other.learn(20, reset_num_timesteps=False)
 

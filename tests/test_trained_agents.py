@@ -54,4 +54,4 @@ def test_each_is_listed():
 
 
 def test_the_repository_clones_fast():
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 10_000_000, "see sb3_hrl.hddpg.saving.drop_optimizers"
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) < 10_000_000, "see sb3_hrl.hddpg.saving.drop_training_state"

@@ -453,7 +453,7 @@ def test_watch_writes_a_map(run):
 @needs_renderer
 def test_watch_writes_a_video(run):
     sizes = ["--env-kwargs", "width:64", "height:64", "--camera", "distance:6.0", "--frame-skip", "20"]
-    output = watch("watch", "--env", "PointMaze_UMaze-v3", "-n", "2", "-o", "out/agent.gif", *sizes, cwd=run)
+    output = watch("watch", "--env", "PointMaze_UMaze-v3", "--n-episodes", "2", "-o", "out/agent.gif", *sizes, cwd=run)
     assert "of 2 episodes ended in success" in output
     assert imageio.imread(run / "out/agent.gif").shape[1:] == (64, 64, 3)
 
@@ -512,7 +512,8 @@ def test_watch_refuses_before_it_trains(untrained, capsys, arguments, sentence):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("-n 0", "`n_episodes` must be at least 1"),
+        ("-n 0", "`n_timesteps` must be at least 1"),
+        ("--n-episodes 0", "`n_episodes` must be at least 1"),
         ("--fps 0", "`fps` must be positive"),
         ("--frame-skip 0", "`frame_skip` must be at least 1"),
         ("--camera zoom:2", "`camera` has unknown keys: `zoom`"),

@@ -48,7 +48,7 @@ def trained(tmp_path_factory) -> Path:
 LINES = r"""=+ FetchReach-v2 =+|Seed: \d+|Loading hyperparameters from: .*hddpg\.yml|Default hyperparameters for environment .*
 Using \d environments|Overwriting n_timesteps with n=\d+|Creating test environment|Using \w+ device|Log path: .*|Saving to .*
 Eval num_timesteps=.*|Episode length: .*|Success rate: .*|New best mean reward!|[- ]*|\|.*\||.* 200/200 .*
-sb3-hrl: FetchReach-v2 is no longer in gymnasium-robotics, FetchReach-v4 \(the same task\) takes its place"""
+sb3-hrl: FetchReach-v2 is no longer in gymnasium-robotics, using FetchReach-v4 \(the same task\) instead"""
 
 
 def test_the_first_command_of_the_readme_prints_nothing_else(tmp_path):
@@ -63,20 +63,29 @@ def test_the_first_command_of_the_readme_prints_nothing_else(tmp_path):
     assert [line for line in re.split(r"[\r\n]+", output) if line and not re.fullmatch(allowed, line)] == []
 
 
-def test_today_is_found_beside_the_older_ids(tmp_path):
-    code = "import sb3_hrl, gymnasium as gym; print(gym.make('FetchReach-v4').spec.max_episode_steps); "
-    output = run("-c", code + "print(gym.spec('FetchReach-v4').entry_point)", cwd=tmp_path)
-    assert output.split() == ["50", "gymnasium_robotics.envs.fetch.reach:MujocoFetchReachEnv"]
-    # The package registers its own without a warning, and says what it says to who imports it
-    code = "import sb3_hrl, gymnasium as gym, gymnasium_robotics; print(gym.spec('FetchReach-v4').entry_point)"
-    output = run("-c", code, cwd=tmp_path)
-    assert "gymnasium_robotics.envs.fetch.reach:MujocoFetchReachEnv" in output
-    assert "WARN" not in output
+def test_the_import_registers_no_environments(tmp_path):
+    """Gymnasium's own errors are the right ones: before and after gymnasium-robotics is registered."""
+    code = "import sb3_hrl, gymnasium as gym; print([env_id for env_id in gym.registry if 'Fetch' in env_id]); "
+    assert run("-c", code, cwd=tmp_path) == "[]\n"
+    code += "import gymnasium_robotics; gym.register_envs(gymnasium_robotics); print(gym.make('FetchReach-v4')); "
+    output = run("-c", code + "gym.make('FetchReach-v2')", cwd=tmp_path, check=False)
+    assert "MujocoFetchReachEnv<FetchReach-v4>" in output
+    assert "Please use `FetchReach-v4` instead" in output
+    assert "is no longer in gymnasium-robotics" not in output
+    # The notice is only hidden in our own commands
     from farama_notifications import notifications
 
     assert ("AdroitHand" in output) == (
         importlib.metadata.version("gymnasium-robotics") in notifications["gymnasium_robotics"]
     )
+
+
+def test_other_algorithms_train_with_older_ids(tmp_path):
+    arguments = ["--algo", "ddpg", "--env", "FetchReach-v3", "-n", "120", "--eval-freq", "-1", "--num-threads", "1"]
+    arguments += ["-params", "policy:'MultiInputPolicy'", "policy_kwargs:dict(net_arch=[16])", "normalize:False"]
+    output = run("-m", "rl_zoo3.train", *arguments, cwd=tmp_path, cold=True)
+    assert output.count("using FetchReach-v4 (the same task) instead") == 1
+    assert (tmp_path / "logs/ddpg/FetchReach-v3_1/FetchReach-v3.zip").is_file()
 
 
 def test_train(trained):
@@ -136,18 +145,20 @@ def test_continue(trained, tmp_path):
     assert saved._n_updates == 200 + 100
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_subprocess_environments(tmp_path, asynchronous):
-    arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-n", "300", "--vec-env", "subproc", "--log-interval", "1"]
+@pytest.mark.parametrize(("env_id", "asynchronous"), [("FetchReach-v2", True), ("FetchReach-v4", False)])
+def test_subprocess_environments(tmp_path, env_id, asynchronous):
+    arguments = ["--algo", "hddpg", "--env", env_id, "-n", "300", "--vec-env", "subproc", "--log-interval", "1"]
     arguments += ["--save-replay-buffer", *TINY, "n_envs:2"]
-    output = run("-m", "rl_zoo3.train", *arguments, *([] if asynchronous else ["async_collection:False"]), cwd=tmp_path)
+    arguments += [] if asynchronous else ["async_collection:False"]
+    output = run("-m", "rl_zoo3.train", *arguments, cwd=tmp_path, cold=True)
     assert ("policy_lag" in output) == asynchronous
     assert "AdroitHand" not in output, "neither here nor in workers"
-    folder = tmp_path / "logs/hddpg/FetchReach-v4_1"
+    assert output.count("is no longer in gymnasium-robotics") == (env_id == "FetchReach-v2")
+    folder = tmp_path / f"logs/hddpg/{env_id}_1"
     assert len(list(folder.glob("*.monitor.csv"))) == 2
     if asynchronous:
         # Continues in one process
-        arguments = ["--algo", "hddpg", "--env", "FetchReach-v4", "-n", "100", "-i", str(folder / "FetchReach-v4.zip")]
+        arguments = ["--algo", "hddpg", "--env", env_id, "-n", "100", "-i", str(folder / f"{env_id}.zip")]
         output = run("-m", "rl_zoo3.train", *arguments, "--log-interval", "1", *TINY, "n_envs:2", cwd=tmp_path)
         assert "Loading replay buffer" in output
         assert "policy_lag" not in output
@@ -273,6 +284,7 @@ def test_every_environment_named_is_there():
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
 def test_aliases_are_todays_environments(version):
+    register_robotics()
     alias = gym.make(f"FetchReachDense-{version}")
     today = gym.make("FetchReachDense-v4")
     assert type(alias.unwrapped) is type(today.unwrapped)

@@ -1,4 +1,4 @@
-"""What gymnasium-robotics prints when it is imported, a notice about the reward of AdroitHand, in every process anew."""
+"""Hides the notice about AdroitHand's reward that gymnasium-robotics prints when it is imported, in every process."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ PACKAGE = "gymnasium_robotics"
 
 
 def _notices() -> dict[str, Any]:
-    """:return: what packages of Farama print when they are imported, by package"""
+    """:return: the notices of Farama's packages, which these print when they are imported"""
     try:
         from farama_notifications import notifications
     except ImportError:
@@ -21,7 +21,7 @@ def _notices() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def without_notice() -> Iterator[None]:
-    """Within it gymnasium-robotics is imported in silence; all other output and all warnings stay as they are."""
+    """Within this context gymnasium-robotics is imported without its notice. Other output and warnings do not change."""
     notices = _notices()
     kept = notices.pop(PACKAGE, None)
     try:
@@ -32,12 +32,12 @@ def without_notice() -> Iterator[None]:
 
 
 def drop_notice() -> None:
-    """Never print it in this process: a worker, whose learner may have printed it."""
+    """Hide the notice for the rest of this process, which is a worker."""
     _notices().pop(PACKAGE, None)
 
 
 class WorkerPickle(CloudpickleWrapper):
-    """What is sent to a worker's process, and may import gymnasium-robotics when it is unpickled there or used later."""
+    """A pickle for a worker process. It can import gymnasium-robotics there, when it is unpickled or used."""
 
     def __setstate__(self, state: bytes) -> None:
         drop_notice()

@@ -25,7 +25,7 @@ from sb3_hrl.hddpg.hints import Hints
 from sb3_hrl.hddpg.inference import PolicySnapshot
 from sb3_hrl.hddpg.level import UpdateInfo, log_updates
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
-from sb3_hrl.hddpg.saving import FRESH_OPTIMIZERS, set_all_or_none, with_fresh_optimizers
+from sb3_hrl.hddpg.saving import FRESH_OPTIMIZERS, set_all_or_none, with_fresh_training_state
 from sb3_hrl.hddpg.statistics import Statistics
 from sb3_hrl.hddpg.validation import check_action_space, check_arguments, check_observation_space, check_vec_normalize
 
@@ -437,7 +437,8 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
     ) -> None:
         """
         Load parameters from a zip-file or a dictionary, as in SB3, but either all of them or none. If a file has no optimizer
-        states (see :func:`~sb3_hrl.hddpg.saving.drop_optimizers`), the optimizers start anew.
+        states and target networks (see :func:`~sb3_hrl.hddpg.saving.drop_training_state`), the optimizers are reset, and the
+        target networks are copies of the networks.
 
         :param load_path_or_dict: path of the saved model, or a dictionary returned by ``get_parameters``
         :param exact_match: whether all parameters must be present
@@ -449,7 +450,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             params = load_from_zip_file(params, device=device, load_data=False)[1]
         is_without_optimizers = exact_match and not any(name.endswith("optimizer") for name in params)
         if is_without_optimizers:
-            params = with_fresh_optimizers(self, params)
+            params = with_fresh_training_state(self, params)
         set_all_or_none(lambda values: super(HierarchicalDDPG, self).set_parameters(values, exact_match, device), self, params)
         self._has_fresh_optimizers = is_without_optimizers
 

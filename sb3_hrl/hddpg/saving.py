@@ -1,6 +1,7 @@
-"""Saves an agent without its optimizers, and sets either all parameters of an agent, or none."""
+"""Saves an agent without the state that only training needs, and sets either all parameters of an agent, or none."""
 
 import copy
+import io
 import pathlib
 import zipfile
 from collections.abc import Callable
@@ -11,38 +12,49 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import TensorDict
 
 FRESH_OPTIMIZERS = (
-    "This agent comes from a file without optimizer states, like those in `trained_agents`: training continues with fresh "
-    "optimizers, and the agent may get worse at first."
+    "This agent comes from a file without optimizer states and target networks, like those in `trained_agents`: training "
+    "continues with fresh optimizers and with copies of the networks, and the agent may get worse at first."
 )
 
 
-def drop_optimizers(source: str | pathlib.Path, target: str | pathlib.Path) -> None:
+def drop_training_state(source: str | pathlib.Path, target: str | pathlib.Path) -> None:
     """
-    Write a smaller file of a saved :class:`~sb3_hrl.HierarchicalDDPG`: without the states of its optimizers, which only
-    training needs, and compressed. ``load`` takes it as any other; training goes on with fresh optimizers then. Nothing of the
-    file is unpickled.
+    Write a smaller, compressed file of a saved :class:`~sb3_hrl.HierarchicalDDPG`, without the optimizer states and target
+    networks that only training needs. ``load`` works as usual. Further training starts with fresh optimizers, and with copies
+    of the networks as target networks. The function runs no code from the file.
 
-    :param source: zip-file that ``save`` has written
-    :param target: zip-file to write; it may be the same
+    :param source: zip-file written by ``save``
+    :param target: zip-file to write; it can be the same file
     """
     with zipfile.ZipFile(source) as archive:
         entries = {name: archive.read(name) for name in archive.namelist() if not name.endswith("optimizer.pth")}
+    weights = th.load(io.BytesIO(entries["policy.pth"]), map_location="cpu", weights_only=True)
+    kept, policy = {name: value for name, value in weights.items() if _network_of(name) not in weights}, io.BytesIO()
+    th.save(kept, policy)
+    entries["policy.pth"] = policy.getvalue()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, content in entries.items():
-            # A date of its own would make another file of the same agent
+            # Without the current date, the same agent always gives the same file
             info = zipfile.ZipInfo(name)
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, content)
 
 
-def with_fresh_optimizers(model: BaseAlgorithm, params: TensorDict) -> dict[str, Any]:
+def with_fresh_training_state(model: BaseAlgorithm, params: TensorDict) -> dict[str, Any]:
     """
-    :param model: whose optimizers they are
-    :param params: parameters of networks
-    :return: the same, and optimizers that have not made a step yet
+    :param model: model whose parameters will be set
+    :param params: parameters of a file written by :func:`drop_training_state`
+    :return: these parameters with fresh optimizers, and with copies of the networks as target networks
     """
-    own = model.get_parameters()
-    return {**params, **{name: {**own[name], "state": {}} for name in own if name.endswith("optimizer")}}
+    own, weights = model.get_parameters(), dict(params.get("policy", {}))
+    targets = {name: weights[_network_of(name)] for name in own["policy"] if _network_of(name) in weights}
+    optimizers = {name: {**own[name], "state": {}} for name in own if name.endswith("optimizer")}
+    return {**params, "policy": targets | weights, **optimizers}
+
+
+def _network_of(parameter: str) -> str | None:
+    """:return: the name of the same parameter in the network that a target network follows; None for other parameters"""
+    return parameter.replace("_target.", ".") if "_target." in parameter else None
 
 
 def set_all_or_none(set_parameters: Callable[[Any], None], model: BaseAlgorithm, params: TensorDict) -> None:

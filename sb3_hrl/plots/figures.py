@@ -62,24 +62,9 @@ def plot_curves(groups: Mapping[str, Sequence[Run]], title: str) -> "Figure":
     :return: the figure; save it with ``savefig``
     :raises ValueError: if no run has anything to draw
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Curves need matplotlib: `pip install "sb3-hrl[plots]"`.') from error
-    if not any(run.series for runs in groups.values() for run in runs):
-        raise ValueError("None of the runs has logged a curve: train with `-tb FOLDER` or `--eval-freq N`.")
-    figure = Figure(figsize=(15, 9), dpi=100, layout="constrained")
+    figure = _figure(groups, (15, 9))
     grid = figure.add_gridspec(3, 4)
-    key = "eval/success_rate"
-    if not all(key in run.series for runs in groups.values() for run in runs):
-        key = "rollout/success_rate"
-    kind = "evaluation" if key.startswith("eval") else "training, with exploration noise"
-    for column, x_axis in ((0, "environment steps"), (2, "minutes")):
-        axes = figure.add_subplot(grid[0, column : column + 2])
-        _draw(axes, groups, (key,), x_axis)
-        axes.set(title=f"success rate ({kind})", xlabel=x_axis, ylim=(-0.03, 1.03))
-        if column == 0:
-            axes.legend(loc="best", fontsize=8)
+    _draw_success([figure.add_subplot(grid[0, column : column + 2]) for column in (0, 2)], groups)
     for row, (level, panels) in enumerate(PANELS.items(), start=1):
         for column, (name, keys) in enumerate(panels):
             axes = figure.add_subplot(grid[row, column])
@@ -89,6 +74,44 @@ def plot_curves(groups: Mapping[str, Sequence[Run]], title: str) -> "Figure":
                 axes.set_ylim(-0.03, 1.03)
     figure.suptitle(title)
     return figure
+
+
+def plot_success(groups: Mapping[str, Sequence[Run]], title: str) -> "Figure":
+    """
+    Draw success against environment steps and wall time.
+
+    :param groups: runs by their name in the legend, such as all seeds by algorithm; at least one run each
+    :param title: title of the figure
+    :return: the figure; save it with ``savefig``
+    :raises ValueError: if no run has anything to draw
+    """
+    figure = _figure(groups, (10, 4))
+    _draw_success(list(figure.subplots(1, 2)), groups)
+    figure.suptitle(title)
+    return figure
+
+
+def _figure(groups: Mapping[str, Sequence[Run]], size: tuple[float, float]) -> "Figure":
+    """:return: an empty figure of a size in inches; refuses runs without curves"""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Curves need matplotlib: `pip install "sb3-hrl[plots]"`.') from error
+    if not any(run.series for runs in groups.values() for run in runs):
+        raise ValueError("None of the runs has logged a curve: train with `-tb FOLDER` or `--eval-freq N`.")
+    return Figure(figsize=size, dpi=100, layout="constrained")
+
+
+def _draw_success(panels: "Sequence[Axes]", groups: Mapping[str, Sequence[Run]]) -> None:
+    """Draw success against environment steps in the first panel, and against wall time in the second panel."""
+    key = "eval/success_rate"
+    if not all(key in run.series for runs in groups.values() for run in runs):
+        key = "rollout/success_rate"
+    kind = "evaluation" if key.startswith("eval") else "training, with exploration noise"
+    for axes, x_axis in zip(panels, ("environment steps", "minutes"), strict=True):
+        _draw(axes, groups, (key,), x_axis)
+        axes.set(title=f"success rate ({kind})", xlabel=x_axis, ylim=(-0.03, 1.03))
+    panels[0].legend(loc="best", fontsize=8)
 
 
 def _draw(axes: "Axes", groups: Mapping[str, Sequence[Run]], keys: Sequence[str], x_axis: str) -> None:

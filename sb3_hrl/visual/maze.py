@@ -1,14 +1,11 @@
 """A map of a maze with the agent's subgoals and values, drawn with matplotlib (nothing is rendered)."""
 
-from typing import Any
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PatchCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -17,6 +14,10 @@ from sb3_hrl.common.checks import require
 from sb3_hrl.hddpg.planners.landmarks import LandmarkPlanner
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.visual.episodes import Moment, check_fit, play, single_env
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Number of cells of the heat map along the longer axis
 N_CELLS = 30
@@ -31,6 +32,14 @@ def subgoal_policy(model: BaseAlgorithm) -> HierarchicalPolicy:
     if not isinstance(model.policy, HierarchicalPolicy):
         raise ValueError(f"`model` must be a HierarchicalDDPG: {type(model).__name__} has no subgoals to draw.")
     return model.policy
+
+
+def check_matplotlib() -> None:
+    """
+    :raises ImportError: if matplotlib is not installed; the message names the extra that installs it
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('A map needs matplotlib: `pip install "sb3-hrl[visual]"`.')
 
 
 def check_map(env: gym.Env) -> None:
@@ -51,7 +60,7 @@ def plot_maze(
     n_states: int = 10_000,
     n_episodes: int = 10,
     max_steps: int = 1_000,
-) -> Figure:
+) -> "Figure":
     """
     Draw a map of an episode: its path, its subgoals (coloured by the step at which they were issued), and its goal. The
     background shows the high level's values of visited places, for the goal of this episode: roughly minus the discounted
@@ -68,7 +77,11 @@ def plot_maze(
     :param max_steps: maximum number of environment steps per episode
     :return: the figure; save it with ``savefig``
     :raises ValueError: if an argument is out of range, or the agent has no subgoals
+    :raises ImportError: if matplotlib is not installed
     """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
     policy, env = subgoal_policy(model), single_env(env)
     require(n_states >= 1, "n_states", "at least 1 (visited states)", n_states)
     require(n_episodes >= 1, "n_episodes", "at least 1 (episodes)", n_episodes)
@@ -126,7 +139,7 @@ def high_values(policy: HierarchicalPolicy, observations: np.ndarray, achieved: 
     return values.amin(dim=1).cpu().numpy()
 
 
-def _draw_values(figure: Figure, axes: Axes, achieved: np.ndarray, values: np.ndarray) -> None:
+def _draw_values(figure: "Figure", axes: "Axes", achieved: np.ndarray, values: np.ndarray) -> None:
     x, y = achieved[:, 0], achieved[:, 1]
     width, height = np.maximum(np.ptp(achieved[:, :2], axis=0), 1e-6)
     cell = max(width, height) / N_CELLS
@@ -137,8 +150,11 @@ def _draw_values(figure: Figure, axes: Axes, achieved: np.ndarray, values: np.nd
     figure.colorbar(cells, ax=axes, label="high level's value of being here", shrink=0.8)
 
 
-def _draw_walls(axes: Axes, env: Any) -> None:
+def _draw_walls(axes: "Axes", env: Any) -> None:
     """Draw the walls of gymnasium-robotics' mazes."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
     maze = getattr(env, "maze", None)
     if maze is None:
         return
@@ -150,7 +166,9 @@ def _draw_walls(axes: Axes, env: Any) -> None:
     axes.autoscale_view()
 
 
-def _draw_landmarks(axes: Axes, policy: HierarchicalPolicy) -> None:
+def _draw_landmarks(axes: "Axes", policy: HierarchicalPolicy) -> None:
+    from matplotlib.collections import LineCollection
+
     planner = policy.numpy_policy().planner
     if not isinstance(planner, LandmarkPlanner) or planner.n_landmarks == 0:
         return
@@ -161,7 +179,9 @@ def _draw_landmarks(axes: Axes, policy: HierarchicalPolicy) -> None:
     axes.plot(*goals.T, "s", color="tab:green", markersize=2.5, zorder=3, label="landmarks")
 
 
-def _draw_episode(figure: Figure, axes: Axes, moments: list[Moment], threshold: float) -> None:
+def _draw_episode(figure: "Figure", axes: "Axes", moments: list[Moment], threshold: float) -> None:
+    from matplotlib.patches import Circle
+
     path = np.stack([moment.achieved_goal for moment in moments])
     axes.plot(path[:, 0], path[:, 1], "-", color="black", linewidth=1.5, zorder=4, label="path")
     axes.plot(*path[0, :2], "o", color="white", markeredgecolor="black", markersize=8, zorder=5, label="start")

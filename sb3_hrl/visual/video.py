@@ -33,6 +33,7 @@ def agent_frames(
     n_past: int = 10,
     max_steps: int = 1_000,
     camera: Mapping[str, Any] | None = None,
+    n_timesteps: int | None = None,
 ) -> Iterator[tuple[Moment, np.ndarray]]:
     """
     Frames of :func:`record_agent`, rendered one by one.
@@ -44,14 +45,19 @@ def agent_frames(
     scene = Scene(env, policy.subgoal_threshold.item() if isinstance(policy, HierarchicalPolicy) else 0.0, camera)
     past: list[np.ndarray] = []
     newest: np.ndarray | None = None
+    n_taken = 0
     for moment in play(model, env, n_episodes, deterministic, seed, max_steps):
         if moment.step == 0:
             past, newest = [], None
         if moment.issued:
             past += [] if newest is None else [newest]
             newest = moment.subgoal
-        if moment.step % frame_skip == 0 or moment.is_last:
+        n_taken += moment.step > 0
+        is_end = n_taken == n_timesteps
+        if moment.step % frame_skip == 0 or moment.is_last or is_end:
             yield moment, scene.frame(moment.goal, moment.subgoal, past[-n_past:] if n_past else [])
+        if is_end:
+            return
 
 
 def check_path(path: Path) -> None:
@@ -65,7 +71,14 @@ def check_path(path: Path) -> None:
         raise ImportError("An MP4 needs imageio-ffmpeg: `pip install sb3-hrl[visual]`, or write a .gif instead.")
 
 
-def check_numbers(n_episodes: int, frame_skip: int, fps: float | None = None, n_past: int = 0, max_steps: int = 1) -> None:
+def check_numbers(
+    n_episodes: int,
+    frame_skip: int,
+    fps: float | None = None,
+    n_past: int = 0,
+    max_steps: int = 1,
+    n_timesteps: int | None = None,
+) -> None:
     """
     Check numbers for :func:`record_agent`.
 
@@ -76,6 +89,7 @@ def check_numbers(n_episodes: int, frame_skip: int, fps: float | None = None, n_
     require(fps is None or fps > 0, "fps", "positive (frames per second)", fps)
     require(n_past >= 0, "n_past", "at least 0 (past subgoals)", n_past)
     require(max_steps >= 1, "max_steps", "at least 1 (environment steps)", max_steps)
+    require(n_timesteps is None or n_timesteps >= 1, "n_timesteps", "at least 1 (environment steps)", n_timesteps)
 
 
 def record_agent(
@@ -90,6 +104,7 @@ def record_agent(
     n_past: int = 10,
     max_steps: int = 1_000,
     camera: Mapping[str, Any] | None = None,
+    n_timesteps: int | None = None,
 ) -> list[bool]:
     """
     Record an agent as a GIF or MP4, with the desired goal (red) and the subgoals (amber) in the scene. The halo of the current
@@ -108,17 +123,18 @@ def record_agent(
     :param max_steps: maximum number of environment steps per episode
     :param camera: ``distance`` (metres), ``azimuth``, ``elevation`` (degrees) or ``lookat`` (a point) of MuJoCo's camera; by
         default mazes are seen from above, and robots from nearby
-    :return: for each episode, whether it ended in success
+    :param n_timesteps: number of environment steps after which the recording ends, even within an episode
+    :return: for each completed episode, whether it ended in success
     :raises ValueError: if an argument is out of range, or the environment cannot be drawn
     :raises RuntimeError: if there is no offscreen renderer; the message names what to install
     """
     path = Path(path)
     check_path(path)
-    check_numbers(n_episodes, frame_skip, fps, n_past, max_steps)
+    check_numbers(n_episodes, frame_skip, fps, n_past, max_steps, n_timesteps)
     env = single_env(env)
     if fps is None:
         fps = min(env.metadata.get("render_fps", 30) / frame_skip, 30.0)
-    frames = agent_frames(model, env, n_episodes, deterministic, seed, frame_skip, n_past, max_steps, camera)
+    frames = agent_frames(model, env, n_episodes, deterministic, seed, frame_skip, n_past, max_steps, camera, n_timesteps)
     # Render the first frame before a file is opened: it fails if rendering is impossible
     moment, frame = next(frames)
     successes: list[bool] = []

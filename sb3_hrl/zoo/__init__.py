@@ -7,19 +7,16 @@ Imports go in one direction: this module, then the start-up hook, then ``registr
 import os
 import sys
 
-from sb3_hrl.zoo.envs import register_aliases
-
 __all__ = ["register"]
 
 
 def register(force: bool = False) -> None:
     """
-    Register environment aliases, and ``hddpg`` in rl_zoo3. Its modules are patched at once if they are already imported,
-    otherwise when they are imported. ``import sb3_hrl`` calls this function, so registration also works without the hook.
+    Register ``hddpg`` in rl_zoo3. The zoo's modules are patched at once if they are already imported, otherwise when they are
+    imported. ``import sb3_hrl`` calls this function, so registration also works without the hook.
 
     :param force: also register if ``SB3_HRL_NO_ZOO`` is set
     """
-    register_aliases()
     if os.environ.get("SB3_HRL_NO_ZOO") and not force:
         return
     try:

@@ -16,7 +16,7 @@ from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.hddpg import HierarchicalDDPG
 from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
 from sb3_hrl.parallel.collector import ParallelCollector
-from sb3_hrl.zoo.envs import is_robotics_installed, register_robotics
+from sb3_hrl.zoo.envs import ALIASES, is_robotics_installed, register_robotics
 
 ALGO = "hddpg"
 
@@ -100,12 +100,13 @@ def patch_exp_manager(module: ModuleType) -> None:
 
 def patch_import_envs(module: ModuleType) -> None:
     """
-    Register the environments of our hyperparameters if ``hddpg`` is on the command line, because the zoo refuses unregistered
-    ids. Nothing is imported for other algorithms.
+    Register the environments of our hyperparameters, because the zoo refuses unregistered ids. This imports
+    gymnasium-robotics, so it is only done if ``hddpg`` or the older id of a Fetch environment is on the command line.
 
     :param module: ``rl_zoo3.import_envs``
     """
-    if any(ALGO in argument for argument in sys.argv) and is_robotics_installed():
+    is_needed = any(ALGO in argument or argument in ALIASES for argument in sys.argv)
+    if is_needed and is_robotics_installed():
         register_robotics()
 
 

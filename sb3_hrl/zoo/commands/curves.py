@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sb3_hrl.plots import find_runs, plot_curves, read_runs
-from sb3_hrl.zoo.commands.shared import FORMATS, add_env_arguments, check_output
+from sb3_hrl.zoo.commands.shared import FORMATS, add_env_arguments, check_output, make_parser
 
 
 def main(arguments: list[str]) -> None:
@@ -13,18 +13,18 @@ def main(arguments: list[str]) -> None:
 
     :param arguments: command line arguments, without the command's name
     """
-    parser = argparse.ArgumentParser(
-        "python -m sb3_hrl curves",
-        description="Plots success rates against environment steps and wall time, and success, losses and reward per level, "
+    parser = make_parser(
+        "curves",
+        "Plots success rates against environment steps and wall time, and success, losses and reward per level, "
         "for runs in log folders of rl_zoo3. Each pair of folder and algorithm has its own colour.",
     )
-    parser.add_argument("-f", "--log-folder", nargs="+", type=Path, default=[Path("logs")], help="value of -f in training")
+    parser.add_argument("-f", "--log-folder", nargs="+", type=Path, default=[Path("logs")], help="log folder (-f of training)")
     parser.add_argument("--algo", nargs="+", default=["hddpg"], help="algorithms, such as hddpg ddpg")
     # The environment is not created, so its packages are not needed; the option exists for consistency with other commands
     add_env_arguments(parser)
-    parser.add_argument("-tb", "--tensorboard-log", nargs="+", type=Path, help="default: the value of -tb in training")
+    parser.add_argument("-tb", "--tensorboard-log", nargs="+", type=Path, help="TensorBoard folder (default: -tb of training)")
     parser.add_argument("--labels", nargs="+", help="names for the legend, one per pair of folder and algorithm that has runs")
-    parser.add_argument("-o", "--output", type=Path, help="png, pdf or svg; default: curves-<env>.png")
+    parser.add_argument("-o", "--output", type=Path, help="png, pdf or svg (default: curves-ENV.png)")
     args = parser.parse_args(arguments)
     output = args.output or Path(f"curves-{args.env.replace('/', '-')}.png")
     check_output(parser, "-o", output, FORMATS)

@@ -15,7 +15,7 @@ from sb3_hrl.doctor.environment import raises
 from sb3_hrl.doctor.findings import by_severity, has_error, warning
 from sb3_hrl.doctor.run import Curve, RunSurvey
 from sb3_hrl.plots import read_arguments, read_runs
-from sb3_hrl.zoo.commands.shared import add_env_arguments, default_hyperparameters, make_env, register_envs
+from sb3_hrl.zoo.commands.shared import add_env_arguments, default_hyperparameters, make_env, make_parser, register_envs
 from sb3_hrl.zoo.registration import ALGO
 
 
@@ -24,12 +24,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     :param arguments: command line arguments
     :return: parsed arguments
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_hrl doctor", description=__doc__)
-    parser.add_argument("--algo", default=ALGO, choices=[ALGO])
+    parser = make_parser("doctor", "Finds problems of an environment, and of the run that was trained on it.")
+    parser.add_argument("--algo", default=ALGO, choices=[ALGO], help="RL Algorithm")
     add_env_arguments(parser)
     parser.add_argument("-f", "--folder", type=Path, default=Path("logs"), help="log folder (-f of training)")
-    parser.add_argument("--exp-id", type=int, default=0, help="experiment to check (0: latest; -1: environment only)")
-    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="TensorBoard's folder, if it was moved since the training")
+    parser.add_argument("--exp-id", type=int, default=0, help="experiment to check (default: 0: latest, -1: environment only)")
+    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="TensorBoard folder (default: -tb of training)")
     parser.add_argument("--n-episodes", type=int, default=5, help="number of episodes with random actions")
     parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="environment arguments (default: those of training)")
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, help="hyperparameters to overwrite")

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.hddpg.export import DecisionModule, LowLevelModule, export_onnx
-from sb3_hrl.zoo.commands.shared import add_agent_arguments, check_output, find_agent, register_envs
+from sb3_hrl.zoo.commands.shared import add_agent_arguments, check_output, find_agent, make_parser, register_envs
 from sb3_hrl.zoo.registration import ALGO
 
 
-def make_parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     """
     :return: command line parser, with the option names of the zoo's ``enjoy``
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_hrl export", description=__doc__)
+    parser = make_parser("export", "Exports a trained agent from a log folder of the zoo as an ONNX file.")
     add_agent_arguments(parser, [ALGO])
     parser.add_argument("--low-level", action="store_true", help="only the low level, which takes subgoals as an input")
     parser.add_argument("-o", "--output", type=Path, help="output file, .onnx (default: ALGO-ENV.onnx)")
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     """
     :param arguments: command line arguments, see ``--help``
     """
-    parser = make_parser()
+    parser = command_parser()
     args = parser.parse_args(arguments)
     if args.output is None:
         args.output = Path(f"{args.algo}-{args.env.replace('/', '-')}.onnx")

@@ -15,18 +15,45 @@ from rl_zoo3.utils import get_model_path, get_wrapper_class
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_hrl.zoo.envs import register_robotics
+from sb3_hrl.zoo.envs import is_robotics_installed, register_robotics
 from sb3_hrl.zoo.registration import ALGO, hyperparams_path
 
 # Formats of figures
 FORMATS = (".png", ".pdf", ".svg")
 
 
-def add_env_arguments(parser: argparse.ArgumentParser) -> None:
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default values of options, except trivial ones such as None and False."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if "default" in text.lower() or action.default in (None, False, []):
+            return text
+        if isinstance(action.default, list):
+            return f"{text} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+def make_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """
+    :param command: name of the command
+    :param description: description of the command, one or two sentences
+    :return: a parser whose help shows default values
+    """
+    return argparse.ArgumentParser(f"python -m sb3_hrl {command}", description=description, formatter_class=HelpFormatter)
+
+
+def add_env_arguments(parser: argparse.ArgumentParser, is_positional: bool = False) -> None:
     """
     :param parser: parser of a command, to which ``--env`` and ``--gym-packages`` are added
+    :param is_positional: whether the environment can also be given without ``--env``
     """
-    parser.add_argument("--env", required=True, help="environment ID")
+    if is_positional:
+        group = parser.add_mutually_exclusive_group(required=True)
+        group.add_argument("env", nargs="?", default=argparse.SUPPRESS, metavar="ENV", help="environment ID")
+        group.add_argument("--env", metavar="ENV", help="environment ID")
+    else:
+        parser.add_argument("--env", required=True, help="environment ID")
     parser.add_argument("--gym-packages", nargs="+", default=[], metavar="PACKAGE", help="packages that register environments")
 
 
@@ -39,7 +66,7 @@ def add_agent_arguments(parser: argparse.ArgumentParser, algos: Sequence[str]) -
     add_env_arguments(parser)
     parser.add_argument("-f", "--folder", default="logs", help="Log folder")
     parser.add_argument("--exp-id", default=0, type=int, help="Experiment ID (default: 0: latest, -1: no exp folder)")
-    parser.add_argument("--load-best", action="store_true", help="Load best model instead of last model if available")
+    parser.add_argument("--load-best", action="store_true", help="Load best model instead of last model")
     parser.add_argument("--load-checkpoint", type=int, help="Load the checkpoint of this number of timesteps")
     parser.add_argument("--load-last-checkpoint", action="store_true", help="Load last checkpoint instead of last model")
 
@@ -61,8 +88,8 @@ def find_agent(args: argparse.Namespace) -> tuple[Path, Path]:
 
 def register_envs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """
-    Register the environments of the zoo's commands, of gymnasium-robotics, and of ``--gym-packages``. An id that is not
-    registered is refused.
+    Register the environments of the zoo's commands, of ``--gym-packages`` and, if it is installed, of gymnasium-robotics. An
+    id that is not registered is refused.
 
     :param parser: parser of the command
     :param args: command line arguments
@@ -70,7 +97,8 @@ def register_envs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     # Imports panda_gym, minigrid and others if they are installed
     import rl_zoo3.import_envs  # noqa: F401
 
-    register_robotics()
+    if is_robotics_installed():
+        register_robotics()
     for package in args.gym_packages:
         try:
             importlib.import_module(package)
@@ -79,7 +107,8 @@ def register_envs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if args.env not in gym.registry:
         nearest = difflib.get_close_matches(args.env, gym.registry, n=1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-        parser.error(f"{args.env} is not registered{hint}: name the package that registers it (--gym-packages)")
+        missing = "" if is_robotics_installed() else ", or pip install gymnasium-robotics"
+        parser.error(f"{args.env} is not registered{hint}: name the package that registers it (--gym-packages){missing}")
 
 
 def default_hyperparameters(algo: str, env_id: str) -> dict[str, Any]:

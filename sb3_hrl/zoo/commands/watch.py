@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_hrl.plots.logs import read_arguments
 from sb3_hrl.visual import plot_maze, record_agent, use_offscreen_renderer
 from sb3_hrl.visual.episodes import check_goals, single_env
-from sb3_hrl.visual.maze import check_map
+from sb3_hrl.visual.maze import check_map, check_matplotlib
 from sb3_hrl.visual.rendering import Scene
 from sb3_hrl.visual.video import SUFFIXES, check_numbers, check_path
 from sb3_hrl.zoo.commands.shared import (
@@ -26,6 +26,7 @@ from sb3_hrl.zoo.commands.shared import (
     default_hyperparameters,
     find_agent,
     make_env,
+    make_parser,
     register_envs,
 )
 from sb3_hrl.zoo.registration import ALGO
@@ -38,19 +39,20 @@ TRAIN_OPTIONS = ["--eval-freq", "-1", "--save-replay-buffer", "-P"]
 REFUSALS = (ValueError, ImportError, RuntimeError)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     """
     :return: command line parser, with the option names of the zoo's ``enjoy``
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_hrl watch", description=__doc__)
+    parser = make_parser("watch", "Makes a video or a map of a trained agent and its subgoals, from a log folder of the zoo.")
     add_agent_arguments(parser, list(ALGOS))
     parser.add_argument("--train", type=int, metavar="STEPS", help="first train an agent for this number of steps")
-    parser.add_argument("-n", "--n-episodes", default=3, type=int, help="number of episodes in the video (default: 3)")
+    parser.add_argument("-n", "--n-timesteps", type=int, help="number of environment steps in the video")
+    parser.add_argument("--n-episodes", type=int, help="number of episodes in the video (default: 3, or no limit with -n)")
     parser.add_argument(
         "-o", "--output", type=Path, help="the video, .gif or .mp4 (default: ALGO-ENV.gif, unless --map is given)"
     )
     parser.add_argument("--map", type=Path, metavar="FILE", help="a map with an episode, .png, .pdf or .svg")
-    parser.add_argument("--fps", type=float, help="frames per second")
+    parser.add_argument("--fps", type=float, help="frames per second (default: real time, at most 30)")
     parser.add_argument("--frame-skip", default=1, type=int, help="environment steps per frame")
     parser.add_argument("--camera", nargs="+", action=StoreDict, help="MuJoCo's camera, such as distance:2.0 elevation:-30")
     parser.add_argument("--stochastic", action="store_true", help="Use stochastic actions")
@@ -65,7 +67,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     :param arguments: command line arguments
     :return: parsed arguments; everything that does not need an environment has been checked
     """
-    parser = make_parser()
+    parser = command_parser()
     args = parser.parse_args(arguments)
     if args.train is not None and args.train < 1:
         parser.error(f"--train needs a number of environment steps of at least 1, not {args.train}")
@@ -75,15 +77,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"--seed must be at least 0, not {args.seed}")
     if args.map is not None and args.algo != ALGO:
         parser.error(f"--map draws subgoals, but {args.algo} has none: leave it out, or use --algo {ALGO}")
+    if args.n_episodes is None:
+        args.n_episodes = 3 if args.n_timesteps is None else sys.maxsize
     if args.output is None and args.map is None:
         args.output = Path(f"{args.algo}-{args.env.replace('/', '-')}.gif")
     if args.map is not None:
         check_output(parser, "--map", args.map, FORMATS)
+        try:
+            check_matplotlib()
+        except ImportError as error:
+            raise SystemExit(f"watch: {error}") from error
     if args.output is not None:
         check_output(parser, "-o", args.output, SUFFIXES)
         try:
             check_path(args.output)
-            check_numbers(args.n_episodes, args.frame_skip, args.fps)
+            check_numbers(args.n_episodes, args.frame_skip, args.fps, n_timesteps=args.n_timesteps)
             # Before MuJoCo is imported with an environment
             use_offscreen_renderer()
         except REFUSALS as error:
@@ -181,6 +189,7 @@ def watch(args: argparse.Namespace) -> None:
                 seed=args.seed,
                 frame_skip=args.frame_skip,
                 camera=args.camera,
+                n_timesteps=args.n_timesteps,
             )
             print(f"{args.output}: {sum(successes)} of {len(successes)} episodes ended in success")
         if args.map is not None:
