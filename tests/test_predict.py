@@ -127,8 +127,8 @@ def changed(**arrays):
 @pytest.mark.parametrize(
     ("observation", "message"),
     [
-        (np.zeros((1, 3)), "not on ndarray"),
-        (None, "not on NoneType"),
+        (np.zeros((1, 3)), "not ndarray"),
+        (None, "not NoneType"),
         (changed(desired_goal=None), r"a dict with the keys \['achieved_goal', 'observation'\]"),
         (changed(achieved_goal=np.array([[0.0, np.nan]] * 2)), "`achieved_goal` has values that are not finite"),
         (changed(desired_goal=np.full((2, 2), np.inf)), "`desired_goal` has values that are not finite"),

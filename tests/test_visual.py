@@ -545,4 +545,4 @@ def test_an_mp4_is_refused_without_its_package(monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_is_listed(tmp_path):
-    assert "watch            a GIF or MP4" in watch("--help", cwd=tmp_path)
+    assert "watch            make a GIF or MP4" in watch("--help", cwd=tmp_path)
