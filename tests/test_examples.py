@@ -148,6 +148,9 @@ def test_a_newcomers_own_environment(tmp_path):
 # Arguments of the examples for a small run, in addition to --timesteps
 ARGUMENTS = {"optuna_tuning.py": ["--trials", "2", "--timesteps", "300"]}
 
+# Packages that are not installed with the test tools. ogbench may bring a MuJoCo in which the Fetch environments fail
+REQUIRES = {"ogbench_maze.py": "ogbench", "minari_dataset.py": "minari"}
+
 
 def can_render() -> bool:
     """:return: whether MuJoCo can render without a screen"""
@@ -157,6 +160,8 @@ def can_render() -> bool:
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples(example, folder):
+    if (package := REQUIRES.get(example.name)) is not None:
+        pytest.importorskip(package)
     arguments, env = ARGUMENTS.get(example.name, []), {}
     records = example.name == "evaluate.py" and can_render()
     if records:
