@@ -1,5 +1,5 @@
 """
-Record episodes of a trained agent as a Minari dataset, for offline learning. Needs ``pip install "minari[hdf5]"``.
+Record episodes of a trained agent as a Minari dataset, for offline learning. Needs ``pip install "minari[create,hdf5]"``.
 
 Minari writes to ``~/.minari/datasets``, or to the folder in the environment variable ``MINARI_DATASETS_PATH``.
 """

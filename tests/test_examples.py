@@ -148,8 +148,8 @@ def test_a_newcomers_own_environment(tmp_path):
 # Arguments of the examples for a small run, in addition to --timesteps
 ARGUMENTS = {"optuna_tuning.py": ["--trials", "2", "--timesteps", "300"]}
 
-# Packages that are not installed with the test tools. ogbench may bring a MuJoCo in which the Fetch environments fail
-REQUIRES = {"ogbench_maze.py": "ogbench", "minari_dataset.py": "minari"}
+# Packages that are not installed with the test tools. Minari needs jax to write a dataset. ogbench may bring a MuJoCo in which the Fetch environments fail
+REQUIRES = {"ogbench_maze.py": ["ogbench"], "minari_dataset.py": ["minari", "jax"]}
 
 
 def can_render() -> bool:
@@ -160,7 +160,7 @@ def can_render() -> bool:
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples(example, folder):
-    if (package := REQUIRES.get(example.name)) is not None:
+    for package in REQUIRES.get(example.name, []):
         pytest.importorskip(package)
     arguments, env = ARGUMENTS.get(example.name, []), {}
     records = example.name == "evaluate.py" and can_render()
