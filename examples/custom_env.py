@@ -21,14 +21,16 @@ from sb3_hrl import HierarchicalDDPG
 
 
 class WallEnv(gym.Env):
-    """A point moves at most 0.05 per step in the unit box. A wall from below leaves a gap at the top."""
+    """A point in the unit box, at most 0.05 per step. A wall leaves a gap at the top."""
 
     reach = 0.05  # distance at which a goal counts as reached
     wall = (0.4, 0.6, 0.8)  # from x, to x, up to y
 
     def __init__(self):
         point = spaces.Box(0.0, 1.0, (2,), np.float32)
-        self.observation_space = spaces.Dict(observation=point, achieved_goal=point, desired_goal=point)
+        self.observation_space = spaces.Dict(
+            {"observation": point, "achieved_goal": point, "desired_goal": point},
+        )
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def _in_wall(self, point: np.ndarray) -> bool:
@@ -36,31 +38,36 @@ class WallEnv(gym.Env):
         return bool(left < point[0] < right and point[1] < top)
 
     def _obs(self) -> dict[str, np.ndarray]:
-        # The observation is the position, and so is the achieved goal
-        return {"observation": self.position.copy(), "achieved_goal": self.position.copy(), "desired_goal": self.goal.copy()}
+        # The achieved goal is the position
+        return {
+            "observation": self.position.copy(),
+            "achieved_goal": self.position.copy(),
+            "desired_goal": self.goal.copy(),
+        }
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+    def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         # From a random point on the left to a random point on the right
         self.position = self.np_random.uniform((0.0, 0.0), (0.4, 1.0)).astype(np.float32)
         self.goal = self.np_random.uniform((0.6, 0.0), (1.0, 1.0)).astype(np.float32)
         return self._obs(), {}
 
-    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        position = np.clip(self.position + 0.05 * np.asarray(action, dtype=np.float32), 0.0, 1.0)
+    def step(self, action):
+        action = np.asarray(action, dtype=np.float32)
+        position = np.clip(self.position + 0.05 * action, 0.0, 1.0)
         if not self._in_wall(position):
             self.position = position
         reward = float(self.compute_reward(self.position, self.goal, {}))
         terminated = self.compute_terminated(self.position, self.goal, {})
         return self._obs(), reward, terminated, False, {"is_success": terminated}
 
-    def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: dict) -> np.ndarray:
-        """:return: 0 at the goal, else -1, for one pair of goals or n pairs (the last axis holds the entries of a goal)"""
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        # 0 at the goal, else -1. One pair of goals or many: the last axis holds the entries
         distance = np.linalg.norm(achieved_goal - desired_goal, axis=-1)
         return (distance <= self.reach).astype(np.float32) - 1.0
 
-    def compute_terminated(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: dict) -> bool:
-        """:return: whether the episode ends, which is the case at its goal"""
+    def compute_terminated(self, achieved_goal, desired_goal, info):
+        # The episode ends at its goal
         return bool(self.compute_reward(achieved_goal, desired_goal, info) == 0.0)
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,13 @@ def in_miniature(command: str) -> list[str]:
     # Options of the command come last, as values of a single option
     cut = parts.index("-params") if "-params" in parts else len(parts)
     return [*parts[:cut], "-n", "400", *budget, *parts[cut:], "learning_starts:300"]
+
+
+def own_environment_commands() -> list[str]:
+    """:return: commands of the newcomer's page"""
+    page = (ROOT / "docs/own_environment.md").read_text()
+    text = "".join(re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL))
+    return text.replace("\\\n", " ").splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +123,33 @@ def test_the_results_page_is_that_of_the_results():
     run(["python", "-W", "ignore", "benchmarks/report.py", "--check"], ROOT)
 
 
+def test_a_newcomers_own_environment(tmp_path):
+    """In order, because commands use the results of those before."""
+    shutil.copy(ROOT / "examples/custom_env.py", tmp_path)
+    commands = own_environment_commands()
+    kinds = [" ".join(command.split()[2:4]) for command in commands]
+    doctor, train, watch, compare = "sb3_hrl doctor", "rl_zoo3.train --algo", "sb3_hrl watch", "sb3_hrl compare"
+    assert kinds == [doctor, train, doctor, watch, compare]
+    for command, kind in zip(commands, kinds, strict=True):
+        parts = shlex.split(command)
+        if kind == compare:
+            parts[parts.index("-n") + 1] = "400"
+            cut = parts.index("--seeds")
+            parts[cut + 1 : cut + 3] = ["0", "--eval-episodes", "2"]
+            parts.append("learning_starts:300")
+        elif kind == train:
+            parts = in_miniature(command)
+        output = run(parts, tmp_path)
+        assert kind != doctor or "Wall-v0" in output
+    assert (tmp_path / "map.png").exists()
+    assert (tmp_path / "compare/Wall-v0.png").exists()
+
+
 # Arguments of the examples for a small run, in addition to --timesteps
 ARGUMENTS = {"optuna_tuning.py": ["--trials", "2", "--timesteps", "300"]}
+
+# Packages that are not installed with the test tools. Minari needs jax to write a dataset. ogbench may bring a MuJoCo in which the Fetch environments fail
+REQUIRES = {"ogbench_maze.py": ["ogbench"], "minari_dataset.py": ["minari", "jax"]}
 
 
 def can_render() -> bool:
@@ -127,6 +160,8 @@ def can_render() -> bool:
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples(example, folder):
+    for package in REQUIRES.get(example.name, []):
+        pytest.importorskip(package)
     arguments, env = ARGUMENTS.get(example.name, []), {}
     records = example.name == "evaluate.py" and can_render()
     if records:
