@@ -148,7 +148,8 @@ def test_a_newcomers_own_environment(tmp_path):
 # Arguments of the examples for a small run, in addition to --timesteps
 ARGUMENTS = {"optuna_tuning.py": ["--trials", "2", "--timesteps", "300"]}
 
-# Packages that are not installed with the test tools. Minari needs jax to write a dataset. ogbench may bring a MuJoCo in which the Fetch environments fail
+# Packages that are not installed with the test tools. Minari needs jax to write a dataset. ogbench may bring a MuJoCo
+# in which the Fetch environments fail
 REQUIRES = {"ogbench_maze.py": ["ogbench"], "minari_dataset.py": ["minari", "jax"]}
 
 
