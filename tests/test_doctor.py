@@ -1,9 +1,12 @@
 """Each check of the doctor finds its planted fault, and the doctor finds nothing if nothing is wrong."""
 
+import importlib
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -24,6 +27,12 @@ pytestmark = pytest.mark.timeout(180)
 ROOT = Path(__file__).parents[1]
 UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 SMALL = spaces.Box(-0.5, 0.5, (2,), np.float64)
+
+
+def stranger(env_id: str) -> gym.Env:
+    """:return: an environment of benchmarks/stranger_envs.py"""
+    with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
+        return importlib.import_module("stranger_envs").make(env_id)
 
 
 def space(**changed: spaces.Space) -> spaces.Dict:
@@ -284,6 +293,7 @@ ENV_FAULTS = [
     ("goal_scales", Stretched, {}),
     ("coarse_steps", lambda: other("threshold", 0.01), {}),
     ("small_radius", PointEnv, dict(subgoal_kwargs=dict(radius=[0.3, 0.05]))),
+    ("dependent_goals", lambda: stranger("StrangerArm-v0"), dict(planner=None)),
     ("ends_without_success", Falling, {}),
     ("end_differs", Quiet, {}),
     ("sb3_check", Silent, {}),
@@ -466,15 +476,12 @@ def test_planted_fault_of_a_log(name, config, changed):
 @pytest.mark.parametrize(
     ("env_id", "n_dependent"), [("StrangerArm-v0", 2), ("StrangerArmTip-v0", 0), ("StrangerPoint3D-v0", 0)]
 )
-def test_entries_of_the_goal_that_depend_on_each_other(monkeypatch, env_id, n_dependent):
+def test_entries_of_the_goal_that_depend_on_each_other(env_id, n_dependent):
     """The positions of an arm's elbow and tip have four entries, but the arm has two joints."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    from stranger_envs import make
-
     expected = ["dependent_goals"] if n_dependent else []
-    assert [finding.check for finding in diagnose_env(make(env_id), planner=None)] == expected
-    assert diagnose_env(make(env_id)) == [], "waypoints are visited states"
-    assert diagnose_env(make(env_id), planner=None, subgoal_kwargs=dict(source="goal")) == []
+    assert [finding.check for finding in diagnose_env(stranger(env_id), planner=None)] == expected
+    assert diagnose_env(stranger(env_id)) == [], "waypoints are visited states"
+    assert diagnose_env(stranger(env_id), planner=None, subgoal_kwargs=dict(source="goal")) == []
 
 
 @pytest.mark.parametrize("config", [CONFIG, DEFAULT])
