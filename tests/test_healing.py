@@ -238,7 +238,7 @@ def test_an_environment_that_keeps_raising_ends_the_run(make_env):
 def test_crashes_after_a_block_of_steps_are_not_counted_together(make_env, at, goes_on):
     env = make_env([faulty("die", at), PointEnv], max_restarts=1)
     env.reset()
-    ends = contextlib.nullcontext() if goes_on else pytest.raises(RuntimeError, match="died.*after 1 restarts")
+    ends = contextlib.nullcontext() if goes_on else pytest.raises(RuntimeError, match=r"died.*after 1 restarts")
     with ends, pytest.warns(RuntimeWarning, match="died"):
         steps(env, 40)
     assert env.n_restarts == (3 if goes_on else 1)

@@ -89,12 +89,15 @@ class ParallelCollector(HealingVecEnv):
     acts with its own copy of the policy, writes blocks of steps into its own shards of the replay buffer, and regularly
     fetches new weights. Only the infos of episodes are pickled.
 
-    A worker that crashes or hangs while it collects is replaced. Steps that it had not written are lost, and are collected
-    again by the new worker.
+    A worker that crashes or hangs, or whose environment raises an exception, is replaced, with every algorithm of SB3. A
+    RuntimeWarning has the reason and the traceback. If the environments step in step, the running episode of each environment
+    of this worker ends as truncated. Its last info contains ``worker_restarted``. While workers collect, steps that it had not
+    written are lost, and are collected again by the new worker. Attributes that were set by ``set_attr`` are set again.
 
-    As a VecEnv, it raises the exceptions of its environments with their traceback, as a RuntimeError, ValueError or
-    AttributeError. Their ``__cause__`` is the original exception if that can be pickled. The worker keeps running. After an
-    exception in ``step``, call ``reset``, because the other environments have already taken the step.
+    Exceptions in other methods, such as ``env_method``, and with ``max_restarts=0`` all exceptions, are raised with their
+    traceback, as a RuntimeError, ValueError or AttributeError. Their ``__cause__`` is the original exception if that can be
+    pickled. The worker keeps running. After an exception in ``step``, call ``reset``, because the other environments have
+    already taken the step.
 
     When they first start to collect, workers lower their priority (``nice`` 10) below that of the learner. It stays low
     afterwards, because a process without privileges cannot raise its priority.
@@ -106,10 +109,10 @@ class ParallelCollector(HealingVecEnv):
     :param sync_interval: number of environment steps after which a worker checks for new weights
     :param noise_spread: the exploration noise ranges from 1 / noise_spread to noise_spread times that of the agent, in equal
         ratios from environment to environment (as in Ape-X, https://arxiv.org/abs/1803.00933); 1 for the same noise everywhere
-    :param step_timeout: seconds without progress after which a worker counts as hanging. Before its first step, while it
-        starts and creates its environments, the limit is five minutes
-    :param max_restarts: maximum number of exceptions of a worker, and of consecutive crashes without any written steps; one
-        more ends the run
+    :param step_timeout: seconds without progress after which a worker counts as hanging. To start, to create its environments
+        and to reset them at the beginning, it has five minutes
+    :param max_restarts: maximum number of exceptions of a worker, and of consecutive crashes without ``flush_size`` steps in
+        between; one more ends the run. 0: failed workers are not replaced
     """
 
     def __init__(
