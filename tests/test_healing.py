@@ -344,9 +344,9 @@ def test_workers_are_killed_at_random(make_env):
     n_cut, length = 0, np.zeros(2, int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        for _ in range(300):
+        for _ in range(150):
             env.step_async(ACTIONS)
-            if rng.random() < 0.03:
+            if rng.random() < 0.06:
                 os.kill(env.processes[rng.integers(2)].pid, signal.SIGKILL)
             observations, _, dones, infos = env.step_wait()
             length += 1
