@@ -17,6 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -64,13 +65,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=2_000, help="steps of each environment per round")
+    parser.add_argument("--start-method", help="of the processes, by default that of the classes")
     parser.add_argument("--policy", action="store_true", help="compute the actions with PPO's policy")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     th.set_num_threads(1)
 
     for env_id in args.env:
-        envs = {name: make_vec_env(env_id, args.workers, seed=0, vec_env_cls=kind) for name, kind in KINDS.items()}
+        options: dict[str, Any] = dict(seed=0, vec_env_kwargs=dict(start_method=args.start_method))
+        envs = {name: make_vec_env(env_id, args.workers, vec_env_cls=kind, **options) for name, kind in KINDS.items()}
         acts = {name: make_act(env, args.policy) for name, env in envs.items()}
         rates: dict[str, list[float]] = {name: [] for name in envs}
         for name, env in envs.items():
