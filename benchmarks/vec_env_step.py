@@ -6,6 +6,7 @@ actions, in interleaved rounds of
 - ``heal``: ``ParallelCollector``, whose workers are replaced when they fail
 - ``off``: ``ParallelCollector(max_restarts=0)``
 
+It also prints the processor time per step, of the learner and the workers, which depends less on other work on the machine.
 ``--policy`` also computes the actions with PPO's policy, as PPO does between its updates.
 
     OMP_NUM_THREADS=1 python benchmarks/vec_env_step.py --env CartPole-v1 Pendulum-v1
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psutil
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -43,6 +45,12 @@ def rate(env: VecEnv, n_steps: int, act: Callable[[np.ndarray], np.ndarray]) -> 
     for _ in range(n_steps):
         obs = env.step(act(obs))[0]
     return n_steps * env.num_envs / (time.perf_counter() - start)
+
+
+def cpu_time(env: VecEnv) -> float:
+    """:return: processor time in seconds that this process and the workers have used so far"""
+    processes = [psutil.Process(), *(psutil.Process(process.pid) for process in env.processes)]
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
 
 def make_act(env: VecEnv, with_policy: bool) -> Callable[[np.ndarray], np.ndarray]:
@@ -76,19 +84,23 @@ def main() -> None:
         envs = {name: make_vec_env(env_id, args.workers, vec_env_cls=kind, **options) for name, kind in KINDS.items()}
         acts = {name: make_act(env, args.policy) for name, env in envs.items()}
         rates: dict[str, list[float]] = {name: [] for name in envs}
+        cpu = dict.fromkeys(envs, 0.0)
         for name, env in envs.items():
             rate(env, 200, acts[name])
         for _ in range(args.rounds):
             for name, env in envs.items():
+                before = cpu_time(env)
                 rates[name].append(rate(env, args.steps, acts[name]))
+                cpu[name] += cpu_time(env) - before
         medians = {name: statistics.median(values) for name, values in rates.items()}
         print(f"{env_id}, {args.workers} workers{', with the policy' if args.policy else ''}")
         for name, values in rates.items():
-            print(f"  {name:5s}{medians[name]:8.0f} steps/s   rounds: {' '.join(f'{value:.0f}' for value in values)}")
-        print(
-            f"  heal / sb3: {medians['heal'] / medians['sb3']:.2f}   off / sb3: {medians['off'] / medians['sb3']:.2f}",
-            flush=True,
-        )
+            us = 1e6 * cpu[name] / (args.rounds * args.steps * args.workers)
+            rounds = " ".join(f"{value:.0f}" for value in values)
+            print(f"  {name:5s}{medians[name]:8.0f} steps/s {us:6.0f} us   rounds: {rounds}")
+        for name in ("heal", "off"):
+            speed, load = medians[name] / medians["sb3"], cpu[name] / cpu["sb3"]
+            print(f"  {name} / sb3: speed {speed:.2f}, processor time {load:.2f}", flush=True)
         for env in envs.values():
             env.close()
 
