@@ -85,7 +85,7 @@ class HealingVecEnv(CollectingVecEnv):
         elif self._recovering:
             self._count_recovery()
         self._observations, rewards, dones, infos, self.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
-        stacked = _stack_obs(self._observations, self.observation_space)  # type: ignore[arg-type]
+        stacked = _stack_obs(self._observations, self.observation_space)
         return stacked, np.stack(rewards), np.stack(dones), infos  # type: ignore[return-value]
 
     def _stepping(self) -> Sequence[int]:
@@ -109,7 +109,7 @@ class HealingVecEnv(CollectingVecEnv):
         # Seeds and options are only used once
         self._reset_seeds()
         self._reset_options()
-        return _stack_obs(self._observations, self.observation_space)  # type: ignore[arg-type]
+        return _stack_obs(self._observations, self.observation_space)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """
