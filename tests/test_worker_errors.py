@@ -80,9 +80,9 @@ ACTIONS = np.zeros((3, 2), np.float32)
 
 @pytest.fixture(params=[1, 3])
 def unruly(request):
-    env = ParallelCollector(
-        [lambda: Unruly(BrokenPipeError("the simulator is gone"))] * 3, start_method="fork", envs_per_worker=request.param
-    )
+    make = lambda: Unruly(BrokenPipeError("the simulator is gone"))  # noqa: E731
+    # Without restarts, exceptions of environments are raised
+    env = ParallelCollector([make] * 3, start_method="fork", envs_per_worker=request.param, max_restarts=0)
     env.reset()
     yield env
     env.close()

@@ -69,6 +69,7 @@ class CollectingVecEnv(SubprocVecEnv):
         self.waiting, self.closed, self.is_collecting = False, False, False
         self._env_fns = list(env_fns)
         self._n_workers = n_envs // envs_per_worker
+        self._counts = [FailureCounts() for _ in range(self._n_workers)]
         # Another thread may close the workers while this one checks or replaces them
         self._lock = threading.RLock()
 
@@ -95,10 +96,9 @@ class CollectingVecEnv(SubprocVecEnv):
         with _no_monitor_files():
             return _patch_env(self._env_fns[i]())
 
-    def _account_for_failure(
-        self, worker: int, counts: FailureCounts, what: str, error: Exception | None = None, trace: str | None = None
-    ) -> None:
+    def _account_for_failure(self, worker: int, what: str, error: Exception | None = None, trace: str | None = None) -> None:
         """Warn that a worker is replaced; after too many failures, close everything and raise an error."""
+        counts = self._counts[worker]
         counts.n_failures += 1
         counts.n_errors += trace is not None
         n_restarts = max(counts.n_failures, counts.n_errors) - 1

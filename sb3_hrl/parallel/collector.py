@@ -1,11 +1,12 @@
 """Environments in processes that can step in the background: a SubprocVecEnv that also collects asynchronously."""
 
 import contextlib
+import functools
 import multiprocessing as mp
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -21,9 +22,10 @@ from sb3_hrl.common.notices import WorkerPickle
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.shared_memory import SharedArrays
 from sb3_hrl.common.weight_sync import WeightPublisher
-from sb3_hrl.parallel.collecting import CLOSED, RAISED, START_TIMEOUT, CollectingVecEnv, FailureCounts
+from sb3_hrl.parallel.collecting import RAISED, START_TIMEOUT
+from sb3_hrl.parallel.healing import HealingVecEnv
 from sb3_hrl.parallel.process import ALLOWED, BEGUN, N_CONTROLS, SENT, WRITTEN, main
-from sb3_hrl.parallel.remote import EnvRemote, Raised
+from sb3_hrl.parallel.remote import EnvRemote, Failure, Raised
 from sb3_hrl.parallel.worker import CollectTask, Report, WorkerConfig
 
 # Seconds between checks of the workers, for closing them, and between checks whether they have stopped
@@ -74,26 +76,28 @@ class _Handle:
 
     process: BaseProcess
     messages: Connection
-    counts: FailureCounts = field(default_factory=FailureCounts)
     n_received: int = 0
     progress: tuple[int, int] = (0, 0)
     stalled: float = 0.0
     observations: list[dict[str, np.ndarray]] | None = None  # current observations, once it has stopped
 
 
-class ParallelCollector(CollectingVecEnv):
+class ParallelCollector(HealingVecEnv):
     """
     Environments in worker processes. As a VecEnv it works like SB3's ``SubprocVecEnv``. With
     ``HierarchicalDDPG(..., async_collection=True)``, the workers step in the background while the learner trains: each worker
     acts with its own copy of the policy, writes blocks of steps into its own shards of the replay buffer, and regularly
     fetches new weights. Only the infos of episodes are pickled.
 
-    A worker that crashes or hangs while it collects is replaced. Steps that it had not written are lost, and are collected
-    again by the new worker.
+    A worker that crashes or hangs, or whose environment raises an exception, is replaced, with every algorithm of SB3. A
+    RuntimeWarning has the reason and the traceback. If the environments step in step, the running episode of each environment
+    of this worker ends as truncated. Its last info contains ``worker_restarted``. While workers collect, steps that it had not
+    written are lost, and are collected again by the new worker. Attributes that were set by ``set_attr`` are set again.
 
-    As a VecEnv, it raises the exceptions of its environments with their traceback, as a RuntimeError, ValueError or
-    AttributeError. Their ``__cause__`` is the original exception if that can be pickled. The worker keeps running. After an
-    exception in ``step``, call ``reset``, because the other environments have already taken the step.
+    Exceptions in other methods, such as ``env_method``, and with ``max_restarts=0`` all exceptions, are raised with their
+    traceback, as a RuntimeError, ValueError or AttributeError. Their ``__cause__`` is the original exception if that can be
+    pickled. The worker keeps running. After an exception in ``step``, call ``reset``, because the other environments have
+    already taken the step.
 
     When they first start to collect, workers lower their priority (``nice`` 10) below that of the learner. It stays low
     afterwards, because a process without privileges cannot raise its priority.
@@ -105,10 +109,10 @@ class ParallelCollector(CollectingVecEnv):
     :param sync_interval: number of environment steps after which a worker checks for new weights
     :param noise_spread: the exploration noise ranges from 1 / noise_spread to noise_spread times that of the agent, in equal
         ratios from environment to environment (as in Ape-X, https://arxiv.org/abs/1803.00933); 1 for the same noise everywhere
-    :param step_timeout: seconds without progress after which a worker counts as hanging. Before its first step, while it
-        starts and creates its environments, the limit is five minutes
-    :param max_restarts: maximum number of exceptions of a worker, and of consecutive crashes without any written steps; one
-        more ends the run
+    :param step_timeout: seconds without progress after which a worker counts as hanging. To start, to create its environments
+        and to reset them at the beginning, it has five minutes
+    :param max_restarts: maximum number of exceptions of a worker, and of consecutive crashes without ``flush_size`` steps in
+        between; one more ends the run. 0: failed workers are not replaced
     """
 
     def __init__(
@@ -134,7 +138,7 @@ class ParallelCollector(CollectingVecEnv):
         self._control = self._control_block["control"]
         self._reports: list[Report] = []
         self._handles: list[_Handle] = []
-        self.remotes: list[EnvRemote] = []
+        self.remotes = []
         try:
             for worker in range(self._n_workers):
                 handle, remotes = self._spawn(worker)
@@ -142,45 +146,43 @@ class ParallelCollector(CollectingVecEnv):
                 self.remotes += remotes
             self.remotes[0].send(("get_spaces", None))
             VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
+            self._heals = max_restarts > 0
         except BaseException:
             self.close()
             raise
 
-    def _spawn(self, worker: int) -> tuple[_Handle, list[EnvRemote]]:
-        """Start a worker process."""
+    def _spawn(self, worker: int, is_replacement: bool = False) -> tuple[_Handle, list[EnvRemote]]:
+        """Start a worker process. If it replaces another one, it continues the files of that one's Monitors."""
         envs = self._envs_of(worker)
         pairs = [self._context.Pipe() for _ in envs]
         reader, sender = self._context.Pipe(duplex=False)
         ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         env_fns = [WorkerPickle(self._env_fns[env]) for env in envs]
+        attributes = WorkerPickle([self._attributes[env] for env in envs])
         process = self._context.Process(  # type: ignore[attr-defined]
-            target=main, args=(theirs, ours, sender, env_fns), daemon=True
+            target=main, args=(theirs, ours, sender, env_fns, attributes, is_replacement), daemon=True
         )
         self._control[worker, SENT] = self._control[worker, BEGUN] = 0
         process.start()
         for connection in (*theirs, sender):
             connection.close()
 
-        def lost() -> Exception:
-            return self._lost(worker)
+        lost, failed = functools.partial(self._lost, worker), functools.partial(self._error_of, worker)
+        remotes = [EnvRemote(connection, process, self.step_timeout, lost, failed) for connection in ours]
+        return _Handle(process, reader), remotes
 
-        def failed(command: str, raised: Raised) -> Exception:
-            return self._failure(worker, f"{RAISED} in `{command}`", raised.error, raised.trace)
-
-        return _Handle(process, reader), [EnvRemote(connection, lost, failed) for connection in ours]
-
-    def _lost(self, worker: int) -> Exception:
-        """:return: an exception that reports how a worker process has ended"""
+    def _lost(self, worker: int) -> Failure:
+        """:return: how a worker process has ended"""
         if self.closed:
-            return RuntimeError(CLOSED)
+            return Failure("was closed")
         handle = self._handles[worker]
         handle.process.join(_CLOSE_TIMEOUT)
         raised = self._receive(worker)
         if raised is not None:
             what = RAISED if self.is_collecting else "could not make its environments"
-            return self._failure(worker, what, raised.error, raised.trace)
+            return Failure(what, raised)
         hint = 'see its output above (if it could not start, does the script lack `if __name__ == "__main__":`?)'
-        return self._failure(worker, f"died (exit code {handle.process.exitcode}), {hint}")
+        return Failure(f"died (exit code {handle.process.exitcode}), {hint}")
 
     @property
     def processes(self) -> list[BaseProcess]:  # type: ignore[override]
@@ -208,8 +210,10 @@ class ParallelCollector(CollectingVecEnv):
         self._control[:], self._reports = 0, []
         self._last_check = time.monotonic()
         for handle in self._handles:
-            handle.n_received = handle.counts.n_failures = 0
-            handle.observations, handle.stalled = None, 0.0
+            handle.n_received, handle.observations, handle.stalled = 0, None, 0.0
+        for counts in self._counts:
+            counts.n_failures = 0
+        self._renewed, self._recovering = {}, {}
         self.is_collecting = True
         try:
             for worker in range(self._n_workers):
@@ -282,7 +286,7 @@ class ParallelCollector(CollectingVecEnv):
                 return None  # it ended while it was sending
             handle.n_received += 1
             if kind == "report":
-                handle.counts.n_failures = 0
+                self._counts[worker].n_failures = 0
                 self._reports.append(content)
             elif kind == "stopped":
                 handle.observations = content
@@ -310,7 +314,7 @@ class ParallelCollector(CollectingVecEnv):
         """Replace a failed worker process, or give up."""
         error, trace = (None, None) if raised is None else (raised.error, raised.trace)
         _kill(self._handles[worker].process)
-        self._account_for_failure(worker, self._handles[worker].counts, what, error, trace)
+        self._account_for_failure(worker, what, error, trace)
         # Steps that it had not counted are dropped, and the running episodes of its environments are over
         for env in self._envs_of(worker):
             self._shards.roll_back(env, int(self._base[env] + self._control[worker, WRITTEN]))
@@ -327,8 +331,12 @@ class ParallelCollector(CollectingVecEnv):
         old.messages.close()
         for remote in self.remotes[envs.start : envs.stop]:
             remote.close()
-        self._handles[worker], self.remotes[envs.start : envs.stop] = self._spawn(worker)
-        self._handles[worker].counts = old.counts
+        self._handles[worker], self.remotes[envs.start : envs.stop] = self._spawn(worker, is_replacement=True)
+
+    def _replace_collecting(self, worker: int, failure: Failure) -> None:
+        with self._lock:
+            self._check_open()
+            self._replace(worker, failure.what, failure.raised)
 
     def stop_collecting(self) -> tuple[VecEnvObs | None, list[Report]]:
         """See :meth:`Collector.stop_collecting`."""
@@ -345,6 +353,7 @@ class ParallelCollector(CollectingVecEnv):
         if self.closed:
             return None, reports
         observations: list[Any] = [observation for handle in self._handles for observation in handle.observations or []]
+        self._observations = observations
         return _stack_obs(observations, self.observation_space), reports
 
     def close(self) -> None:

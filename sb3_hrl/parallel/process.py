@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -22,7 +22,8 @@ from sb3_hrl.common.notices import WorkerPickle, drop_notice
 from sb3_hrl.common.shards import make_writers
 from sb3_hrl.common.shared_memory import SharedArrays
 from sb3_hrl.common.weight_sync import WeightSubscriber
-from sb3_hrl.parallel.remote import Raised
+from sb3_hrl.parallel.monitor_files import continue_monitor_files
+from sb3_hrl.parallel.remote import Raised, Readiness, dumps
 from sb3_hrl.parallel.worker import Report, Worker, WorkerConfig
 
 # Columns of a worker's row in the control block. The learner writes ALLOWED, the worker writes the others. SENT counts
@@ -57,10 +58,14 @@ class EnvServer:
     A few environments that answer the commands of SB3's ``SubprocVecEnv``.
 
     :param env_fns: the environments
+    :param attributes: attributes to set, for each environment
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]):
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], attributes: Sequence[dict[str, Any]] = ()):
         self.envs = [_patch_env(env_fn()) for env_fn in env_fns]
+        for env, values in zip(self.envs, attributes):  # noqa: B905
+            for name, value in values.items():
+                setattr(env, name, value)
         self.observations: list[dict[str, Any] | None] = [None] * len(self.envs)
         self._reset_infos: list[dict[str, Any]] = [{} for _ in self.envs]
 
@@ -116,11 +121,19 @@ class WorkerProcess:
     :param remotes: pipe for the commands of each environment
     :param messages: pipe for reports and failures
     :param env_fns: the environments
+    :param attributes: attributes to set, for each environment
     """
 
-    def __init__(self, remotes: Sequence[Connection], messages: Connection, env_fns: Sequence[Callable[[], gym.Env]]):
+    def __init__(
+        self,
+        remotes: Sequence[Connection],
+        messages: Connection,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        attributes: Sequence[dict[str, Any]],
+    ):
         self._remotes, self._messages = remotes, messages
-        self._server = EnvServer(env_fns)
+        self._server = EnvServer(env_fns, attributes)
+        self._readiness = Readiness(remotes)
         self._worker: Worker | None = None
         self._closed = self._is_nice = False
         # The collector's own commands, which have no answer; if one of them fails, the worker fails
@@ -203,8 +216,7 @@ class WorkerProcess:
 
     def _serve(self, timeout: float) -> None:
         """Handle the commands that are available, or that arrive within the timeout (in seconds)."""
-        ready = wait(self._remotes, timeout)
-        for i in [i for i, remote in enumerate(self._remotes) if remote in ready]:
+        for i in self._readiness.wait(timeout):
             try:
                 message = self._remotes[i].recv_bytes()
             except (EOFError, OSError):
@@ -217,7 +229,7 @@ class WorkerProcess:
         try:
             command, data = pickle.loads(message)
             if command not in self._controls:
-                answer = ForkingPickler.dumps(self._server.answer(i, command, data))
+                answer = dumps(command, self._server.answer(i, command, data))
         except Exception as error:
             command, answer = None, ForkingPickler.dumps(Raised.of(error))
         if command in self._controls:
@@ -234,6 +246,8 @@ def main(
     parent_remotes: Sequence[Connection],
     messages: Connection,
     env_fns: Sequence[WorkerPickle],
+    attributes: WorkerPickle,
+    is_replacement: bool,
 ) -> None:
     """
     Target of a worker's process.
@@ -242,6 +256,8 @@ def main(
     :param parent_remotes: the other ends of these pipes, which a forked process inherits
     :param messages: pipe for reports and failures
     :param env_fns: the environments
+    :param attributes: attributes to set, for each environment
+    :param is_replacement: whether it replaces another worker
     """
     # Ctrl-C reaches all processes of a terminal, but the learner decides what to do
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -254,7 +270,9 @@ def main(
     for parent_remote in parent_remotes:
         parent_remote.close()
     try:
-        WorkerProcess(remotes, messages, [env_fn.var for env_fn in env_fns]).run()
+        if is_replacement:
+            continue_monitor_files()
+        WorkerProcess(remotes, messages, [env_fn.var for env_fn in env_fns], attributes.var).run()
     except Exception as error:
         # The learner may have ended
         with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 from sb3_hrl.common.notices import drop_notice
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.weight_sync import LocalWeights
-from sb3_hrl.parallel.collecting import RAISED, START_TIMEOUT, CollectingVecEnv, FailureCounts
+from sb3_hrl.parallel.collecting import RAISED, START_TIMEOUT, CollectingVecEnv
 from sb3_hrl.parallel.collector import shares
 from sb3_hrl.parallel.process import EnvServer
 from sb3_hrl.parallel.worker import CollectTask, Report, Worker, WorkerConfig
@@ -157,7 +157,6 @@ class _Handle:
     pending: deque[tuple[Any, int]] = field(default_factory=deque)  # requested blocks, and their rounds
     last_seen: float = 0.0
     starting: Any = None  # set until it has started to collect
-    counts: FailureCounts = field(default_factory=FailureCounts)
 
 
 class RayCollector(CollectingVecEnv):
@@ -300,7 +299,7 @@ class RayCollector(CollectingVecEnv):
             for env, block in zip(self._envs_of(worker), blocks, strict=True):
                 self._writers[env].write(block.rows.copy(), block.episode_ends, block.segment_ends)
             self._written[worker] += rounds
-            handle.last_seen, handle.counts.n_failures = time.monotonic(), 0
+            handle.last_seen, self._counts[worker].n_failures = time.monotonic(), 0
             reports.append(report)
 
     def _replace_after(self, worker: int, error: RayError) -> None:
@@ -313,7 +312,7 @@ class RayCollector(CollectingVecEnv):
         """Replace a failed actor, or give up."""
         handle = self._handles[worker]
         ray.kill(handle.actor)
-        self._account_for_failure(worker, handle.counts, what, error, trace)
+        self._account_for_failure(worker, what, error, trace)
         # The environments' episodes are over; the steps that had not arrived are collected again
         for env in self._envs_of(worker):
             self._writers[env].end_episode()
