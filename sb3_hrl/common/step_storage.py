@@ -95,7 +95,7 @@ class StepStorage(ReplayBuffer):
 
     # ------------------------------------------------------------------ writing
 
-    def add(  # type: ignore[override]
+    def add(
         self,
         obs: Mapping[str, np.ndarray] | np.ndarray,
         next_obs: Mapping[str, np.ndarray] | np.ndarray,

@@ -1,5 +1,6 @@
 """The actors of SB3's off-policy algorithms in workers: a copy of the network, and its exploration."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ class _FlatActor(nn.Module):
 
     def __init__(self, actor: BasePolicy):
         super().__init__()
+        # A shallow copy without what workers do not need. The distribution of the last update cannot be copied
+        actor = copy.copy(actor)
+        actor.action_dist = actor.optimizer = None  # type: ignore[assignment]
         self.actor = actor
         space = actor.observation_space
         self._keys = tuple(space.spaces) if isinstance(space, spaces.Dict) else None
@@ -47,12 +51,12 @@ def _sees_flat_vectors(actor: BasePolicy) -> bool:
     """:return: whether its first layer gets the observation's values as they are, one after the other"""
     space, extractor = actor.observation_space, actor.features_extractor
     if isinstance(space, spaces.Dict):
-        parts = space.spaces.values()
+        parts = list(space.spaces.values())
         is_flat = type(extractor) is CombinedExtractor and all(
             isinstance(part, nn.Flatten) for part in extractor.extractors.values()
         )
     else:
-        parts, is_flat = (space,), type(extractor) is FlattenExtractor
+        parts, is_flat = [space], type(extractor) is FlattenExtractor
     return is_flat and all(isinstance(part, spaces.Box) and not is_image_space(part) for part in parts)
 
 

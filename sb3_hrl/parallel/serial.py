@@ -56,7 +56,8 @@ class SerialCollector(DummyVecEnv):
         """Current observation of an environment, from DummyVecEnv's buffers."""
         if isinstance(self.observation_space, gym.spaces.Dict):
             return {key: self.buf_obs[key][i].copy() for key in self.observation_space.spaces}
-        return self.buf_obs[None][i].copy()
+        # SB3 stores observations that are no dict under None
+        return self.buf_obs[None][i].copy()  # type: ignore[index]
 
     def publish(self, write: Callable[[np.ndarray], None]) -> int:
         """See :meth:`Collector.publish`."""
