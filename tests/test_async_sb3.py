@@ -156,9 +156,9 @@ def test_a_killed_worker_is_replaced(make_model):
 
 
 def test_it_logs_what_sb3_logs(make_model, tmp_path):
-    model = make_model(SAC)
+    model = make_model(SAC, collector(cls=SerialCollector))
     model.set_logger(configure(str(tmp_path), ["csv"]))
-    model.learn(400)
+    model.learn(200)
     model.logger.close()
     header = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
     assert {"rollout/ep_rew_mean", "rollout/policy_lag", "train/critic_loss", "train/ent_coef", "time/fps"} <= set(header)
