@@ -19,9 +19,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_hrl import HierarchicalDDPG, SerialCollector
 from sb3_hrl.common.goals import goal_task_from_env
 from sb3_hrl.common.weight_sync import WeightPublisher, WeightSubscriber
-from sb3_hrl.hddpg.async_rollouts import collect_task
 from sb3_hrl.hddpg.batch_source import BatchSource
-from sb3_hrl.hddpg.inference import PolicySnapshot
+from sb3_hrl.parallel.async_rollouts import collect_task
 from sb3_hrl.parallel.worker import Worker
 
 
@@ -41,13 +40,10 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
     )
     model.learn(1_500, log_interval=None)
     # A worker, as in its own process
-    policy, buffer, snapshot = model.policy, model.replay_buffer, PolicySnapshot(model.policy)
-
-    def write_weights(vector: np.ndarray) -> None:
-        snapshot.write(policy, vector)
-
-    task = collect_task(snapshot, buffer, action_noise=None, n_warm_up=0)
-    publisher = WeightPublisher(snapshot.n_weights)
+    policy, buffer, acting = model.policy, model.replay_buffer, model._acting()
+    n_weights, write_weights = acting.agent.n_weights, acting.write_weights
+    task = collect_task(acting.agent, buffer, n_warm_up=0)
+    publisher = WeightPublisher(n_weights)
     publisher.publish(write_weights)
     single = make_env(env_id)()
     writer = buffer.shards.writers()[0]
@@ -84,7 +80,7 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
     # The parts of the learner
     batches = BatchSource(policy, buffer, goal_task_from_env(env, env.reset()["desired_goal"]))
     low, high = batches.low(), batches.high()
-    vector = np.empty(snapshot.n_weights, np.float32)
+    vector = np.empty(n_weights, np.float32)
     subscriber = WeightSubscriber(publisher.block)
     result = {
         "environment": statistics.median(envs),

@@ -5,6 +5,7 @@ from pathlib import Path
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.hddpg import HierarchicalDDPG, HierarchicalPolicy
 from sb3_hrl.parallel.collector import ParallelCollector
+from sb3_hrl.parallel.off_policy import asynchronous
 from sb3_hrl.parallel.serial import SerialCollector
 from sb3_hrl.zoo import register
 
@@ -16,6 +17,7 @@ __all__ = [
     "SerialCollector",
     "SharedMemoryReplayBuffer",
     "__version__",
+    "asynchronous",
 ]
 
 register()

@@ -399,8 +399,9 @@ def test_rewards_that_cannot_be_computed_in_hindsight_are_refused(compute_reward
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="keys"):
-        SharedMemoryReplayBuffer(10, spaces.Box(-1, 1, (2,)), ACTIONS)
+    for space in (spaces.Discrete(3), spaces.Dict(observation=spaces.Box(-1, 1, (2,)))):
+        with pytest.raises(ValueError, match="keys"):
+            SharedMemoryReplayBuffer(10, space, ACTIONS)
     with pytest.raises(ValueError, match="optimize_memory_usage"):
         make_buffer(optimize_memory_usage=True)
     with pytest.raises(ValueError, match="buffer_size"):

@@ -55,7 +55,7 @@ def test_noise_of_serial_workers_is_apart_from_the_learners_generator(small):
     np.random.seed(3)
     agent.start(1, weights, np.random.default_rng(0), np.ones(1))
     arrays = (np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32))
-    first, second = (agent.act(*arrays, is_warm_up=False) for _ in range(2))
+    first, second = (agent.act(arrays, is_warm_up=False) for _ in range(2))
     assert (first != second).any()
     np.testing.assert_array_equal(np.random.random(3), expected)
 

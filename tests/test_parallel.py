@@ -17,7 +17,7 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector, SerialCollector
-from sb3_hrl.hddpg.async_rollouts import Untaken
+from sb3_hrl.parallel.async_rollouts import Untaken
 from sb3_hrl.parallel.collector import shares
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("leaves_nothing")]

@@ -21,8 +21,7 @@ from torch import nn
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector, SerialCollector
 from sb3_hrl.common.shared_memory import SharedArrays
-from sb3_hrl.hddpg.async_rollouts import collect_task
-from sb3_hrl.hddpg.inference import PolicySnapshot
+from sb3_hrl.parallel.async_rollouts import collect_task
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("leaves_nothing")]
 
@@ -197,11 +196,10 @@ def test_priority_falls_when_workers_collect(make_model):
 
 
 def start(model: HierarchicalDDPG, held: Any = None, publish: Any = None) -> None:
-    snapshot = PolicySnapshot(model.policy)
-    task = collect_task(snapshot, model.replay_buffer, action_noise=None, n_warm_up=0)
+    acting = model._acting()
+    task = collect_task(acting.agent, model.replay_buffer, n_warm_up=0)
     task.agent.held = held
-    write_weights = publish or (lambda vector: snapshot.write(model.policy, vector))
-    model.env.start_collecting(task, model.replay_buffer.shards, write_weights)
+    model.env.start_collecting(task, model.replay_buffer.shards, publish or acting.write_weights)
 
 
 def test_a_start_that_fails_leaves_the_environments_as_they_were(make_model, monkeypatch):

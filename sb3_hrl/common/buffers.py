@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.type_aliases import DictReplayBufferSamples
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
@@ -24,7 +24,7 @@ __all__ = ["GOAL_KEYS", "SharedMemoryReplayBuffer", "goal_strategy", "new_genera
 
 class SharedMemoryReplayBuffer(StepStorage):
     """
-    Replay buffer of goal-conditioned environment steps in shared memory, from which both levels sample.
+    Replay buffer of environment steps in shared memory, from which both levels of a hierarchy sample.
 
     Every step is stored once, as a packed float32 row, so that a batch is a single gather. Each environment has its own shard:
     a ring of ``buffer_size // n_envs`` steps that drops its oldest episodes as a whole. Each step stores where its episode
@@ -35,13 +35,14 @@ class SharedMemoryReplayBuffer(StepStorage):
     lock: see :class:`~sb3_hrl.common.shards.ShardWriter`. The memory is allocated at the first ``add``. A pickled buffer
     contains only the stored steps.
 
-    The buffer also works with SB3's own algorithms (``DDPG(..., replay_buffer_class=SharedMemoryReplayBuffer)``), with
-    hindsight if ``compute_reward`` is given. The desired goal of a step is also used for its next observation.
+    The buffer also works with SB3's own algorithms (``DDPG(..., replay_buffer_class=SharedMemoryReplayBuffer)``): with
+    goal-conditioned environments, and hindsight if ``compute_reward`` is given, or with a Box observation space (images take
+    four bytes per value). The desired goal of a step is also used for its next observation.
     ``compute_reward`` belongs to an environment and is not pickled: set it again after ``load_replay_buffer``, otherwise
     :meth:`sample` raises an error.
 
     :param buffer_size: total number of steps to store, over all environments
-    :param observation_space: Dict space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
+    :param observation_space: Dict space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``, or a Box space
     :param action_space: action space
     :param device: device of the sampled tensors
     :param n_envs: number of parallel environments, with one shard each
@@ -58,7 +59,7 @@ class SharedMemoryReplayBuffer(StepStorage):
     def __init__(
         self,
         buffer_size: int,
-        observation_space: spaces.Dict,
+        observation_space: spaces.Space,
         action_space: spaces.Space,
         device: th.device | str = "auto",
         n_envs: int = 1,
@@ -79,6 +80,11 @@ class SharedMemoryReplayBuffer(StepStorage):
             handle_timeout_termination=handle_timeout_termination,
             trim_interval=trim_interval,
         )
+        if not self.has_goals and (compute_reward is not None or n_sampled_goal):
+            raise ValueError(
+                "Hindsight (`n_sampled_goal`, `compute_reward`) needs a goal-conditioned environment, with a Dict observation "
+                f"space with the keys {GOAL_KEYS}, not {observation_space}."
+            )
         if n_sampled_goal is None:
             n_sampled_goal = 0 if compute_reward is None else 4
         if n_sampled_goal < 0:
@@ -256,7 +262,9 @@ class SharedMemoryReplayBuffer(StepStorage):
                 "without hindsight set `model.replay_buffer.n_sampled_goal = 0`."
             )
 
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
+    def sample(  # type: ignore[override]
+        self, batch_size: int, env: VecNormalize | None = None
+    ) -> DictReplayBufferSamples | ReplayBufferSamples:
         """
         Sample transitions for SB3's own algorithms, with ``n_sampled_goal`` virtual ones (with a goal in hindsight) per real
         one.
@@ -295,7 +303,10 @@ class SharedMemoryReplayBuffer(StepStorage):
             rewards = check_rewards(goal_rewards(self.compute_reward, space, achieved, goals))
             rows[:n_hindsight, columns["reward"]] = rewards[:, None]
 
-        def tensors(prefix: str) -> dict[str, th.Tensor]:
+        def tensors(prefix: str) -> Any:
+            if not self.has_goals:
+                values = rows[:, columns[f"{prefix}observation"]].reshape(-1, *self.observation_space.shape)  # type: ignore
+                return self.to_torch(self._normalize_obs(values, env))  # type: ignore[arg-type]
             obs = {
                 "observation": rows[:, columns[f"{prefix}observation"]],
                 "achieved_goal": rows[:, columns[f"{prefix}achieved_goal"]],
@@ -305,7 +316,7 @@ class SharedMemoryReplayBuffer(StepStorage):
             obs = self._normalize_obs(self._unflatten(obs), env)  # type: ignore[assignment]
             return {key: self.to_torch(value) for key, value in obs.items()}
 
-        return DictReplayBufferSamples(
+        return (DictReplayBufferSamples if self.has_goals else ReplayBufferSamples)(
             observations=tensors(""),
             actions=self.to_torch(rows[:, columns["action"]]),
             next_observations=tensors("next_"),

@@ -133,8 +133,12 @@ class NumpyModule:
     @th.no_grad()
     def refresh(self) -> None:
         """Load the weights from the vector."""
-        if self._flat is not None:
-            nn.utils.vector_to_parameters(th.from_numpy(self._flat), self._network.parameters())
+        if self._flat is None:
+            return
+        tensors = _weights(self._network)
+        parts = th.from_numpy(self._flat).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def live_network(network: nn.Module) -> NumpyNetwork:
@@ -155,8 +159,9 @@ class NetworkCopy:
     """
 
     def __init__(self, network: nn.Module):
-        self.n_weights = sum(parameter.numel() for parameter in network.parameters())
-        self._network = copy.deepcopy(network).cpu()
+        self.n_weights = sum(tensor.numel() for tensor in _weights(network))
+        # Workers only act (this affects batch norm / dropout)
+        self._network = copy.deepcopy(network).cpu().eval()
 
     def bind(self, flat: np.ndarray) -> NumpyNetwork:
         """
@@ -173,5 +178,10 @@ def weights_vector(network: nn.Module) -> th.Tensor:
     :param network: a network
     :return: all its weights as one vector, without a gradient, shape (n_weights,)
     """
-    parameters = [parameter.detach().reshape(-1) for parameter in network.parameters()]
-    return th.cat(parameters) if parameters else th.zeros(0)
+    parts = [tensor.detach().reshape(-1) for tensor in _weights(network)]
+    return th.cat(parts) if parts else th.zeros(0)
+
+
+def _weights(network: nn.Module) -> list[th.Tensor]:
+    """:return: its parameters and its running statistics (batch norm), which also change while it learns"""
+    return [*network.parameters(), *(buffer for buffer in network.buffers() if buffer.is_floating_point())]

@@ -23,7 +23,7 @@ class StepStorage(ReplayBuffer):
     The storage of a replay buffer, without sampling. See :class:`~sb3_hrl.SharedMemoryReplayBuffer`.
 
     :param buffer_size: total number of steps to store, over all environments
-    :param observation_space: Dict space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
+    :param observation_space: Dict space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``, or a Box space
     :param action_space: action space
     :param device: device of the sampled tensors
     :param n_envs: number of parallel environments, with one shard each
@@ -32,8 +32,8 @@ class StepStorage(ReplayBuffer):
     :param trim_interval: a full shard drops old episodes once every so many steps (at most a tenth of its capacity)
     """
 
-    # The fields of a row, and the part of the observation space that defines their length
-    _FIELDS: ClassVar[dict[str, str]] = {
+    # The fields of a row from observations, and the part of the observation space that defines their length
+    _GOAL_FIELDS: ClassVar[dict[str, str]] = {
         "observation": "observation",
         "achieved_goal": "achieved_goal",
         "desired_goal": "desired_goal",
@@ -41,11 +41,12 @@ class StepStorage(ReplayBuffer):
         "next_achieved_goal": "achieved_goal",
         "subgoal": "achieved_goal",
     }
+    _BOX_FIELDS: ClassVar[dict[str, str]] = {"observation": "observation", "next_observation": "observation"}
 
     def __init__(
         self,
         buffer_size: int,
-        observation_space: spaces.Dict,
+        observation_space: spaces.Space,
         action_space: spaces.Space,
         device: th.device | str = "auto",
         n_envs: int = 1,
@@ -53,9 +54,9 @@ class StepStorage(ReplayBuffer):
         handle_timeout_termination: bool = True,
         trim_interval: int = 100,
     ):
-        if not isinstance(observation_space, spaces.Dict) or set(observation_space.spaces) != set(GOAL_KEYS):
+        if not isinstance(observation_space, spaces.Box) and set(getattr(observation_space, "spaces", ())) != set(GOAL_KEYS):
             raise ValueError(
-                f"SharedMemoryReplayBuffer needs a Dict observation space with exactly the keys {GOAL_KEYS}, "
+                f"SharedMemoryReplayBuffer needs a Dict observation space with exactly the keys {GOAL_KEYS}, or a Box space, "
                 f"not {observation_space}."
             )
         if optimize_memory_usage:
@@ -70,16 +71,22 @@ class StepStorage(ReplayBuffer):
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
 
-        # A dict, because the space is a Dict
-        shapes: Any = self.obs_shape
-        sizes = {field: int(np.prod(shapes[key])) for field, key in self._FIELDS.items()}
-        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1, "failed": 1, "tested": 1, "planned": 1}
-        sizes |= {"predicted_steps": 1, "segment_end": 1}
+        shapes: Any = self.obs_shape if self.has_goals else {"observation": self.obs_shape}
+        fields = self._GOAL_FIELDS if self.has_goals else self._BOX_FIELDS
+        sizes = {field: int(np.prod(shapes[key])) for field, key in fields.items()}
+        sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1}
+        if self.has_goals:
+            sizes |= {"failed": 1, "tested": 1, "planned": 1, "predicted_steps": 1, "segment_end": 1}
         ends = np.cumsum(list(sizes.values())).tolist()
         self._columns = {field: slice(end - size, end) for (field, size), end in zip(sizes.items(), ends, strict=True)}
         # The span of the episode comes last, at an even column, because each of its integers takes two columns
         self._staging = np.zeros((n_envs, ends[-1] + ends[-1] % 2 + SPAN_COLUMNS), dtype=np.float32)
         self.shards = Shards(n_envs, self.buffer_size, self._staging.shape[1], trim_interval)
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether the observations are those of a goal-conditioned environment."""
+        return isinstance(self.observation_space, spaces.Dict)
 
     @property
     def columns(self) -> dict[str, slice]:
@@ -88,10 +95,10 @@ class StepStorage(ReplayBuffer):
 
     # ------------------------------------------------------------------ writing
 
-    def add(  # type: ignore[override]
+    def add(
         self,
-        obs: Mapping[str, np.ndarray],
-        next_obs: Mapping[str, np.ndarray],
+        obs: Mapping[str, np.ndarray] | np.ndarray,
+        next_obs: Mapping[str, np.ndarray] | np.ndarray,
         action: np.ndarray,
         reward: np.ndarray,
         done: np.ndarray,
@@ -105,7 +112,7 @@ class StepStorage(ReplayBuffer):
         """
         Store one step of every environment.
 
-        :param obs: observations before the step, arrays of shape (n_envs, ...)
+        :param obs: observations before the step, of shape (n_envs, ...); a dict of arrays if the observation space is a Dict
         :param next_obs: observations after the step (the terminal observation if an episode ended)
         :param action: actions scaled to [-1, 1], shape (n_envs, action_dim)
         :param reward: the environment's rewards, shape (n_envs,)
@@ -120,17 +127,24 @@ class StepStorage(ReplayBuffer):
             without a prediction, shape (n_envs,)
         """
         timeouts = [info.get("TimeLimit.truncated", False) for info in infos] if self.handle_timeout_termination else False
-        # One row per environment. The desired goal is stored only once, because it is constant in an episode
-        self._stage("observation", obs["observation"])
-        self._stage("achieved_goal", obs["achieved_goal"])
-        self._stage("desired_goal", obs["desired_goal"])
-        self._stage("next_observation", next_obs["observation"])
-        self._stage("next_achieved_goal", next_obs["achieved_goal"])
+        # One row per environment
+        if self.has_goals:
+            # The desired goal is stored only once, because it is constant in an episode
+            assert isinstance(obs, Mapping)
+            assert isinstance(next_obs, Mapping)
+            self._stage("observation", obs["observation"])
+            self._stage("achieved_goal", obs["achieved_goal"])
+            self._stage("desired_goal", obs["desired_goal"])
+            self._stage("next_observation", next_obs["observation"])
+            self._stage("next_achieved_goal", next_obs["achieved_goal"])
+            # Two kinds of ends: SB3's algorithms stop bootstrapping at every termination, the hierarchy only at failures
+            self._stage("failed", np.array([is_failure(*end) for end in zip(done, infos, strict=True)]))
+        else:
+            self._stage("observation", obs)
+            self._stage("next_observation", next_obs)
         self._stage("action", action)
         self._stage("reward", reward)
-        # Two kinds of ends: SB3's algorithms stop bootstrapping at every termination, the hierarchy only at failures
         self._stage("terminated", done & ~np.asarray(timeouts, dtype=bool))
-        self._stage("failed", np.array([is_failure(*end) for end in zip(done, infos, strict=True)]))
         if subgoal is not None:
             self._stage("subgoal", subgoal)
             self._stage("tested", tested if tested is not None else np.zeros(self.n_envs))
@@ -146,7 +160,7 @@ class StepStorage(ReplayBuffer):
             step = slice(i, i + 1)
             writer.write(self._staging[step], done[step], None if is_end is None else is_end[step])
 
-    def _stage(self, field: str, value: np.ndarray) -> None:
+    def _stage(self, field: str, value: Any) -> None:
         """Write a value of every environment, shape (n_envs, ...), into its columns of the staged rows."""
         self._staging[:, self._columns[field]] = flatten(value, self.n_envs)
 

@@ -1,12 +1,10 @@
 """An agent in its training environments: segments, exploration, subgoal tests."""
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
 from stable_baselines3.common.noise import ActionNoise
 
-from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.step_storage import storable_steps
 from sb3_hrl.hddpg.choosers import (
     Situation,
@@ -17,6 +15,7 @@ from sb3_hrl.hddpg.choosers import (
 )
 from sb3_hrl.hddpg.inference import NumpyPolicy, PolicySnapshot
 from sb3_hrl.hddpg.segments import Segments, SegmentStatistics
+from sb3_hrl.parallel.noise import EnvNoise
 
 # Number of steps for which noise is sampled at once: a few numbers take as long as hundreds
 _NOISE_BLOCK = 64
@@ -163,27 +162,16 @@ class WorkerAgent:
         """See :meth:`Agent.start`."""
         self._policy = self._snapshot.bind(weights)
         self._explorer = Explorer(n_envs, self._goal_dim, self._action_dim, rng, noise_scale)
-        self._noises = [copy.deepcopy(self._action_noise) for _ in range(n_envs)] if self._action_noise is not None else []
-        # SB3's noise classes use NumPy's global generator, which other code in the learner's process also uses
-        self._noise_state = np.random.RandomState(int(rng.integers(2**32))).get_state()
+        self._noise = EnvNoise(self._action_noise, n_envs, rng)
 
     def refresh(self) -> None:
         """See :meth:`Agent.refresh`."""
         self._policy.refresh()
 
-    def act(self, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, is_warm_up: bool) -> np.ndarray:
+    def act(self, inputs: Sequence[np.ndarray], is_warm_up: bool) -> np.ndarray:
         """See :meth:`Agent.act`."""
-        noise = self._draw_noise() if self._noises else None
-        return self._explorer.act(self._policy, observation, achieved_goal, goal, is_warm_up, noise)
-
-    def _draw_noise(self) -> np.ndarray:
-        others = np.random.get_state()
-        np.random.set_state(self._noise_state)
-        try:
-            return flatten([noise() for noise in self._noises], len(self._noises))
-        finally:
-            self._noise_state = np.random.get_state()
-            np.random.set_state(others)
+        observation, achieved_goal, goal = inputs
+        return self._explorer.act(self._policy, observation, achieved_goal, goal, is_warm_up, self._noise.draw())
 
     def fields(self) -> dict[str, np.ndarray]:
         """See :meth:`Agent.fields`."""
@@ -192,11 +180,10 @@ class WorkerAgent:
         fields = {"subgoal": explorer.segments.subgoals, "predicted_steps": storable_steps(explorer.predicted_steps, n)}
         return fields | {name: flag[:, None] for name, flag in flags.items()}
 
-    def step(self, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
+    def step(self, next_inputs: Sequence[np.ndarray], dones: Sequence[bool]) -> np.ndarray:
         """See :meth:`Agent.step`."""
-        for noise, done in zip(self._noises, dones, strict=False):
-            if done:
-                noise.reset()
+        self._noise.reset(dones)
+        _, next_achieved_goal = next_inputs
         return self._explorer.step(self._policy, next_achieved_goal, dones)
 
     def statistics(self) -> list[float]:

@@ -1,5 +1,3 @@
-import io
-import pathlib
 import warnings
 from typing import Any, ClassVar, TypeVar
 
@@ -7,8 +5,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict, TrainFreq
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -16,18 +14,19 @@ from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, new_generator
 from sb3_hrl.common.checks import check_argument_names
 from sb3_hrl.common.goals import EnvGoalTask, check_reward, goal_task_from_env
 from sb3_hrl.common.spaces import flatten
-from sb3_hrl.hddpg.async_algorithm import AsyncOffPolicyAlgorithm
-from sb3_hrl.hddpg.async_rollouts import AsyncRollouts, Untaken, collect_task, collector_of, n_steps_to_take
 from sb3_hrl.hddpg.batch_source import BatchSource, make_batch_source
 from sb3_hrl.hddpg.config import GROUPS, HierarchyConfig, read_arguments
-from sb3_hrl.hddpg.exploration import Explorer
+from sb3_hrl.hddpg.exploration import Explorer, WorkerAgent
 from sb3_hrl.hddpg.hints import Hints
 from sb3_hrl.hddpg.inference import PolicySnapshot
 from sb3_hrl.hddpg.level import UpdateInfo, log_updates
 from sb3_hrl.hddpg.policies import HierarchicalPolicy, MultiInputPolicy
 from sb3_hrl.hddpg.saving import FRESH_OPTIMIZERS, set_all_or_none, with_fresh_training_state
+from sb3_hrl.hddpg.segments import SegmentStatistics
 from sb3_hrl.hddpg.statistics import Statistics
 from sb3_hrl.hddpg.validation import check_action_space, check_arguments, check_observation_space, check_vec_normalize
+from sb3_hrl.parallel.async_algorithm import AsyncOffPolicyAlgorithm
+from sb3_hrl.parallel.async_rollouts import Acting
 
 SelfHierarchicalDDPG = TypeVar("SelfHierarchicalDDPG", bound="HierarchicalDDPG")
 
@@ -219,8 +218,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         """
         super().set_random_seed(seed)
         if seed is not None and self.replay_buffer is not None:
-            self.replay_buffer.rng, self._exploration_rng = new_generator(), new_generator()
-            self._explorer.rng = self._exploration_rng
+            self._exploration_rng = self._explorer.rng = new_generator()
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -245,14 +243,9 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> Any:
-        is_reset = reset_num_timesteps or self._last_obs is None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._refresh_config()
         self.policy.check_modules()
-        if is_reset:
-            # The environments restart: their running episodes are over
-            self.replay_buffer.end_episodes()
-            self._untaken, self._explorer = Untaken(), self._make_explorer()
         # Ask the environment what reaching a goal means
         assert isinstance(self.env, VecEnv)
         _, achieved, goals = self.policy.flatten_obs(self._last_obs)  # type: ignore[arg-type]
@@ -262,6 +255,10 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             self._goal_task.ask_again()
         self._statistics.begin(self.policy, np.concatenate([goals, achieved]), self._goal_task.threshold)
         return result
+
+    def _begin_episodes(self) -> None:
+        super()._begin_episodes()
+        self._explorer = self._make_explorer()
 
     def _sample_action(
         self,
@@ -316,25 +313,15 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         )
         self._last_obs = new_obs
 
-    def _start_collecting(self) -> AsyncRollouts:
-        assert self.env is not None
-        assert isinstance(self.train_freq, TrainFreq)
-        snapshot, n_left = PolicySnapshot(self.policy), self._total_timesteps - self.num_timesteps
-        return AsyncRollouts(
-            collector_of(self.env),
-            self.replay_buffer.shards,
-            collect_task(snapshot, self.replay_buffer, self.action_noise, self.learning_starts - self.num_timesteps),
-            write_weights=lambda vector: snapshot.write(self.policy, vector),
-            n_steps=n_steps_to_take(n_left, self._untaken.n_steps, self.train_freq, self.n_envs),
-            untaken=self._untaken,
-            n_updates=self._n_updates,
-        )
+    def _acting(self) -> Acting:
+        snapshot = PolicySnapshot(self.policy)
+        noise = getattr(self.action_noise, "base_noise", self.action_noise)
+        agent = WorkerAgent(snapshot, self.policy.goal_dim, self.replay_buffer.action_dim, noise)
+        return Acting(agent, lambda vector: snapshot.write(self.policy, vector), SegmentStatistics())
 
     def dump_logs(self) -> None:
         """Write log data."""
-        if self._rollouts is not None:
-            self._rollouts.log(self.logger)
-        else:
+        if self._rollouts is None:
             self._explorer.statistics.log(self.logger)
         if self.policy.config.asks_values:
             self.logger.record("rollout/horizon", self.policy.numpy_policy().horizon)
@@ -398,39 +385,20 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfHierarchicalDDPG:
-        if self.async_collection:
-            assert self.env is not None, "You must set the environment before calling learn()"
-            collector_of(self.env)
         if self._has_fresh_optimizers:
             self._has_fresh_optimizers = False
             warnings.warn(FRESH_OPTIMIZERS, stacklevel=2)
-        try:
-            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        finally:
-            self._close_batches()
-            if self._rollouts is not None:
-                self._explorer = self._make_explorer()
-                self._explorer.statistics = self._rollouts.statistics
-            self._stop_collecting()
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _stop_collecting(self) -> None:
+        self._close_batches()
+        if self._rollouts is not None:
+            self._explorer = self._make_explorer()
+            assert isinstance(self._rollouts.statistics, SegmentStatistics)
+            self._explorer.statistics = self._rollouts.statistics
+        super()._stop_collecting()
 
     # ------------------------------------------------------------------- saving
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer from a pickle file. Its running episodes are closed, because the environments restart.
-
-        Warning: a pickle file can run any code when it is loaded. Load only files from people you trust.
-
-        :param path: path to the pickled replay buffer
-        :param truncate_last_traj: not used, as in SB3 for any buffer other than HerReplayBuffer
-        :raises ValueError: if the buffer is of another class, or of other environments; the model then keeps its own buffer
-        """
-        saved = load_from_pkl(path, self.verbose)
-        # Check before replacing: if the loaded buffer is refused, the model keeps its own
-        self.replay_buffer.check_replacement(saved)
-        saved.device = self.device
-        saved.end_episodes()
-        self.replay_buffer = saved
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
@@ -455,7 +423,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         self._has_fresh_optimizers = is_without_optimizers
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_goal_task", "_explorer", "_exploration_rng", "_rollouts", "_batches", "_arguments", "lr_schedule"]
+        own = ["_goal_task", "_explorer", "_exploration_rng", "_batches", "_arguments", "lr_schedule"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

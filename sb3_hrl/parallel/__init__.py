@@ -1,1 +1,1 @@
-"""Parallel collection. It uses a policy and a buffer, and is independent of the algorithm."""
+"""Parallel collection. It uses a policy and a buffer, and is independent of the hierarchy."""

@@ -79,15 +79,15 @@ class _Handle:
     n_received: int = 0
     progress: tuple[int, int] = (0, 0)
     stalled: float = 0.0
-    observations: list[dict[str, np.ndarray]] | None = None  # current observations, once it has stopped
+    observations: list[Any] | None = None  # current observations, once it has stopped
 
 
 class ParallelCollector(HealingVecEnv):
     """
     Environments in worker processes. As a VecEnv it works like SB3's ``SubprocVecEnv``. With
-    ``HierarchicalDDPG(..., async_collection=True)``, the workers step in the background while the learner trains: each worker
-    acts with its own copy of the policy, writes blocks of steps into its own shards of the replay buffer, and regularly
-    fetches new weights. Only the infos of episodes are pickled.
+    ``HierarchicalDDPG(..., async_collection=True)``, or an algorithm of SB3 made by :func:`~sb3_hrl.asynchronous`, the workers
+    step in the background while the learner trains: each worker acts with its own copy of the policy, writes blocks of steps
+    into its own shards of the replay buffer, and regularly fetches new weights. Only the infos of episodes are pickled.
 
     A worker that crashes or hangs, or whose environment raises an exception, is replaced, with every algorithm of SB3. A
     RuntimeWarning has the reason and the traceback. If the environments step in step, the running episode of each environment

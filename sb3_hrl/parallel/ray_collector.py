@@ -37,7 +37,7 @@ class Block:
 
     rows: np.ndarray
     episode_ends: np.ndarray
-    segment_ends: np.ndarray
+    segment_ends: np.ndarray | None
 
 
 class _BlockWriter:
@@ -47,8 +47,7 @@ class _BlockWriter:
         self.block: Block | None = None
 
     def write(self, rows: np.ndarray, episode_ends: np.ndarray, segment_ends: np.ndarray | None = None) -> None:
-        assert segment_ends is not None
-        self.block = Block(rows.copy(), episode_ends.copy(), segment_ends.copy())
+        self.block = Block(rows.copy(), episode_ends.copy(), None if segment_ends is None else segment_ends.copy())
 
 
 class RayWorker:
@@ -115,7 +114,7 @@ class RayWorker:
         report = self._worker.flush()
         return [writer.block for writer in self._writers], report
 
-    def stop(self) -> list[dict[str, np.ndarray]]:
+    def stop(self) -> list[Any]:
         """:return: current observations of the environments"""
         assert self._worker is not None
         self._server.observations = list(self._worker.observations)

@@ -52,10 +52,12 @@ class SerialCollector(DummyVecEnv):
         self._allowed = np.zeros(self.num_envs, dtype=np.int64)
         self._written = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _observation(self, i: int) -> dict[str, np.ndarray]:
+    def _observation(self, i: int) -> VecEnvObs:
         """Current observation of an environment, from DummyVecEnv's buffers."""
-        assert isinstance(self.observation_space, gym.spaces.Dict)
-        return {key: self.buf_obs[key][i].copy() for key in self.observation_space.spaces}
+        if isinstance(self.observation_space, gym.spaces.Dict):
+            return {key: self.buf_obs[key][i].copy() for key in self.observation_space.spaces}
+        # SB3 stores observations that are no dict under None
+        return self.buf_obs[None][i].copy()  # type: ignore[index]
 
     def publish(self, write: Callable[[np.ndarray], None]) -> int:
         """See :meth:`Collector.publish`."""

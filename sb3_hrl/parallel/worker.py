@@ -10,7 +10,7 @@ import numpy as np
 
 from sb3_hrl.common.checks import require
 from sb3_hrl.common.spaces import ActionBorder
-from sb3_hrl.common.step_storage import check_finite, is_failure
+from sb3_hrl.common.step_storage import GOAL_KEYS, check_finite, is_failure
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.twin import Attributes, plain_attributes
 from sb3_hrl.common.weight_sync import WeightSource
@@ -35,11 +35,9 @@ class Agent(Protocol):
     def refresh(self) -> None:
         """Called when the weights have changed."""
 
-    def act(self, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, is_warm_up: bool) -> np.ndarray:
+    def act(self, inputs: Sequence[np.ndarray], is_warm_up: bool) -> np.ndarray:
         """
-        :param observation: shape (n_envs, obs_dim)
-        :param achieved_goal: shape (n_envs, goal_dim)
-        :param goal: shape (n_envs, goal_dim)
+        :param inputs: observation, achieved and desired goal, shapes (n_envs, dim); without goals only the observation
         :param is_warm_up: whether to take random actions
         :return: actions scaled to [-1, 1], shape (n_envs, action_dim)
         """
@@ -47,15 +45,16 @@ class Agent(Protocol):
     def fields(self) -> dict[str, np.ndarray]:
         """:return: other values for the buffer's rows of this step, by field, shapes (n_envs, dim)"""
 
-    def step(self, next_achieved_goal: np.ndarray, dones: Sequence[bool]) -> np.ndarray:
+    def step(self, next_inputs: Sequence[np.ndarray], dones: Sequence[bool]) -> np.ndarray | None:
         """
-        :param next_achieved_goal: shape (n_envs, goal_dim)
+        :param next_inputs: next observation and achieved goal, shapes (n_envs, dim); without goals only the next observation
         :param dones: whether the episodes ended, shape (n_envs,)
-        :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
+        :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,); ``None`` without
+            a hierarchy
         """
 
     def statistics(self) -> list[float]:
-        """:return: sums over the segments since the last call, for the learner's log"""
+        """:return: sums over the steps since the last call, for the learner's log"""
 
 
 class Writer(Protocol):
@@ -129,7 +128,7 @@ class Report(NamedTuple):
     n_steps: int  # over all of its environments
     version: int  # version of the weights that it acted with
     episodes: list[tuple[int, dict[str, Any]]]  # environment and info of each episode that ended
-    statistics: list[float]  # sums over segments, see Agent.statistics
+    statistics: list[float]  # see Agent.statistics
     attributes: Attributes | None = None  # of the first of all environments, from the worker that steps it
 
 
@@ -151,7 +150,7 @@ class Worker:
     def __init__(
         self,
         envs: Sequence[gym.Env],
-        observations: Sequence[dict[str, np.ndarray] | None],
+        observations: Sequence[Any],
         first_env: int,
         n_envs: int,
         task: CollectTask,
@@ -176,25 +175,30 @@ class Worker:
 
         self._staging = np.zeros((n, config.flush_size, task.row_dim), dtype=np.float32)
         self._episode_ends = np.zeros((n, config.flush_size), dtype=bool)
-        self._segment_ends = np.zeros((n, config.flush_size), dtype=bool)
+        self._segment_ends: np.ndarray | None = None  # without a hierarchy
         self._episodes: list[tuple[int, dict[str, Any]]] = []
         self.n_staged = 0
 
         # The fields of an observation come first in a row
-        self._current = np.zeros((n, columns["desired_goal"].stop), dtype=np.float32)
-        self._inputs = [self._current[:, columns[key]] for key in ("observation", "achieved_goal", "desired_goal")]
+        self._has_goals = "desired_goal" in columns
+        self._keys = GOAL_KEYS if self._has_goals else ("observation",)
+        self._current = np.zeros((n, columns[self._keys[-1]].stop), dtype=np.float32)
+        self._inputs = [self._current[:, columns[key]] for key in self._keys]
+        next_fields = ("next_observation", "next_achieved_goal") if self._has_goals else ("next_observation",)
+        self._next_columns = [columns[field] for field in next_fields]
         self._action_border = ActionBorder(task.action_space)
-        self.observations: list[dict[str, np.ndarray]] = []
+        self.observations: list[Any] = []
         for i, (env, observation) in enumerate(zip(envs, observations, strict=True)):
             if observation is None:
                 observation, _ = env.reset(seed=int(seeds.spawn(1)[0].generate_state(1)[0]))
             self.observations.append(observation)
             self._set_current(i, observation)
 
-    def _set_current(self, i: int, observation: dict[str, np.ndarray]) -> None:
-        for key, part in zip(("observation", "achieved_goal", "desired_goal"), self._inputs, strict=True):
+    def _set_current(self, i: int, observation: Any) -> None:
+        values = observation if self._has_goals else {"observation": observation}
+        for key, part in zip(self._keys, self._inputs, strict=True):
             # The assignment converts the type: `flatten` would convert it twice
-            part[i] = np.asarray(observation[key]).ravel()
+            part[i] = np.asarray(values[key]).ravel()
 
     @property
     def is_full(self) -> bool:
@@ -210,8 +214,7 @@ class Worker:
                 self._agent.refresh()
         agent, columns = self._agent, self._task.columns
         rows = self._staging[:, self.n_staged]
-        observation, achieved_goal, goal = self._inputs
-        scaled = agent.act(observation, achieved_goal, goal, self.rounds < self._task.warm_up_rounds)
+        scaled = agent.act(self._inputs, self.rounds < self._task.warm_up_rounds)
         rows[:, : self._current.shape[1]] = self._current
         rows[:, columns["action"]] = scaled
         for field, value in agent.fields().items():
@@ -219,9 +222,12 @@ class Worker:
         actions = self._action_border.unflatten(scaled)
         dones = [self._step_env(i, env, actions[i], rows[i]) for i, env in enumerate(self._envs)]
         self._episode_ends[:, self.n_staged] = dones
-        segment_ends = agent.step(rows[:, columns["next_achieved_goal"]], dones)
-        rows[:, columns["segment_end"]] = segment_ends[:, None]
-        self._segment_ends[:, self.n_staged] = segment_ends != SegmentEnd.NONE
+        segment_ends = agent.step([rows[:, part] for part in self._next_columns], dones)
+        if segment_ends is not None:
+            rows[:, columns["segment_end"]] = segment_ends[:, None]
+            if self._segment_ends is None:
+                self._segment_ends = np.zeros_like(self._episode_ends)
+            self._segment_ends[:, self.n_staged] = segment_ends != SegmentEnd.NONE
         self.n_staged += 1
         self.rounds += 1
         self._since_sync += len(self._envs)
@@ -229,12 +235,15 @@ class Worker:
     def _step_env(self, i: int, env: gym.Env, action: np.ndarray, row: np.ndarray) -> bool:
         columns = self._task.columns
         observation, reward, terminated, truncated, info = env.step(action)
-        row[columns["next_observation"]] = np.asarray(observation["observation"]).ravel()
-        row[columns["next_achieved_goal"]] = np.asarray(observation["achieved_goal"]).ravel()
+        if self._has_goals:
+            row[columns["next_observation"]] = np.asarray(observation["observation"]).ravel()
+            row[columns["next_achieved_goal"]] = np.asarray(observation["achieved_goal"]).ravel()
+            row[columns["failed"]] = is_failure(terminated, info)
+        else:
+            row[columns["next_observation"]] = np.asarray(observation).ravel()
         row[columns["reward"]] = reward
         done = bool(terminated or truncated)
         row[columns["terminated"]] = terminated if self._task.handle_timeout_termination else done
-        row[columns["failed"]] = is_failure(terminated, info)
         if done:
             info["TimeLimit.truncated"] = truncated and not terminated
             self._episodes.append((self._first_env + i, {key: info[key] for key in EPISODE_KEYS if key in info}))
@@ -249,7 +258,8 @@ class Worker:
         for i, writer in enumerate(self._writers):
             rows = self._staging[i, :n]
             check_finite(rows, self._task.columns)
-            writer.write(rows, self._episode_ends[i, :n], self._segment_ends[i, :n])
+            segment_ends = None if self._segment_ends is None else self._segment_ends[i, :n]
+            writer.write(rows, self._episode_ends[i, :n], segment_ends)
         episodes, self._episodes, self.n_staged = self._episodes, [], 0
         attributes = plain_attributes(self._envs[0]) if self._first_env == 0 else None
         return Report(n * len(self._envs), self._version, episodes, self._agent.statistics(), attributes)

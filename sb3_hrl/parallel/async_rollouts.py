@@ -2,14 +2,13 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
@@ -17,12 +16,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.shards import Shards
 from sb3_hrl.common.twin import Attributes
-from sb3_hrl.hddpg.exploration import WorkerAgent
-from sb3_hrl.hddpg.inference import PolicySnapshot
-from sb3_hrl.hddpg.segments import SegmentStatistics
 from sb3_hrl.parallel.collector import Collector
 from sb3_hrl.parallel.serial import SerialCollector
-from sb3_hrl.parallel.worker import CollectTask, Report
+from sb3_hrl.parallel.worker import Agent, CollectTask, Report
 
 # Seconds to sleep while there are no new steps
 _NAP = 0.001
@@ -30,15 +26,16 @@ _NAP = 0.001
 _LEAD_BLOCKS = 2
 
 
-def collector_of(env: VecEnv) -> Collector:
+def collector_of(env: VecEnv, uses_rewards: bool = False) -> Collector:
     """
     :param env: the training environment
+    :param uses_rewards: whether the algorithm learns from the environment's rewards, so that a wrapper must not change them
     :return: its collector
-    :raises ValueError: if there is none, or if a wrapper around it changes observations
+    :raises ValueError: if there is none, or if a wrapper around it changes observations or rewards
     """
     inner = env
     while isinstance(inner, VecEnvWrapper):
-        if not (isinstance(inner, VecNormalize) and not inner.norm_obs):
+        if uses_rewards or not (isinstance(inner, VecNormalize) and not inner.norm_obs):
             raise ValueError(
                 f"`async_collection=True` bypasses {type(inner).__name__}, because workers step their environments "
                 "themselves: wrap the single environments instead (`wrapper_class` of make_vec_env, `env_wrapper` in the "
@@ -74,21 +71,49 @@ class Untaken:
     episodes: tuple[tuple[int, dict[str, Any]], ...] = ()  # environment and info of each episode that ended
 
 
-def collect_task(
-    snapshot: PolicySnapshot, buffer: SharedMemoryReplayBuffer, action_noise: ActionNoise | None, n_warm_up: int
-) -> CollectTask:
+class RolloutStatistics(Protocol):
+    """The learner's sums of what workers report, see :meth:`Agent.statistics`."""
+
+    def add(self, sums: Sequence[float]) -> None:
+        """
+        :param sums: from a worker's report
+        """
+
+    def log(self, logger: Logger) -> None:
+        """
+        :param logger: the logger for means since the last call
+        """
+
+
+class NoStatistics:
+    """For agents that report none."""
+
+    def add(self, sums: Sequence[float]) -> None:
+        """Does nothing."""
+
+    def log(self, logger: Logger) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True)
+class Acting:
+    """What an algorithm sends to the workers, and what it logs of their reports."""
+
+    agent: Agent  # acts in the workers
+    write_weights: Callable[[np.ndarray], None]  # writes the agent's current weights into an array, see `Collector.publish`
+    statistics: RolloutStatistics
+
+
+def collect_task(agent: Agent, buffer: SharedMemoryReplayBuffer, n_warm_up: int) -> CollectTask:
     """
-    :param snapshot: a copy of the learner's policy for acting
+    :param agent: acts in the workers
     :param buffer: the replay buffer that stores the steps
-    :param action_noise: noise on the low level's actions, replaces its ``noise_std``
     :param n_warm_up: number of random environment steps at the start, over all environments
     :return: the task of the workers
     """
-    noise = getattr(action_noise, "base_noise", action_noise)
-    goal_dim = buffer.columns["subgoal"].stop - buffer.columns["subgoal"].start
     assert isinstance(buffer.action_space, spaces.Box)
     return CollectTask(
-        agent=WorkerAgent(snapshot, goal_dim, buffer.action_dim, noise),
+        agent=agent,
         columns=buffer.columns,
         row_dim=buffer.shards.row_dim,
         action_space=buffer.action_space,
@@ -105,7 +130,7 @@ class AsyncRollouts:
     :param collector: the environments
     :param shards: shards of the replay buffer, for the steps
     :param task: task of the workers
-    :param write_weights: writes the policy's weights into an array, see :meth:`~sb3_hrl.parallel.collector.Collector.publish`
+    :param acting: the algorithm's part
     :param n_steps: number of steps that the workers take in this run, over all environments
     :param untaken: steps in the buffer that were not processed before
     :param n_updates: number of gradient steps before the first weights
@@ -117,7 +142,7 @@ class AsyncRollouts:
         collector: Collector,
         shards: Shards,
         task: CollectTask,
-        write_weights: Callable[[np.ndarray], None],
+        acting: Acting,
         n_steps: int,
         untaken: Untaken,
         n_updates: int,
@@ -128,8 +153,8 @@ class AsyncRollouts:
                 f"`flush_size` ({flush_size}) must not exceed the number of steps that the buffer stores per environment "
                 f"({shards.capacity}): raise `buffer_size`."
             )
-        self._collector, self._shards, self._write_weights = collector, shards, write_weights
-        self.statistics: SegmentStatistics = SegmentStatistics()
+        self._collector, self._shards = collector, shards
+        self._write_weights, self.statistics = acting.write_weights, acting.statistics
         self._n_envs: int = collector.num_envs
         self._block: int = flush_size * self._n_envs
         self._n_total: int = n_steps
@@ -147,7 +172,7 @@ class AsyncRollouts:
         self.attributes: Attributes | None = None  # of the first environment, from its last report
         self._no_infos: list[dict[str, Any]] = [{} for _ in range(self._n_envs)]
         self._no_dones: np.ndarray = np.zeros(self._n_envs, dtype=bool)
-        collector.start_collecting(task, shards, write_weights)
+        collector.start_collecting(task, shards, self._write_weights)
         self._grant()
 
     @property
