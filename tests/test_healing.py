@@ -56,7 +56,7 @@ def part(observations: Any, env: int) -> Any:
     return {key: value[env] for key, value in observations.items()} if isinstance(observations, dict) else observations[env]
 
 
-def assert_cut(env: int, last: Any, step: Any, reward: float | None = 0.0) -> None:
+def assert_cut(env: int, last: Any, step: Any, reward: float | None = None) -> None:
     """The step ended the episode of an environment with the last observation."""
     _, rewards, dones, infos = step
     assert dones[env]
@@ -202,11 +202,12 @@ def test_an_exception_costs_an_episode(make_env, tmp_path):
     env = make_env([PointEnv, faulty("raise", 3, tmp_path / "once")])
     env.reset()
     for _ in range(2):
-        last = env.step(ACTIONS)[0]
+        last, rewards, _, _ = env.step(ACTIONS)
     with pytest.warns(RuntimeWarning, match="the robot fell over") as caught:
         step = env.step(ACTIONS)
     assert "conftest.py" in str(caught[0].message), "the traceback is that of the environment"
-    assert_cut(1, last, step)
+    assert rewards[1] == -1.0, "with 0, the step would look like a success"
+    assert_cut(1, last, step, reward=rewards[1])
     assert step[2].tolist() == [False, True]
 
 

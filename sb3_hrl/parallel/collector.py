@@ -353,7 +353,7 @@ class ParallelCollector(HealingVecEnv):
         if self.closed:
             return None, reports
         observations: list[Any] = [observation for handle in self._handles for observation in handle.observations or []]
-        self._observations = observations
+        self._observations, self._rewards = observations, [0.0] * self.num_envs
         return _stack_obs(observations, self.observation_space), reports
 
     def close(self) -> None:

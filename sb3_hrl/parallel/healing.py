@@ -43,6 +43,8 @@ class HealingVecEnv(CollectingVecEnv):
         self._heals = False
         # Last observation of each environment, from the worker: the caller may change the arrays that it gets
         self._observations: Sequence[Any] | None = None
+        # Last reward of each environment in its running episode
+        self._rewards = [0.0] * n_envs
         # First observation and info of environments in new workers, until a step tells that the old episode is over
         self._renewed: dict[int, tuple[Any, dict[str, Any]]] = {}
         # Number of steps of each new worker, until they suffice
@@ -85,6 +87,7 @@ class HealingVecEnv(CollectingVecEnv):
         elif self._recovering:
             self._count_recovery()
         self._observations, rewards, dones, infos, self.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
+        self._rewards = [0.0 if done else reward for reward, done in zip(rewards, dones, strict=True)]
         stacked = _stack_obs(self._observations, self.observation_space)
         return stacked, np.stack(rewards), np.stack(dones), infos  # type: ignore[return-value]
 
@@ -106,6 +109,7 @@ class HealingVecEnv(CollectingVecEnv):
                 results[env] = first
         self._renewed = {}
         self._observations, self.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
+        self._rewards = [0.0] * self.num_envs
         # Seeds and options are only used once
         self._reset_seeds()
         self._reset_options()
@@ -192,9 +196,9 @@ class HealingVecEnv(CollectingVecEnv):
         :return: result of a step in which the episode ends, because the worker was replaced
         """
         if result is None:
-            # The caller has to get a step: it is one in which nothing happens
+            # The caller has to get a step: it is one in which nothing happens. A reward of 0 could mean success
             last = observation if self._observations is None else self._observations[env]
-            result = last, 0.0, False, {}, None
+            result = last, self._rewards[env], False, {}, None
         last, reward, done, info, _ = result
         if not done:
             info |= {"terminal_observation": last, "TimeLimit.truncated": True}
