@@ -1,15 +1,31 @@
-"""Small agents, a buffer that is filled by hand, and environments that need subgoals."""
+"""Small agents, a callback that counts, a buffer that is filled by hand, and environments that need subgoals."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import point_vec_env
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_hrl import HierarchicalDDPG
 from sb3_hrl.common.subgoals import N_MISSED, SegmentEnd, SubgoalBounds
 from sb3_hrl.hddpg.choosers import HighNoise, Situation, SubgoalDecision, choose_subgoals
 from sb3_hrl.hddpg.inference import NumpyPolicy
+
+
+class Counter(BaseCallback):
+    """Counts its calls, and stops the run at a certain number."""
+
+    def __init__(self, stop_at: int = -1):
+        super().__init__()
+        self.stop_at, self.n_done, self.steps = stop_at, 0, []
+
+    def _on_step(self) -> bool:
+        self.steps.append(self.num_timesteps)
+        self.n_done += int(np.sum(self.locals["dones"]))
+        for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
+            assert done == ("episode" in info)
+        return self.n_calls != self.stop_at
 
 
 def make_model(small: dict[str, Any], env: Any = None, **kwargs: Any) -> HierarchicalDDPG:

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from agents import Counter
 from conftest import PointEnv, point_env_fn
 from gymnasium import spaces
 from sb3_contrib import TQC, CrossQ
@@ -57,19 +58,6 @@ def make_model():
 
 def weights(model: Any) -> np.ndarray:
     return np.concatenate([tensor.numpy().ravel() for tensor in model.policy.state_dict().values()])
-
-
-class Counter(BaseCallback):
-    """Counts its calls, and stops the run at a certain number."""
-
-    def __init__(self, stop_at: int = -1):
-        super().__init__()
-        self.stop_at, self.n_done, self.steps = stop_at, 0, []
-
-    def _on_step(self) -> bool:
-        self.steps.append(self.num_timesteps)
-        self.n_done += int(np.sum(self.locals["dones"]))
-        return self.n_calls != self.stop_at
 
 
 # ------------------------------------------------------------------ the contract

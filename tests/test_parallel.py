@@ -7,6 +7,7 @@ import zipfile
 import gymnasium as gym
 import numpy as np
 import pytest
+from agents import Counter
 from conftest import PointEnv, point_env_fn, point_vec_env
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,21 +42,6 @@ def make_model(small):
     yield make
     for env in envs:
         env.close()
-
-
-class Counter(BaseCallback):
-    """Counts its calls, and stops the run at a certain number."""
-
-    def __init__(self, stop_at: int = -1):
-        super().__init__()
-        self.stop_at, self.n_done, self.steps = stop_at, 0, []
-
-    def _on_step(self) -> bool:
-        self.steps.append(self.num_timesteps)
-        self.n_done += int(np.sum(self.locals["dones"]))
-        for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
-            assert done == ("episode" in info)
-        return self.n_calls != self.stop_at
 
 
 # ----------------------------------------------------------------- as a VecEnv

@@ -27,8 +27,6 @@ OWN_COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("sb3_hrl.zoo.commands.export", "export an agent as an ONNX file"),
     "watch": ("sb3_hrl.zoo.commands.watch", "make a GIF or MP4 of an agent with its subgoals, or a map of its maze"),
 }
-
-
 # Packages by the extra that installs them
 EXTRAS = {"matplotlib": "visual", "PIL": "visual", "imageio": "visual", "tensorboard": "plots", "onnx": "export"}
 
