@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from agents import WITHOUT_STEPS, choose, fill, float32, made_by, make_model, missed_ways, with_bounds
-from conftest import point_env_fn, point_vec_env
+from conftest import PointEnv, point_env_fn, point_vec_env
 
 from sb3_hrl import HierarchicalDDPG, SerialCollector
 from sb3_hrl.common.subgoals import is_reached
@@ -31,6 +31,8 @@ from sb3_hrl.hddpg.planners.landmarks import (
 
 def test_farthest_points_by_hand():
     assert farthest_points(np.array([[0.0], [1.0], [2.0], [10.0], [5.5]]), 4).tolist() == [0, 3, 4, 2]
+    twice = np.array([[0.0], [1.0], [0.0], [1.0], [1.0]])
+    assert farthest_points(twice, 4, at_least=4).tolist() == [0, 1], "points that coincide are one landmark"
 
 
 @pytest.mark.parametrize("gamma", [0.9, 0.99])
@@ -332,6 +334,20 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
 
 
 # --------------------------------------------------------------- a planner of one's own
+
+
+class RestingEnv(PointEnv):
+    """The achieved goal is the position of an object that never moves."""
+
+    def _obs(self) -> dict[str, np.ndarray]:
+        return super()._obs() | {"achieved_goal": np.array([0.5, 0.5])}
+
+
+def test_landmarks_of_an_object_that_nobody_has_moved():
+    size = dict(learning_starts=20, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=1000, seed=0)
+    often = dict(planner_kwargs=dict(update_interval=50))
+    model = HierarchicalDDPG("MultiInputPolicy", RestingEnv(), **size, **often).learn(100)
+    assert model.policy.numpy_policy().planner.n_landmarks == 1
 
 
 class CentrePlanner:

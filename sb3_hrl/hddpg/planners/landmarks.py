@@ -310,15 +310,17 @@ def farthest_points(points: np.ndarray, n: int, spacing: float = 0.0, at_least: 
     :param points: shape (m, dim), m at least ``n``
     :param n: maximum number of points to choose
     :param spacing: minimum distance between two of them
-    :param at_least: number of points to choose even if they are closer to each other
+    :param at_least: number of points to choose even if they are closer to each other, unless they coincide
     :param first: index of the first point
-    :return: indices of the chosen points, shape (n,) or shorter
+    :return: indices of the chosen points, which are all different, shape (n,) or shorter
     """
     chosen = np.empty(n, dtype=np.int64)
     distances = np.full(len(points), np.inf)
     for i in range(n):
         chosen[i] = first if i == 0 else distances.argmax()
-        if i >= at_least and distances[chosen[i]] < spacing * spacing:
+        apart = distances[chosen[i]]
+        # All points may coincide: an object that nobody has touched yet
+        if apart == 0.0 or (i >= at_least and apart < spacing * spacing):
             return chosen[:i]
         distances = np.minimum(distances, np.square(points - points[chosen[i]]).sum(axis=1))
     return chosen
