@@ -15,7 +15,15 @@ from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.subgoals import SubgoalBounds
 from sb3_hrl.common.type_aliases import Transitions
 from sb3_hrl.hddpg.batch_source import BatchSource, LowBatchMaker, batch_tensors, write_tensors
-from sb3_hrl.hddpg.relabeling import high_batch, low_batch, relative_distance, terminate_with_penalty, without_trivial
+from sb3_hrl.hddpg.relabeling import (
+    MOST_TRIVIAL,
+    high_batch,
+    low_batch,
+    relative_distance,
+    share_to_keep,
+    terminate_with_penalty,
+    without_trivial,
+)
 from sb3_hrl.parallel.serial import SerialCollector
 
 
@@ -219,6 +227,28 @@ def test_trivial_targets_are_left_out(small, keep_prob):
     assert (offsets[:48] < 0.41).all()
     assert (offsets[48:] == 5.0).all(), "commanded ones stay, clipped here"
     assert (offsets[:48] > 0.15).all() == (keep_prob == 0.0)
+
+
+def test_at_most_half_of_the_targets_are_trivial_by_default(small):
+    """As above, with hindsight over two or three steps: a half or a third of the targets are trivial."""
+    shares = {}
+    for window in (1, 2, 4):
+        model = with_bounds(make_model(small, low_kwargs=dict(n_sampled_goal=3, hindsight_window=window)), radius=1.0)
+        fill(model, subgoal=(7.0, 0.0))
+        shares[window] = (low(model, 1024).inputs[:768, -2] < 0.151).float().mean().item()
+    assert shares[1] == 1.0, "there is nothing else"
+    assert shares[2] == pytest.approx(0.5, abs=0.05)
+    assert shares[4] < 0.5
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9, 0.99])
+def test_the_share_of_trivial_targets_to_keep(share):
+    kept = share_to_keep(share)
+    dropped = share * (1.0 - kept)
+    # Each dropped entry becomes a random one of those that are left
+    trivial = share * kept + dropped * share * kept / (1.0 - dropped)
+    assert trivial == pytest.approx(MOST_TRIVIAL)
+    assert share_to_keep(0.3) == 1.0
 
 
 def test_relative_subgoals_stay_where_they_are(small):
