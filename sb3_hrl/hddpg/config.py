@@ -180,8 +180,8 @@ class LevelConfig:
     :param random_target_prob: (low level) share of the batch with uniformly random subgoals, taken from the share without
         hindsight: hindsight never shows targets that are out of reach, such as those behind a wall
     :param trivial_target_prob: (low level) probability of keeping a sampled step whose target in hindsight was reached before
-        the step; below 1, other steps replace those that are dropped. ``None``: so low that these are at most half of the
-        steps in hindsight. They are nearly all of them if the goal is the position of an object that rarely moves
+        the step; below 1, other steps replace those that are dropped. ``None``: so low that these are at most three
+        quarters of the steps in hindsight. They are nearly all if the goal is the position of an object that rarely moves
     :param oracle: (low level) a function that acts instead of the low level, which then does not learn; maps observations,
         achieved goals and subgoals, each of shape (n, dim), to actions scaled to [-1, 1], shape (n, action_dim)
     :param imitation: (high level) weight of the squared distance between the actor's subgoals and the planner's waypoints in

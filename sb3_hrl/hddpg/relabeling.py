@@ -14,7 +14,7 @@ from sb3_hrl.hddpg.policies import HierarchicalPolicy
 _OVERSAMPLING = 4
 
 # Maximum share of trivial targets among the low level's targets in hindsight
-MOST_TRIVIAL = 0.5
+MOST_TRIVIAL = 0.75
 
 # Number of steps of a segment that are compared with the goal
 _N_VISITED = 16
