@@ -106,7 +106,7 @@ def test_members_of_landmarks_lie_around_them():
 class WalledReach:
     """A low level that needs 25 steps per unit; a wall at x = 0 has a gap above y = 1."""
 
-    horizon, threshold, radius = 30.0, 0.1, 1.2
+    horizon, threshold, radius, goal_weights = 30.0, 0.1, 1.2, float32(1.0, 1.0)
 
     @property
     def longest_edge(self) -> float:

@@ -132,7 +132,7 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
         imitated=None if policy.config.planner is None else segments.planned.float()[:, None],
     )
     if hindsight.trivial_segment_prob < 1.0:
-        moved = (segments.next_achieved_goals - segments.achieved_goals).norm(dim=1)
+        moved = (policy.goal_weights * (segments.next_achieved_goals - segments.achieved_goals)).norm(dim=1)
         is_trivial = (moved < 0.5 * policy.subgoal_threshold) & (dones == 0.0)
         rows = without_trivial(is_trivial, hindsight.trivial_segment_prob)
         batch = Transitions(*(None if tensor is None else tensor[rows] for tensor in batch))  # type: ignore[arg-type]

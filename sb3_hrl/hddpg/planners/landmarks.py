@@ -179,7 +179,7 @@ class LandmarkPlanner:
         :return: number of steps from the border of a landmark's tolerance to the landmark. A value ends at the border, but the
             next edge starts at the landmark. Without these steps, the path with the most landmarks looks like the shortest one
         """
-        ways = np.linalg.norm(landmarks[:, None] - landmarks, axis=2) - reach.threshold
+        ways = np.linalg.norm(reach.goal_weights * (landmarks[:, None] - landmarks), axis=2) - reach.threshold
         is_long = np.isfinite(steps) & (ways > reach.threshold)
         if not is_long.any():
             return np.float32(0.0)
@@ -191,7 +191,7 @@ class LandmarkPlanner:
         segments = buffer.sample_high(self.config.n_visited, n_sampled_goal=0, max_steps=1)
         tensors = (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals, segments.ends, segments.failed)
         starts, subgoals, last, ends, failed = (tensor.cpu().numpy() for tensor in tensors)
-        left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (last, starts))
+        left, way = (np.linalg.norm(reach.goal_weights * (subgoals - points), axis=1) for points in (last, starts))
         missed = is_missed(ends == SegmentEnd.REACHED, left, way)
         # If the episode ended first (at its goal or by a time limit), the outcome is unknown; after a failure it is a miss
         is_known = (ends != SegmentEnd.EPISODE_OVER) | failed
