@@ -116,6 +116,8 @@ class GoalTask:
             self.threshold = float(tolerances.min())
             # Not 0, so that points at infinity, which stand for no point at all, are far away
             self.weights[:] = np.maximum(self.threshold / tolerances, _LEAST_WEIGHT)
+            # Probes are not more exact than that
+            self.weights[self.weights > 0.99] = 1.0
 
     def rewards(self, achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
         """

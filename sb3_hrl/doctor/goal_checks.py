@@ -150,7 +150,8 @@ def goal_scales(survey: Survey) -> Finding | None:
         "goal_scales",
         "The entries of the goal have very different ranges, but one distance decides whether a subgoal is reached.",
         f"ranges from {rounded(float(ranges.min()))} to {rounded(float(ranges.max()))}",
-        "Scale the entries of both goals in the same way in a wrapper, so that the tolerance means the same in each.",
+        "Scale the entries of both goals in the same way in a wrapper, or give each entry its own tolerance in the definition "
+        "of success.",
     )
 
 

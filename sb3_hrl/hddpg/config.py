@@ -57,7 +57,7 @@ class SubgoalConfig:
     :param bounds: lower and upper bounds of subgoals, each a float or one per dimension; ``None``: the range of the goals seen
         so far
     :param threshold: maximum Euclidean distance at which a subgoal counts as reached; ``None``: the tolerance of the
-        environment's own success, see :class:`~sb3_hrl.common.goals.GoalTask`
+        environment's own success, for each entry of the goal, see :class:`~sb3_hrl.common.goals.GoalTask`
     :param source: where subgoals come from: ``policy``: the high level; ``goal``: the goal itself (flat DDPG+HER); ``random``:
         a uniform distribution in training, the goal itself in evaluation; or a fixed point in the goal space. The high level
         learns only with ``policy``
