@@ -264,6 +264,13 @@ def test_no_way_is_known(planner):
     assert np.isnan(waypoint(planner, (-0.5, -0.5), (8.0, 8.0))).all()
 
 
+def test_edges_that_change_in_place_are_seen(planner):
+    assert waypoint(planner, (-0.5, -0.5), (0.5, -0.5)) == [-0.5, 0.5]
+    # As after an update of the learner's planner, or when a worker gets new weights
+    planner.steps[:] = np.inf
+    assert np.isnan(waypoint(planner, (-0.5, -0.5), (0.5, -0.5))).all()
+
+
 def test_landmarks_of_a_low_level_without_steps_in_its_values():
     reach, corners = WalledReach(), float32((0, 0), (0, 1), (1, 1), (2, 1))
     reach.radius, reach.horizon = 1.01, 20.0
