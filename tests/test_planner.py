@@ -20,6 +20,7 @@ from sb3_hrl.hddpg.planners import PLANNERS, LandmarkConfig
 from sb3_hrl.hddpg.planners.landmarks import (
     LandmarkPlanner,
     costs_to_go,
+    edges_of,
     failed_edges,
     farthest_points,
     hit_rates,
@@ -60,8 +61,8 @@ def test_steps_are_those_of_the_mean_value_of_the_most_pessimistic_critic(small)
 def test_costs_to_go_by_hand():
     inf = np.inf
     steps = np.array([[0.0, 1.0, 9.0, inf], [inf, 0.0, 2.0, inf], [1.0, inf, 0.0, inf], [1.0, inf, inf, 0.0]])
-    assert costs_to_go(steps, np.array([inf, inf, 3.0, inf])).tolist() == [6.0, 5.0, 3.0, 7.0]
-    assert np.isinf(costs_to_go(steps, np.array([inf, inf, inf, 1.0]))).tolist() == [True, True, True, False]
+    assert costs_to_go(edges_of(steps), np.array([inf, inf, 3.0, inf])).tolist() == [6.0, 5.0, 3.0, 7.0]
+    assert np.isinf(costs_to_go(edges_of(steps), np.array([inf, inf, inf, 1.0]))).tolist() == [True, True, True, False]
 
 
 def test_edges_that_failed():
@@ -263,6 +264,13 @@ def test_landmarks_on_the_way_do_not_make_it_shorter():
 
 def test_no_way_is_known(planner):
     assert np.isnan(waypoint(planner, (-0.5, -0.5), (8.0, 8.0))).all()
+
+
+def test_edges_that_change_in_place_are_seen(planner):
+    assert waypoint(planner, (-0.5, -0.5), (0.5, -0.5)) == [-0.5, 0.5]
+    # As after an update of the learner's planner, or when a worker gets new weights
+    planner.steps[:] = np.inf
+    assert np.isnan(waypoint(planner, (-0.5, -0.5), (0.5, -0.5))).all()
 
 
 def test_landmarks_of_a_low_level_without_steps_in_its_values():
