@@ -8,7 +8,7 @@ import pytest
 from conftest import PointEnv, point_vec_env
 from gymnasium import spaces
 from sb3_contrib import TQC
-from stable_baselines3 import DDPG, SAC, TD3
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -144,7 +144,7 @@ def test_rewards_are_normalised_before_they_are_added_up():
     assert buffer.sample(50, env).rewards.max() == pytest.approx(0.5 * (1 + GAMMA + GAMMA**2))
 
 
-@pytest.mark.parametrize("algorithm", [DDPG, TD3, SAC, TQC])
+@pytest.mark.parametrize("algorithm", [TD3, TQC])
 def test_sb3_learns_from_them(algorithm):
     small: Any = dict(learning_starts=20, batch_size=16, policy_kwargs=dict(net_arch=[8]), buffer_size=1000, seed=0)
     kwargs = dict(compute_reward=PointEnv().compute_reward, n_steps=3, gamma=0.95)

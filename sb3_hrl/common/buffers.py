@@ -28,7 +28,7 @@ class _Path(NamedTuple):
 
     lengths: np.ndarray  # number of steps, shape (n,)
     rewards: np.ndarray  # stored rewards, shape (n, n_steps)
-    achieved: np.ndarray  # goals after the steps of the first returns, which are virtual, shape (n_hindsight, n_steps, goal_dim)
+    achieved: np.ndarray  # goals after the steps of virtual returns, shape (n_hindsight, n_steps, goal_dim)
 
 
 class SharedMemoryReplayBuffer(StepStorage):
@@ -45,8 +45,9 @@ class SharedMemoryReplayBuffer(StepStorage):
     contains only the stored steps.
 
     The buffer also works with SB3's own algorithms (``DDPG(..., replay_buffer_class=SharedMemoryReplayBuffer)``): with
-    goal-conditioned environments, and hindsight if ``compute_reward`` is given, or with a Box observation space (images take
-    four bytes per value). The desired goal of a step is also used for its next observation.
+    goal-conditioned environments, and hindsight if ``compute_reward`` is given, or with a Box observation space, where whole
+    numbers of one or two bytes, such as images, are stored in their own dtype. The desired goal of a step is also used for its
+    next observation.
     ``compute_reward`` belongs to an environment and is not pickled: set it again after ``load_replay_buffer``, otherwise
     :meth:`sample` raises an error.
 
@@ -322,7 +323,7 @@ class SharedMemoryReplayBuffer(StepStorage):
 
         def tensors(prefix: str) -> Any:
             if not self.has_goals:
-                values = rows[:, columns[f"{prefix}observation"]].reshape(-1, *self.observation_space.shape)  # type: ignore
+                values = self._values(rows, f"{prefix}observation").reshape(-1, *self.observation_space.shape)  # type: ignore
                 return self.to_torch(self._normalize_obs(values, env))  # type: ignore[arg-type]
             obs = {
                 "observation": rows[:, columns[f"{prefix}observation"]],
@@ -347,8 +348,8 @@ class SharedMemoryReplayBuffer(StepStorage):
         self, rows: np.ndarray, shards: np.ndarray | int, steps: np.ndarray, goal_steps: np.ndarray, view: View
     ) -> _Path:
         """
-        Follow the episodes of rows for up to ``n_steps`` steps. What comes after the first step is replaced by what comes after
-        the last one, in place.
+        Follow the episodes of rows for up to ``n_steps`` steps. What comes after the first step is replaced by what comes
+        after the last one, in place.
 
         :param rows: packed rows, shape (n, row_dim); copies, not the storage
         :param shards: shards of the rows, shape (n,), or the number of the only shard
@@ -372,9 +373,9 @@ class SharedMemoryReplayBuffer(StepStorage):
 
     def _reward_virtual(self, rows: np.ndarray, path: _Path | None) -> None:
         """
-        Compute the rewards of virtual transitions, in place: r_t = reward(s_{t+1}, g), for the goal achieved after the step, and
-        the new goal. They are computed in this process: ``env_method`` would cost a round trip, and interfere with a pending
-        step of asynchronous workers.
+        Compute the rewards of virtual transitions, in place: r_t = reward(s_{t+1}, g), for the goal achieved after the step,
+        and the new goal. They are computed in this process: ``env_method`` would cost a round trip, and interfere with a
+        pending step of asynchronous workers.
 
         :param rows: packed rows of the virtual transitions, shape (n, row_dim)
         :param path: steps of n-step returns
@@ -421,7 +422,7 @@ class SharedMemoryReplayBuffer(StepStorage):
         shards = []
         for shard, span in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
             rows = self.shards.between(shard, *span)
-            columns = {field: rows[:, self._columns[field]] for field in fields}
+            columns = {field: self._values(rows, field) for field in fields}
             # Steps of the same episode have the same number here, even if its first steps are not included or were dropped
             columns["episode"] = spans(rows)[:, 0]
             shards.append(columns)

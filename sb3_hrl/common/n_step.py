@@ -18,9 +18,7 @@ def n_step_returns(rewards: np.ndarray, lengths: np.ndarray, gamma: float) -> tu
     return returns, gamma ** lengths[:, None].astype(np.float32)
 
 
-def n_step_ends(
-    steps: np.ndarray, last: np.ndarray, n_steps: int, goal_steps: np.ndarray | None = None
-) -> np.ndarray:
+def n_step_ends(steps: np.ndarray, last: np.ndarray, n_steps: int, goal_steps: np.ndarray | None = None) -> np.ndarray:
     """
     Where returns end: after ``n_steps``, at the end of the episode, or when the goal in hindsight is achieved. The steps after
     that were taken on the way to another goal, so the value of the current policy is the better estimate from there on.
