@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +53,6 @@ TASKS = {
 ALGOS = ["hddpg", "flat", "ddpg", "sac", "tqc"]
 HEAVY_ALGOS = ["hddpg", "flat", "tqc"]
 N_EVALUATIONS = 10
-N_EVAL_ENVS = 20
 
 
 def make_model(algo: str, env_id: str, seed: int, params: dict[str, Any]) -> Any:
@@ -103,59 +101,13 @@ def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, pa
     :return: rows of seed, environment steps, success rate, and seconds of training so far
     """
     import torch as th
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
+    from evaluation import Evaluation
 
     th.set_num_threads(1)
-
-    class Evaluation(BaseCallback):
-        """Evaluates after equal parts of the training. The clock of the training stops meanwhile."""
-
-        def __init__(self, env: VecEnv):
-            super().__init__()
-            self.env, self.rows = env, list[Row]()
-            self.marks = [timesteps * part // N_EVALUATIONS for part in range(1, N_EVALUATIONS + 1)]
-
-        def _on_training_start(self) -> None:
-            self.start = time.monotonic()
-
-        def _on_step(self) -> bool:
-            if self.marks and self.num_timesteps >= self.marks[0]:
-                paused = time.monotonic()
-                while self.marks and self.num_timesteps >= self.marks[0]:
-                    self.marks.pop(0)
-                self.rows.append((seed, self.num_timesteps, self.success_rate(), round(paused - self.start, 1)))
-                print(f"{algo} {env_id} seed {seed}: {self.rows[-1][1:]}", flush=True)
-                self.start += time.monotonic() - paused
-            return True
-
-        def success_rate(self) -> float:
-            if isinstance(self.env, VecNormalize):
-                sync_envs_normalization(self.training_env, self.env)
-            # The same episodes in each evaluation and for each algorithm. Every environment plays its share of them, however
-            # short they are
-            n_envs = self.env.num_envs
-            n_left = (n_episodes + np.arange(n_envs)) // n_envs
-            self.env.seed(seed + 10_000)
-            obs, state, starts, n_successes = self.env.reset(), None, np.ones(n_envs, dtype=bool), 0
-            # SB3's evaluate_policy sets `episode_start` in each step of an environment that has played its share: a planning
-            # agent would plan in each of these steps
-            while n_left.any():
-                action, state = self.model.predict(obs, state=state, episode_start=starts, deterministic=True)
-                obs, _, starts, infos = self.env.step(action)
-                for i in np.flatnonzero(starts & (n_left > 0)):
-                    n_left[i] -= 1
-                    n_successes += bool(infos[i]["is_success"])
-            return n_successes / n_episodes
-
-    model = make_model(algo, env_id, seed, params)
-    eval_env: VecEnv = DummyVecEnv([lambda: make(env_id)] * min(N_EVAL_ENVS, n_episodes))
-    if isinstance(model.get_env(), VecNormalize):
-        eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
-    callback = Evaluation(eval_env)
-    model.learn(timesteps, callback=callback, log_interval=None)
-    eval_env.close()
-    return callback.rows
+    marks = [timesteps * part // N_EVALUATIONS for part in range(1, N_EVALUATIONS + 1)]
+    evaluation = Evaluation(lambda: make(env_id), f"{algo} {env_id}", marks, seed, n_episodes)
+    make_model(algo, env_id, seed, params).learn(timesteps, callback=evaluation, log_interval=None)
+    return evaluation.rows
 
 
 def parse_params(texts: list[str]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ actions, in interleaved rounds of
 - ``off``: ``ParallelCollector(max_restarts=0)``
 
 It also prints the processor time per step, of the learner and the workers, which depends less on other work on the machine.
-``--policy`` also computes the actions with PPO's policy, as PPO does between its updates.
+``--policy`` also computes the actions with PPO's policy, as PPO does between its updates. The environments ``Pixels`` and
+``Vector`` do nothing but return large observations: images of 84 x 84 x 3 bytes, or 10,000 numbers in float32.
 
-    OMP_NUM_THREADS=1 python benchmarks/vec_env_step.py --env CartPole-v1 Pendulum-v1
+    OMP_NUM_THREADS=1 python benchmarks/vec_env_step.py --env CartPole-v1 Pendulum-v1 Pixels Vector
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import torch as th
@@ -29,6 +31,36 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_hrl import ParallelCollector
+
+
+class LargeObservations(gym.Env):
+    """
+    Episodes of 1,000 steps with large observations.
+
+    :param space: observation space
+    """
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, space: gym.spaces.Box):
+        self.observation_space, self._step = space, 0
+        space.seed(0)
+        self._observations = [space.sample() for _ in range(4)]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._step = 0
+        return self._observations[0], {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self._step += 1
+        return self._observations[self._step % 4], 1.0, False, self._step == 1_000, {}
+
+
+LARGE = {
+    "Pixels": lambda: LargeObservations(gym.spaces.Box(0, 255, (84, 84, 3), np.uint8)),
+    "Vector": lambda: LargeObservations(gym.spaces.Box(-1.0, 1.0, (10_000,), np.float32)),
+}
 
 KINDS: dict[str, Callable[..., VecEnv]] = {
     "sb3": SubprocVecEnv,
@@ -81,7 +113,8 @@ def main() -> None:
 
     for env_id in args.env:
         options: dict[str, Any] = dict(seed=0, vec_env_kwargs=dict(start_method=args.start_method))
-        envs = {name: make_vec_env(env_id, args.workers, vec_env_cls=kind, **options) for name, kind in KINDS.items()}
+        env_fn: Any = LARGE.get(env_id, env_id)
+        envs = {name: make_vec_env(env_fn, args.workers, vec_env_cls=kind, **options) for name, kind in KINDS.items()}
         acts = {name: make_act(env, args.policy) for name, env in envs.items()}
         rates: dict[str, list[float]] = {name: [] for name in envs}
         cpu = dict.fromkeys(envs, 0.0)

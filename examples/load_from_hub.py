@@ -2,7 +2,8 @@
 Load a trained agent from the layout of the Hugging Face Hub, here from a local folder and without a network.
 
 For an agent on the Hub, download the file first: ``path = huggingface_sb3.load_from_hub("user/hddpg-FetchReach-v4",
-"hddpg-FetchReach-v4.zip")``. Load only agents that you trust: they are pickles, which can run any code.
+"hddpg-FetchReach-v4.zip")``, with ``TRUST_REMOTE_CODE=True`` in the environment. Load only agents that you trust: they are
+pickles, which can run any code.
 """
 
 import argparse

@@ -202,6 +202,13 @@ class Stretched(PointEnv):
         return obs, float(reward), terminated, truncated, info | {"is_success": bool(reward == 0.0)}
 
 
+class Tolerant(Stretched):
+    """Its tolerance is a thousand times larger for this entry."""
+
+    def compute_reward(self, achieved, desired, info):
+        return super().compute_reward(achieved / [1.0, 1000.0], desired / [1.0, 1000.0], info)
+
+
 def nan_at_times(env, obs, info):
     if env.steps == 15:
         obs["observation"][0] = np.nan
@@ -315,6 +322,7 @@ def test_planted_fault_of_an_environment(name, make, options):
     "make",
     [
         PointEnv,
+        Tolerant,
         lambda: PointEnv(ends_at_success=True),
         lambda: TimeLimit(PointEnv(max_steps=10**9), 30),
         lambda: Rewarded(lambda a, g, info: 1.0 * is_near(a, g)),

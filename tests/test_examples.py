@@ -1,6 +1,7 @@
 """Every command and snippet of the README, every example and every benchmark runs, on a small scale."""
 
 import csv
+import json
 import os
 import re
 import runpy
@@ -149,8 +150,8 @@ def test_a_newcomers_own_environment(tmp_path):
 ARGUMENTS = {"optuna_tuning.py": ["--trials", "2", "--timesteps", "300"]}
 
 # Packages that are not installed with the test tools. Minari needs jax to write a dataset. ogbench may bring a MuJoCo
-# in which the Fetch environments fail
-REQUIRES = {"ogbench_maze.py": ["ogbench"], "minari_dataset.py": ["minari", "jax"]}
+# in which the Fetch environments fail. panda-gym is left out from Python 3.12 on
+REQUIRES = {"ogbench_maze.py": ["ogbench"], "minari_dataset.py": ["minari", "jax"], "panda_gym_reach.py": ["panda_gym"]}
 
 
 def can_render() -> bool:
@@ -202,6 +203,8 @@ print(notebook)
 @pytest.mark.parametrize("notebook", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebooks(notebook, folder):
     assert notebook.stat().st_size < 60_000, "pictures of few pixels"
+    ids = [cell["id"] for cell in json.loads(notebook.read_text())["cells"]]
+    assert len(ids) == len(set(ids)), "ids of cells are unique"
     # The backend of the tests does not show figures
     output = run(["python", "-c", RUN_NOTEBOOK, str(notebook)], folder, env={"TIMESTEPS": "1200", "MPLBACKEND": ""}, cold=True)
     assert "success rate" in output

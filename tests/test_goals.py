@@ -196,6 +196,8 @@ def test_ordinary_goals_are_on_no_sphere():
     assert unit_blocks(np.array([[1.0, 0.0], [0.0, 1.0]])) == [], "by accident"
     angles = np.array([0.3, 2.0, 4.0])
     assert unit_blocks(np.stack([np.cos(angles), np.sin(angles), angles], axis=1)) == [slice(0, 2)]
+    parked = np.stack([0.0 * angles, 0.0 * angles, np.cos(angles), np.sin(angles)], axis=1)
+    assert unit_blocks(parked) == [slice(2, 4)], "a speed of 0 is not a part of the heading"
 
 
 def test_real_numbers_that_never_meet_need_a_threshold():

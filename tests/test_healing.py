@@ -1,6 +1,7 @@
 """A worker that fails while a VecEnv steps in step is replaced: the step goes on, and says that the episode was cut."""
 
 import contextlib
+import functools
 import os
 import signal
 import warnings
@@ -12,12 +13,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import FaultyEnv, PointEnv, point_env_fn, point_vec_env
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor, load_results
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor, VecNormalize
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
+from sb3_hrl.parallel.observation_slots import ObservationSlots
 
 pytestmark = [pytest.mark.timeout(100), pytest.mark.usefixtures("leaves_nothing")]
 
@@ -44,6 +47,31 @@ def faulty(fault: str, at: int, once: Path | None = None) -> Callable[[], gym.En
 def flat(env_fn: Callable[[], gym.Env] = PointEnv) -> Callable[[], gym.Env]:
     """:return: the environment with a Box as observation space"""
     return lambda: gym.wrappers.FlattenObservation(env_fn())
+
+
+class Wide(gym.ObservationWrapper):
+    """Observations of 8,000 bytes and more, which go through shared memory."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        space = env.observation_space
+        if isinstance(space, spaces.Dict):
+            self.observation_space = spaces.Dict({**space.spaces, "observation": self._wide(space["observation"])})
+        else:
+            self.observation_space = self._wide(space)
+
+    @staticmethod
+    def _wide(space: spaces.Box) -> spaces.Box:
+        return spaces.Box(-np.inf, np.inf, (1_000, *space.shape), np.float64)
+
+    def observation(self, observation: Any) -> Any:
+        if isinstance(observation, dict):
+            return {**observation, "observation": self.observation(observation["observation"])}
+        return np.tile(observation, (1_000, 1))
+
+
+def wide(env_fn: Callable[[], gym.Env] = PointEnv) -> Callable[[], gym.Env]:
+    return lambda: Wide(env_fn())
 
 
 def kill(env: ParallelCollector, worker: int = 0) -> None:
@@ -110,7 +138,7 @@ def test_the_hierarchy_goes_on_when_a_worker_is_killed(make_env, small):
     assert model.num_timesteps == model.replay_buffer.n_added == 220
 
 
-@pytest.mark.parametrize("env_fn", [flat(), PointEnv])
+@pytest.mark.parametrize("env_fn", [flat(), PointEnv, wide(), wide(flat())])
 def test_the_episode_of_a_killed_worker_ends_as_truncated(make_env, env_fn):
     env, twin = make_env([env_fn] * 2), point_vec_env(2)
     env.seed(3)
@@ -136,11 +164,12 @@ def test_the_episode_of_a_killed_worker_ends_as_truncated(make_env, env_fn):
 
 
 def _flatten(observation: Any) -> np.ndarray:
-    return np.concatenate(list(observation.values())) if isinstance(observation, dict) else observation
+    return np.concatenate([part.ravel() for part in observation.values()]) if isinstance(observation, dict) else observation
 
 
-def test_all_environments_of_a_worker_are_replaced(make_env):
-    env = make_env([PointEnv] * 4, envs_per_worker=2)
+@pytest.mark.parametrize("env_fn", [PointEnv, wide()])
+def test_all_environments_of_a_worker_are_replaced(make_env, env_fn):
+    env = make_env([env_fn] * 4, envs_per_worker=2)
     env.reset()
     last = env.step(np.tile(ACTIONS, (2, 1)))[0]
     kill(env, 1)
@@ -357,3 +386,54 @@ def test_workers_are_killed_at_random(make_env):
                 n_cut += "worker_restarted" in infos[i]
                 length[i] = 0
     assert n_cut == env.n_restarts > 0
+
+
+@pytest.mark.parametrize("envs_per_worker", [1, 2])
+@pytest.mark.parametrize("env_fn", [wide(), wide(flat())])
+def test_large_observations_are_those_of_subproc_vec_env(make_env, env_fn, envs_per_worker):
+    env, twin = make_env([env_fn] * 2, envs_per_worker=envs_per_worker), SubprocVecEnv([env_fn] * 2, start_method="fork")
+    with contextlib.closing(twin):
+        assert all(remote.read_observation is not None for remote in env.remotes)
+        for each in (env, twin):
+            each.seed(1)
+        np.testing.assert_equal(env.reset(), twin.reset())
+        # Longer than an episode
+        taken = [(env.step(ACTIONS), twin.step(ACTIONS)) for _ in range(25)]
+        # What was returned before is not overwritten
+        for (obs, *_, infos), (expected, *_, expected_infos) in taken:
+            np.testing.assert_equal(obs, expected)
+            np.testing.assert_equal(infos, expected_infos)
+
+
+class OtherType(Wide):
+    """Its observations are not those of its space."""
+
+    def observation(self, observation: Any) -> Any:
+        return super().observation(observation).astype(np.float32)
+
+
+def test_observations_of_another_type_keep_it(make_env):
+    env = make_env([lambda: OtherType(flat()())] * 2)
+    env.reset()
+    obs = env.step(ACTIONS)[0]
+    assert (obs.dtype, obs.shape) == (np.float32, (2, 1_000, 7))
+
+
+def test_a_worker_that_dies_while_it_writes_does_not_change_the_last_observation(make_env, monkeypatch):
+    write = ObservationSlots.write
+
+    def die_in_the_middle(self: ObservationSlots, env: int, observation: Any) -> Any:
+        if observation[0, 2] > 0.12:  # share of the episode: the third step
+            self._arrays[""][env, 1 - self._slots[env], :500] = 7.0
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(self, env, observation)
+
+    # Worker processes are forks of this one
+    monkeypatch.setattr(ObservationSlots, "write", die_in_the_middle)
+    env = make_env([wide(flat()), wide(flat(functools.partial(PointEnv, max_steps=1_000)))])
+    env.reset()
+    for _ in range(2):
+        last = env.step(ACTIONS)[0]
+    with pytest.warns(RuntimeWarning, match="died"):
+        step = env.step(ACTIONS)
+    assert_cut(0, last, step)

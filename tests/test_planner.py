@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from agents import WITHOUT_STEPS, choose, fill, float32, made_by, make_model, missed_ways, with_bounds
-from conftest import point_env_fn, point_vec_env
+from conftest import PointEnv, point_env_fn, point_vec_env
 
 from sb3_hrl import HierarchicalDDPG, SerialCollector
 from sb3_hrl.common.subgoals import is_reached
@@ -20,6 +20,7 @@ from sb3_hrl.hddpg.planners import PLANNERS, LandmarkConfig
 from sb3_hrl.hddpg.planners.landmarks import (
     LandmarkPlanner,
     costs_to_go,
+    edges_of,
     failed_edges,
     farthest_points,
     hit_rates,
@@ -31,6 +32,8 @@ from sb3_hrl.hddpg.planners.landmarks import (
 
 def test_farthest_points_by_hand():
     assert farthest_points(np.array([[0.0], [1.0], [2.0], [10.0], [5.5]]), 4).tolist() == [0, 3, 4, 2]
+    twice = np.array([[0.0], [1.0], [0.0], [1.0], [1.0]])
+    assert farthest_points(twice, 4, at_least=4).tolist() == [0, 1], "points that coincide are one landmark"
 
 
 @pytest.mark.parametrize("gamma", [0.9, 0.99])
@@ -58,8 +61,8 @@ def test_steps_are_those_of_the_mean_value_of_the_most_pessimistic_critic(small)
 def test_costs_to_go_by_hand():
     inf = np.inf
     steps = np.array([[0.0, 1.0, 9.0, inf], [inf, 0.0, 2.0, inf], [1.0, inf, 0.0, inf], [1.0, inf, inf, 0.0]])
-    assert costs_to_go(steps, np.array([inf, inf, 3.0, inf])).tolist() == [6.0, 5.0, 3.0, 7.0]
-    assert np.isinf(costs_to_go(steps, np.array([inf, inf, inf, 1.0]))).tolist() == [True, True, True, False]
+    assert costs_to_go(edges_of(steps), np.array([inf, inf, 3.0, inf])).tolist() == [6.0, 5.0, 3.0, 7.0]
+    assert np.isinf(costs_to_go(edges_of(steps), np.array([inf, inf, inf, 1.0]))).tolist() == [True, True, True, False]
 
 
 def test_edges_that_failed():
@@ -104,7 +107,7 @@ def test_members_of_landmarks_lie_around_them():
 class WalledReach:
     """A low level that needs 25 steps per unit; a wall at x = 0 has a gap above y = 1."""
 
-    horizon, threshold, radius = 30.0, 0.1, 1.2
+    horizon, threshold, radius, goal_weights = 30.0, 0.1, 1.2, float32(1.0, 1.0)
 
     @property
     def longest_edge(self) -> float:
@@ -263,6 +266,13 @@ def test_no_way_is_known(planner):
     assert np.isnan(waypoint(planner, (-0.5, -0.5), (8.0, 8.0))).all()
 
 
+def test_edges_that_change_in_place_are_seen(planner):
+    assert waypoint(planner, (-0.5, -0.5), (0.5, -0.5)) == [-0.5, 0.5]
+    # As after an update of the learner's planner, or when a worker gets new weights
+    planner.steps[:] = np.inf
+    assert np.isnan(waypoint(planner, (-0.5, -0.5), (0.5, -0.5))).all()
+
+
 def test_landmarks_of_a_low_level_without_steps_in_its_values():
     reach, corners = WalledReach(), float32((0, 0), (0, 1), (1, 1), (2, 1))
     reach.radius, reach.horizon = 1.01, 20.0
@@ -332,6 +342,20 @@ def test_landmarks_are_learnt_saved_and_sent_to_workers(small, tmp_path):
 
 
 # --------------------------------------------------------------- a planner of one's own
+
+
+class RestingEnv(PointEnv):
+    """The achieved goal is the position of an object that never moves."""
+
+    def _obs(self) -> dict[str, np.ndarray]:
+        return super()._obs() | {"achieved_goal": np.array([0.5, 0.5])}
+
+
+def test_landmarks_of_an_object_that_nobody_has_moved():
+    size = dict(learning_starts=20, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=1000, seed=0)
+    often = dict(planner_kwargs=dict(update_interval=50))
+    model = HierarchicalDDPG("MultiInputPolicy", RestingEnv(), **size, **often).learn(100)
+    assert model.policy.numpy_policy().planner.n_landmarks == 1
 
 
 class CentrePlanner:

@@ -15,7 +15,15 @@ from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.subgoals import SubgoalBounds
 from sb3_hrl.common.type_aliases import Transitions
 from sb3_hrl.hddpg.batch_source import BatchSource, LowBatchMaker, batch_tensors, write_tensors
-from sb3_hrl.hddpg.relabeling import high_batch, low_batch, relative_distance, terminate_with_penalty, without_trivial
+from sb3_hrl.hddpg.relabeling import (
+    MOST_TRIVIAL,
+    high_batch,
+    low_batch,
+    relative_distance,
+    share_to_keep,
+    terminate_with_penalty,
+    without_trivial,
+)
 from sb3_hrl.parallel.serial import SerialCollector
 
 
@@ -219,6 +227,30 @@ def test_trivial_targets_are_left_out(small, keep_prob):
     assert (offsets[:48] < 0.41).all()
     assert (offsets[48:] == 5.0).all(), "commanded ones stay, clipped here"
     assert (offsets[:48] > 0.15).all() == (keep_prob == 0.0)
+
+
+def test_at_most_three_quarters_of_the_targets_are_trivial_by_default(small):
+    """An episode of 60 steps in which nothing moves, and one of 12 steps."""
+    model = with_bounds(make_model(small, low_kwargs=dict(n_sampled_goal=3)), threshold=0.05)
+    fill(model, n=60, step=0.0)
+    fill(model, n=12)
+    shares = {}
+    for keep_prob in (1.0, None):
+        low_config = replace(model.policy.config.low, trivial_target_prob=keep_prob)
+        model.policy.config = replace(model.policy.config, low=low_config)
+        shares[keep_prob] = (low(model, 4096).inputs[:3072, -2] < 0.051).float().mean().item()
+    assert shares[1.0] > 0.8
+    assert shares[None] == pytest.approx(MOST_TRIVIAL, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.9, 0.99])
+def test_the_share_of_trivial_targets_to_keep(share):
+    kept = share_to_keep(share)
+    dropped = share * (1.0 - kept)
+    # Each dropped entry becomes a random one of those that are left
+    trivial = share * kept + dropped * share * kept / (1.0 - dropped)
+    assert trivial == pytest.approx(MOST_TRIVIAL)
+    assert share_to_keep(0.3) == 1.0
 
 
 def test_relative_subgoals_stay_where_they_are(small):

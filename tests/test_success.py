@@ -5,12 +5,17 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
+from agents import float32
 from conftest import PointEnv, UnjudgedEnv, point_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
 from sb3_hrl.common.goals import EnvGoalTask, check_reward, goal_task_from_env
+from sb3_hrl.common.subgoals import SegmentEnd, is_reached
 from sb3_hrl.common.twin import Twin
+from sb3_hrl.hddpg.export import DecisionModule
+from sb3_hrl.hddpg.segments import Segments
 
 GOALS = np.array([[0.5, -0.5], [0.0, 0.3]], dtype=np.float32)
 NEAR, FAR = GOALS + np.float32([0.0, 0.099]), GOALS + np.float32([0.0, 0.101])
@@ -163,15 +168,52 @@ class Weighted(UnjudgedEnv):
         return self.compute_reward(achieved, desired, {}) > -np.sqrt(0.1)
 
 
-@pytest.mark.parametrize(("weights", "radius"), [([1.0, 1.0], 0.1 / 2**0.5), ([1.0, 0.5], 0.1 / 1.25**0.5), ([1.0, 0.0], 0.1)])
+@pytest.mark.parametrize(
+    ("weights", "radius"),
+    [([1.0, 1.0], 0.1 / 2**0.5), ([1.0, 0.2], 0.1 / 2**0.5), ([1.0, 0.0], 0.1), ([0.1, 10.0], 0.01 / 2**0.5)],
+)
 def test_subgoals_are_reached_inside_of_success(weights, radius):
+    """In an ellipse whose axes follow the tolerance of each entry of the goal."""
     env = Weighted()
     env.weights = np.array(weights)
     task = goal_task_from_env(DummyVecEnv([lambda: env]), GOALS)
     assert 0.97 * radius < task.threshold <= radius + 1e-6
+    np.testing.assert_allclose(task.weights, np.array(weights) / max(weights), rtol=1e-2, atol=1e-6)
     angles = np.linspace(0.0, 2.0 * np.pi, 200)
-    around = GOALS[:1] + np.float32(0.999 * task.threshold) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert task.success(around.astype(np.float32), GOALS[:1].repeat(200, axis=0)).all()
+    around = np.stack([np.cos(angles), np.sin(angles)], axis=1) / np.maximum(task.weights, 1e-3)
+    around, goals = GOALS[:1] + np.float32(0.999 * task.threshold) * around, GOALS[:1].repeat(200, axis=0)
+    assert is_reached(around, goals, task.threshold, task.weights).all()
+    assert task.success(around.astype(np.float32), goals).all()
+
+
+class Boxed(UnjudgedEnv):
+    """Each entry has its own tolerance."""
+
+    def _is_success(self, achieved, desired):
+        return bool((np.abs(achieved - desired) <= [0.05, 0.8]).all())
+
+
+def test_each_entry_of_the_goal_has_its_tolerance(small, tmp_path):
+    env = DummyVecEnv([Boxed])
+    model = HierarchicalDDPG("MultiInputPolicy", env, **small).learn(40)
+    np.testing.assert_allclose(model.policy.goal_weights, [1.0, 1.0 / 16.0], rtol=1e-2)
+    start, near, far = np.zeros((1, 2), np.float32), float32((0.02, 0.5)), float32((0.06, 0.0))
+    for policy in (model.policy, model.policy.numpy_policy()):
+        assert policy.is_reached(start, near).all()
+        assert not policy.is_reached(start, far).any()
+    for subgoal, end in ((near, SegmentEnd.REACHED), (far, SegmentEnd.NONE)):
+        segments = Segments(1, 2)
+        segments.start(subgoal, start, np.array([5]))
+        assert model.policy.numpy_policy().advance(segments, start, [False]) == [end]
+    # A share of the way that is left is measured in the same units: nothing of it counts here
+    segments = Segments(1, 2)
+    segments.start(float32((0.0, 1.0)), float32((0.4, 1.0)), np.array([1]))
+    assert model.policy.numpy_policy().advance(segments, float32((0.06, -1.0)), [False]) == [SegmentEnd.OUT_OF_STEPS]
+    assert np.isinf(segments.missed).all(), "closer, although the second entry differs more"
+    model.save(tmp_path / "model")
+    loaded = HierarchicalDDPG.load(tmp_path / "model")
+    assert th.equal(loaded.policy.goal_weights, model.policy.goal_weights)
+    assert th.equal(DecisionModule(loaded.policy)._is_reached(th.zeros(1, 2), th.tensor(near)), th.tensor([True]))
 
 
 class Penalised(PointEnv):
@@ -225,7 +267,7 @@ gym.register("Judging-v0", entry_point=Judging)
         ("gymnasium_robotics", "FetchReachDense-v4", 0.05),
         ("gymnasium_robotics", "PointMaze_UMazeDense-v3", 0.45),
         ("panda_gym", "PandaReachDense-v3", 0.05),
-        ("highway_env", "parking-v0", 0.01379),
+        ("highway_env", "parking-v0", 0.0144 / 3**0.5),
     ],
 )
 def test_dense_environments_of_others(module, env_id, threshold):
@@ -235,6 +277,6 @@ def test_dense_environments_of_others(module, env_id, threshold):
         check_reward(env)
         obs = env.reset()
         goals, achieved = (obs[key].astype(np.float32) for key in ("desired_goal", "achieved_goal"))
-        assert goal_task_from_env(env, goals, achieved=achieved).threshold == pytest.approx(threshold, rel=1e-2)
+        assert goal_task_from_env(env, goals, achieved=achieved).threshold == pytest.approx(threshold, rel=5e-2)
     finally:
         env.close()

@@ -25,8 +25,8 @@ from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.visual import SubgoalPlotCallback, SubgoalVideoCallback, plot_maze, record_agent, use_offscreen_renderer
 from sb3_hrl.visual.episodes import play, single_env
 from sb3_hrl.visual.maze import high_values
-from sb3_hrl.visual.rendering import SUBGOAL_COLOUR, Scene, _works
-from sb3_hrl.visual.video import check_path
+from sb3_hrl.visual.rendering import GOAL_COLOUR, SUBGOAL_COLOUR, Scene, _works, draw_legend
+from sb3_hrl.visual.video import agent_frames, check_path
 from sb3_hrl.zoo.commands import watch as watch_command
 
 pytestmark = pytest.mark.timeout(300)
@@ -115,6 +115,21 @@ def test_the_goal_is_drawn():
     env.close()
 
 
+@pytest.mark.parametrize("size", [96, 480])
+def test_the_legend(size):
+    """It names the colours of the goal and, for a hierarchical agent, of subgoals, in a corner of the picture."""
+    frame = np.full((size, size, 3), 128, dtype=np.uint8)
+    for has_subgoals in (True, False):
+        picture = draw_legend(frame, has_subgoals)
+        assert (picture[size // 3 :] == 128).all()
+        assert (picture[:, 2 * size // 3 :] == 128).all()
+        colours = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+        goal, subgoal = (tuple(round(255 * channel) for channel in colour) for colour in (GOAL_COLOUR, SUBGOAL_COLOUR))
+        assert goal in colours
+        assert (subgoal in colours) == has_subgoals
+    assert (frame == 128).all()
+
+
 @needs_renderer
 def test_the_camera_is_the_users():
     env = maze(**SMALL)
@@ -135,6 +150,8 @@ def test_record_agent(maze_model, tmp_path, suffix):
     env = maze(**SMALL)
     successes = record_agent(maze_model, env, path, n_episodes=2, fps=20, seed=0, frame_skip=2, max_steps=10)
     assert len(successes) == 2
+    _, frame = next(agent_frames(maze_model, env, n_episodes=1))
+    np.testing.assert_array_equal(draw_legend(frame, has_subgoals=True), frame)
     # Before every second step, and after the last one
     assert imageio.immeta(path)["duration"] == (50 if suffix == ".gif" else pytest.approx(12 / 20, abs=0.06))
     frames = imageio.imread(path)
@@ -163,6 +180,9 @@ def test_agents_without_subgoals_are_recorded_too(tmp_path):
     model = DDPG("MultiInputPolicy", env, **kwargs)
     record_agent(model, env, tmp_path / "flat.gif", n_episodes=1, max_steps=3)
     assert imageio.imread(tmp_path / "flat.gif").shape[0] > 1
+    _, frame = next(agent_frames(model, env, n_episodes=1))
+    # Drawn once more, it is the same
+    np.testing.assert_array_equal(draw_legend(frame, has_subgoals=False), frame)
     with pytest.raises(ValueError, match="must be a HierarchicalDDPG: DDPG has no subgoals"):
         plot_maze(model, env)
     env.close()

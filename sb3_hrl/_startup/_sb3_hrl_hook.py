@@ -16,6 +16,7 @@ MODULES = frozenset(
         "rl_zoo3.hyperparams_opt",
         "rl_zoo3.exp_manager",
         "huggingface_sb3.push_to_hub",
+        "huggingface_sb3.load_from_hub",
     }
 )
 

@@ -22,6 +22,8 @@ __all__ = ["ComputeReward", "EnvGoalTask", "GoalTask", "check_reward", "goal_tas
 _WIDE = 1e3
 # Minimum number of steps whose reward differs from that of their goals before a warning is given
 _N_PAID_OTHERWISE = 3
+# Weight in the distance of an entry of the goal that does not count
+_LEAST_WEIGHT = 1e-9
 
 
 class GoalTask:
@@ -33,9 +35,12 @@ class GoalTask:
     reports separately (:mod:`sb3_hrl.common.success`). If it reports nothing, success is a Euclidean distance of at most
     ``threshold``.
 
-    **Subgoals** are reached at a Euclidean distance of at most ``threshold``. If the threshold is found by probing, every
-    point within this distance is a success, in any direction: the ball lies inside the environment's own success region. That
-    region may extend farther along some axes (a weighted norm), or infinitely far (an entry of the goal that does not count).
+    **Subgoals** are reached at a distance of at most ``threshold``. If it is found by probing, the tolerance of each entry of
+    the goal is found as well, and the distance is a weighted Euclidean one: the entry with the smallest tolerance has the
+    weight 1, an entry that may differ five times as much a weight of 1/5, and an entry that does not count a weight of almost
+    0. Every point within this distance is a success, in any direction: the ellipsoid lies inside the environment's own success
+    region, and reaches its border in some direction. A ``threshold`` given by the user is a Euclidean distance, without
+    weights.
 
     **Which environment answers.** An environment of this process: the first environment of a ``DummyVecEnv`` or
     ``SerialCollector``, otherwise a twin of it (:class:`~sb3_hrl.common.twin.Twin`). ``VecEnv.env_method`` is only used for
@@ -103,7 +108,16 @@ class GoalTask:
         self.is_sparse = _is_sparse(rewards, self.best_reward, threshold)
         is_paid = self.is_sparse and self.compute_success is compute_reward
         self._values = np.append(rewards, self.best_reward) if is_paid else np.zeros(0)
-        self.threshold = float(self._tolerance(goals, distances, rewards) if threshold is None else threshold)
+        self.weights = np.ones(goals.shape[1], dtype=np.float32)
+        if threshold is not None:
+            self.threshold = float(threshold)
+        else:
+            tolerances = self._tolerances(goals, distances, rewards)
+            self.threshold = float(tolerances.min())
+            # Not 0, so that points at infinity, which stand for no point at all, are far away
+            self.weights[:] = np.maximum(self.threshold / tolerances, _LEAST_WEIGHT)
+            # Probes are not more exact than that
+            self.weights[self.weights > 0.99] = 1.0
 
     def rewards(self, achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
         """
@@ -139,51 +153,60 @@ class GoalTask:
         """:return: points at each distance from each goal, and their goals, shapes (n_distances * n_probes, goal_dim)"""
         return _pairs(existing_goals(around(goals, distances, self._blocks), self.goal_space, self._seen), goals)
 
-    def _tolerance(self, goals: np.ndarray, distances: np.ndarray, rewards: np.ndarray) -> float:
+    def _tolerances(self, goals: np.ndarray, distances: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """
         :param goals: shape (n, goal_dim)
         :param distances: increasing
-        :param rewards: rewards at these distances, with two values in total, shape (len(distances), n_probes)
-        :return: largest distance that is a success in every direction
+        :param rewards: rewards at these distances along the axes, with two values in total, shape (len(distances), n_probes)
+        :return: semi-axes of an ellipsoid around each goal that contains only successes, infinite for entries of the goal that
+            do not count, shape (goal_dim,)
         """
-        reached = np.asarray(_is_best(rewards, self.best_reward).all(axis=1))
-        if not reached[0]:
+        dim = goals.shape[1]
+        reached = self._reached_by_entry(rewards, goals)
+        if not reached[0].all():
             if self._is_whole or np.array_equal(goals, np.rint(goals)):
                 # Goals are compared for equality: two different goals differ by at least 1
-                return 0.5
+                return np.full(dim, 0.5)
             raise ValueError(
                 "No distance explains when a goal counts as reached: according to `compute_reward`, not even a distance of "
                 f"{distances[0]:.0e} is close enough. Pass the distance at which a subgoal counts as reached as `threshold` "
                 "in `subgoal_kwargs` (in the units of the achieved goal), or give `compute_reward` a tolerance: real "
                 "numbers are never exactly equal."
             )
-        # Between the last distance at which all probes succeed and the next one
-        inner = int(np.argmin(reached))
-        fine = between(distances[inner - 1], distances[inner], self._is_whole)
-        still = _is_best(self._labels_around(goals, fine), self.best_reward).all(axis=1)
-        tolerance = float(fine[np.flatnonzero(still)[-1]])
-        return tolerance if self._is_whole else self._inscribed(goals, distances, rewards, tolerance)
+        tolerances = np.full(dim, np.inf)
+        # Between the last distance at which all probes of an entry succeed and the next one
+        inner = np.where(reached.all(axis=0), -1, reached.argmin(axis=0) - 1)
+        for i in np.unique(inner[inner >= 0]):
+            fine = between(distances[i], distances[i + 1], self._is_whole)
+            still = self._reached_by_entry(self._labels_around(goals, fine), goals)
+            entries = np.flatnonzero(inner == i)
+            tolerances[entries] = [fine[np.flatnonzero(still[:, entry])[-1]] for entry in entries]
+        if self._is_whole:
+            return np.full(dim, tolerances.min())
+        for block in self._blocks:
+            tolerances[block] = tolerances[block].min()
+        return tolerances * self._inscribed(goals, tolerances)
 
-    def _inscribed(self, goals: np.ndarray, distances: np.ndarray, rewards: np.ndarray, tolerance: float) -> float:
+    def _reached_by_entry(self, rewards: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """
+        :param rewards: rewards around some goals from :meth:`_labels_around`, shape (n_distances, n_probes)
+        :param goals: these goals, shape (n, goal_dim)
+        :return: whether all probes along an axis, in both directions, are successes, shape (n_distances, goal_dim)
+        """
+        by_axis = _is_best(rewards, self.best_reward).reshape(len(rewards), 2, goals.shape[1], len(goals))
+        return np.asarray(by_axis.all(axis=(1, 3)))
+
+    def _inscribed(self, goals: np.ndarray, tolerances: np.ndarray) -> float:
         """
         :param goals: shape (n, goal_dim)
-        :param distances: increasing
-        :param rewards: rewards at these distances along the axes, shape (len(distances), n_probes)
-        :param tolerance: largest distance that is a success along every axis
-        :return: largest distance that is also a success between the axes
+        :param tolerances: tolerance of each entry of the goal alone, shape (goal_dim,)
+        :return: largest factor for all tolerances with which the ellipsoid contains only successes between the axes as well
         """
-        dim = goals.shape[1]
-        by_axis = _is_best(rewards, self.best_reward).reshape(len(distances), 2, dim, len(goals))
-        reached = np.asarray(np.all(by_axis, axis=(1, 3)))
-        # Largest error of each entry of the goal alone that is still a success
-        per_entry = np.where(reached.all(axis=0), np.inf, distances[np.maximum(reached.argmin(axis=0) - 1, 0)])
-        for block in self._blocks:
-            per_entry[block] = np.inf
-        candidates, points = inscribed(goals, per_entry, tolerance)
-        labels = self._labels(*_pairs(points, goals)).reshape(len(candidates), -1)
+        factors, points = inscribed(goals, tolerances, self._blocks)
+        labels = self._labels(*_pairs(existing_goals(points, self.goal_space, self._seen), goals)).reshape(len(factors), -1)
         still = np.asarray(np.all(_is_best(labels, self.best_reward), axis=1))
-        # The last candidate is the tolerance itself, up to rounding
-        return tolerance if still[-1] else float(candidates[max(int(still.argmin()) - 1, 0)])
+        # The last factor is 1, up to rounding
+        return 1.0 if still[-1] else float(factors[max(int(still.argmin()) - 1, 0)])
 
 
 class EnvGoalTask(GoalTask):

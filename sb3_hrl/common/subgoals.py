@@ -63,16 +63,17 @@ def subgoal_to_action(subgoal: ArrayT, achieved_goal: ArrayT, bounds: SubgoalBou
     return ((subgoal - achieved_goal) / bounds.radius).clip(-1.0, 1.0)
 
 
-def is_reached(achieved_goal: ArrayT, subgoal: ArrayT, threshold: float) -> ArrayT:
+def is_reached(achieved_goal: ArrayT, subgoal: ArrayT, threshold: float, weights: ArrayT | float = 1.0) -> ArrayT:
     """
-    Whether a subgoal is reached: the Euclidean distance to it is at most ``threshold``.
+    Whether a subgoal is reached: the weighted Euclidean distance to it is at most ``threshold``.
 
     :param achieved_goal: tensor or array of shape (..., goal_dim)
     :param subgoal: shape (..., goal_dim)
     :param threshold: maximum distance, in the units of the goal
+    :param weights: weight of each entry in the distance, see :class:`~sb3_hrl.common.goals.GoalTask`, shape (goal_dim,)
     :return: booleans, shape (...,)
     """
-    return ((achieved_goal - subgoal) ** 2).sum(-1) <= threshold * threshold
+    return ((weights * (achieved_goal - subgoal)) ** 2).sum(-1) <= threshold * threshold
 
 
 def is_missed(reached: np.ndarray | bool, left: np.ndarray | float, way: np.ndarray | float) -> np.ndarray:

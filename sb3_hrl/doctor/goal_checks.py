@@ -25,6 +25,11 @@ def _success(survey: Survey, episode: Episode) -> np.ndarray:
     return survey.task.success(achieved, desired)
 
 
+def _distances(survey: Survey, offsets: np.ndarray) -> np.ndarray:
+    """:return: distances in which the tolerance of success is measured, shape (n,)"""
+    return np.asarray(np.linalg.norm(survey.task.weights * offsets, axis=1))
+
+
 def reward_differs(survey: Survey) -> Finding | None:
     """`step` and `compute_reward` return different rewards."""
     n_different, largest, n_steps = 0, 0.0, 0
@@ -99,7 +104,7 @@ def reached_at_reset(survey: Survey) -> Finding | None:
     reached = survey.task.success(achieved, desired)
     if reached.mean() < SOME_REACHED:
         return None
-    distance = float(np.median(np.linalg.norm(achieved - desired, axis=1)))
+    distance = float(np.median(_distances(survey, achieved - desired)))
     return (error if reached.mean() >= MOST_REACHED else warning)(
         "reached_at_reset",
         "Many episodes start at their goal: the agent is rewarded for doing nothing, and its success rate means little.",
@@ -110,14 +115,15 @@ def reached_at_reset(survey: Survey) -> Finding | None:
 
 def out_of_reach(survey: Survey) -> Finding | None:
     """Goals are farther away than the agent can get within an episode."""
-    moves = [episode.moves for episode in survey.episodes]
-    spans = [np.linalg.norm(goals - goals[0], axis=1).max() for e in survey.episodes for goals in [e.goals("achieved_goal")]]
+    moves = [_distances(survey, episode.moves) for episode in survey.episodes]
+    goals = [episode.goals("achieved_goal") for episode in survey.episodes]
+    spans = [_distances(survey, visited - visited[0]).max() for visited in goals]
     # If an object has to be pushed first, or if falls end the episodes, random actions do not show how far the agent can get
     if max(spans) <= survey.task.threshold or (survey.time_limit is None and any(e.terminated for e in survey.episodes)):
         return None
     length = survey.time_limit or max(len(move) for move in moves)
     reach = length * float(max(move.max() for move in moves))
-    distances = np.linalg.norm(survey.start_goals("achieved_goal") - survey.start_goals("desired_goal"), axis=1)
+    distances = _distances(survey, survey.start_goals("achieved_goal") - survey.start_goals("desired_goal"))
     too_far = distances > reach + survey.task.threshold
     if too_far.mean() < 0.5:
         return None
@@ -130,7 +136,9 @@ def out_of_reach(survey: Survey) -> Finding | None:
 
 
 def goal_scales(survey: Survey) -> Finding | None:
-    """The entries of the goal have very different ranges."""
+    """The entries of the goal have very different ranges, but the same tolerance."""
+    if (survey.task.weights < 1.0).any():
+        return None
     goals = [survey.start_goals("achieved_goal"), survey.start_goals("desired_goal")]
     goals += [episode.goals("achieved_goal") for episode in survey.episodes]
     ranges = np.ptp(np.concatenate(goals), axis=0)
@@ -142,13 +150,14 @@ def goal_scales(survey: Survey) -> Finding | None:
         "goal_scales",
         "The entries of the goal have very different ranges, but one distance decides whether a subgoal is reached.",
         f"ranges from {rounded(float(ranges.min()))} to {rounded(float(ranges.max()))}",
-        "Scale the entries of both goals in the same way in a wrapper, so that the tolerance means the same in each.",
+        "Scale the entries of both goals in the same way in a wrapper, or give each entry its own tolerance in the definition "
+        "of success.",
     )
 
 
 def coarse_steps(survey: Survey) -> Finding | None:
     """A single step is longer than the width of the tolerance."""
-    moves = np.concatenate([episode.moves for episode in survey.episodes])
+    moves = _distances(survey, np.concatenate([episode.moves for episode in survey.episodes]))
     moves = moves[moves > 0.0]
     if not survey.has_real_goals or len(moves) == 0 or np.median(moves) <= 2.0 * survey.task.threshold:
         return None
@@ -181,7 +190,7 @@ def dependent_goals(survey: Survey) -> Finding | None:
     if survey.planner is not None or not survey.has_real_goals or not survey.subgoals.are_learnt:
         return None
     goals = np.concatenate([survey.start_goals("achieved_goal"), survey.start_goals("desired_goal")]).astype(np.float64)
-    goals = np.unique(goals[:, np.ptp(goals, axis=0) > 2.0 * survey.task.threshold], axis=0)
+    goals = np.unique(goals[:, survey.task.weights * np.ptp(goals, axis=0) > 2.0 * survey.task.threshold], axis=0)
     n_entries = goals.shape[1]
     if len(goals) < 2 * N_NEIGHBOURS or n_entries <= MAX_DEPENDENT:
         return None

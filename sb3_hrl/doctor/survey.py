@@ -41,8 +41,8 @@ class Episode(NamedTuple):
 
     @property
     def moves(self) -> np.ndarray:
-        """Distance that the achieved goal moved in each step, shape (T,)."""
-        return np.asarray(np.linalg.norm(np.diff(self.goals("achieved_goal"), axis=0), axis=1))
+        """Offset of the achieved goal in each step, shape (T, goal_dim)."""
+        return np.diff(self.goals("achieved_goal"), axis=0)
 
 
 class Survey(NamedTuple):

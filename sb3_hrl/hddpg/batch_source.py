@@ -141,7 +141,8 @@ def batch_tensors(policy: HierarchicalPolicy) -> list[th.Tensor]:
     :param policy: a policy
     :return: the tensors that the low level's batches depend on, and that change
     """
-    return [*policy.low.target_tensors, policy.input_shift, policy.input_scale, policy.subgoal_threshold, *policy.bounds]
+    tolerance = [policy.subgoal_threshold, policy.goal_weights]
+    return [*policy.low.target_tensors, policy.input_shift, policy.input_scale, *tolerance, *policy.bounds]
 
 
 def write_tensors(tensors: list[th.Tensor], vector: np.ndarray) -> None:

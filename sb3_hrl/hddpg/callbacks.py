@@ -45,12 +45,12 @@ class HierarchicalEvalCallback(EvalCallback):
         if state.steps[0] == 0 and not acting.is_reached(state.starts, flatten(goal, 1))[0]:
             distance = float(np.linalg.norm(state.subgoals - state.starts))
             sums["issued"] += 1
-            sums["at_hand"] += distance <= acting.threshold
+            sums["at_hand"] += bool(acting.is_reached(state.starts, state.subgoals)[0])
             sums["distance"] += distance / float(np.linalg.norm(acting.bounds.radius))
             sums["at_bounds"] += bool((np.abs(acting.subgoal_to_action(state.subgoals, state.starts)) >= AT_BOUND).any())
         segments = Segments.from_state(state)
         achieved = flatten(after, 1)
-        (end,) = segments.advance(achieved, [locals_["done"]], acting.threshold)
+        (end,) = acting.advance(segments, achieved, [locals_["done"]])
         if end != SegmentEnd.NONE:
             sums["ended"] += 1
             sums["reached"] += end == SegmentEnd.REACHED

@@ -57,7 +57,7 @@ class SubgoalConfig:
     :param bounds: lower and upper bounds of subgoals, each a float or one per dimension; ``None``: the range of the goals seen
         so far
     :param threshold: maximum Euclidean distance at which a subgoal counts as reached; ``None``: the tolerance of the
-        environment's own success, see :class:`~sb3_hrl.common.goals.GoalTask`
+        environment's own success, for each entry of the goal, see :class:`~sb3_hrl.common.goals.GoalTask`
     :param source: where subgoals come from: ``policy``: the high level; ``goal``: the goal itself (flat DDPG+HER); ``random``:
         a uniform distribution in training, the goal itself in evaluation; or a fixed point in the goal space. The high level
         learns only with ``policy``
@@ -180,8 +180,8 @@ class LevelConfig:
     :param random_target_prob: (low level) share of the batch with uniformly random subgoals, taken from the share without
         hindsight: hindsight never shows targets that are out of reach, such as those behind a wall
     :param trivial_target_prob: (low level) probability of keeping a sampled step whose target in hindsight was reached before
-        the step; below 1, other steps replace those that are dropped. Lower it if the goal is the position of an object that
-        rarely moves
+        the step; below 1, other steps replace those that are dropped. ``None``: so low that these are at most three
+        quarters of the steps in hindsight. They are nearly all if the goal is the position of an object that rarely moves
     :param oracle: (low level) a function that acts instead of the low level, which then does not learn; maps observations,
         achieved goals and subgoals, each of shape (n, dim), to actions scaled to [-1, 1], shape (n, action_dim)
     :param imitation: (high level) weight of the squared distance between the actor's subgoals and the planner's waypoints in
@@ -206,7 +206,7 @@ class LevelConfig:
     reward: str = "sparse"
     hindsight_window: int | None = None
     random_target_prob: float = 0.0
-    trivial_target_prob: float = 1.0
+    trivial_target_prob: float | None = None
     oracle: LowLevel | None = None
     imitation: float = 10.0
 
@@ -260,7 +260,10 @@ class LevelConfig:
                 is_number(self.random_target_prob, 0.0, real_share),
                 "at least 0, and at most the share 1 / (n_sampled_goal + 1) that is not in hindsight",
             ),
-            "trivial_target_prob": (is_number(self.trivial_target_prob, 0.0, 1.0), "in [0, 1]"),
+            "trivial_target_prob": (
+                self.trivial_target_prob is None or is_number(self.trivial_target_prob, 0.0, 1.0),
+                "in [0, 1], or None to find it",
+            ),
             "oracle": (
                 self.oracle is None or callable(self.oracle),
                 "a function of (observation, achieved, subgoal), or None",

@@ -138,7 +138,7 @@ class Explorer:
         :param dones: whether the episodes ended, shape (n_envs,)
         :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
-        ends = self.segments.advance(next_achieved_goal, dones, policy.threshold)
+        ends = policy.advance(self.segments, next_achieved_goal, dones)
         self.statistics.count_ended(ends, self.segments.steps, self.predicted_steps)
         return ends
 

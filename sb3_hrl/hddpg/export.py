@@ -119,8 +119,9 @@ class DecisionModule(nn.Module):
         self._high: th.Tensor
         self._radius: th.Tensor
         self._candidates: th.Tensor
-        for name, bound in zip(("_low", "_high", "_radius"), policy.bounds, strict=True):
-            self.register_buffer(name, bound.cpu().clone())
+        self._weights: th.Tensor
+        for name, value in zip(("_low", "_high", "_radius", "_weights"), (*policy.bounds, policy.goal_weights), strict=True):
+            self.register_buffer(name, value.cpu().clone())
         self.register_buffer("_candidates", th.tensor(candidate_actions(policy.goal_dim)))
         self.eval()
 
@@ -186,7 +187,7 @@ class DecisionModule(nn.Module):
         return subgoal.round() if self._rounds_goals else subgoal
 
     def _is_reached(self, achieved: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
-        return is_reached(achieved, subgoal, self._threshold)
+        return is_reached(achieved, subgoal, self._threshold, self._weights)
 
 
 def export_onnx(module: LowLevelModule | DecisionModule, policy: HierarchicalPolicy, path: str | pathlib.Path) -> None:

@@ -253,7 +253,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
             self._goal_task = goal_task_from_env(self.env, goals, self.policy.config.subgoals.threshold, achieved)
         else:
             self._goal_task.ask_again()
-        self._statistics.begin(self.policy, np.concatenate([goals, achieved]), self._goal_task.threshold)
+        self._statistics.begin(self.policy, np.concatenate([goals, achieved]), self._goal_task)
         return result
 
     def _begin_episodes(self) -> None:

@@ -4,7 +4,7 @@ learner's process it uses views of the policy's weights; a worker gets the weigh
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from sb3_hrl.common.spaces import flatten
 from sb3_hrl.common.subgoals import SubgoalBounds, action_to_subgoal, is_reached, subgoal_to_action
 from sb3_hrl.hddpg.config import HierarchyConfig
 from sb3_hrl.hddpg.horizon import LEAST_EDGE, steps_allowed
+from sb3_hrl.hddpg.segments import Segments
 
 # Normalised inputs are clipped to [-INPUT_CLIP, INPUT_CLIP], as in HER (appendix A, https://arxiv.org/abs/1707.01495)
 INPUT_CLIP = 5.0
@@ -96,6 +97,7 @@ class NumpyPolicy:
         self._shift, self._scale = arrays["input_shift"], arrays["input_scale"]
         self.bounds = SubgoalBounds(arrays["subgoal_low"], arrays["subgoal_high"], arrays["subgoal_radius"])
         self._threshold, self._horizon = arrays["subgoal_threshold"], arrays["horizon"]
+        self.goal_weights = arrays["goal_weights"]
         self.planner = None
         if config.planner is not None:
             self.planner = config.planner.bind(
@@ -164,7 +166,12 @@ class NumpyPolicy:
 
     def is_reached(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """Whether subgoals are reached, see :func:`~sb3_hrl.common.subgoals.is_reached`."""
-        return is_reached(achieved_goal, subgoal, self.threshold)
+        return is_reached(achieved_goal, subgoal, self.threshold, self.goal_weights)
+
+    def advance(self, segments: Segments, achieved_goals: np.ndarray, episode_ends: Sequence[bool]) -> np.ndarray:
+        """Process one environment step, see :meth:`~sb3_hrl.hddpg.segments.Segments.advance`."""
+        weights = None if (self.goal_weights == 1.0).all() else self.goal_weights.tolist()
+        return segments.advance(achieved_goals, episode_ends, self.threshold, weights)
 
     def subgoal_to_action(self, subgoal: np.ndarray, achieved_goal: np.ndarray) -> np.ndarray:
         """Convert subgoals to high-level actions, see :func:`~sb3_hrl.common.subgoals.subgoal_to_action`."""

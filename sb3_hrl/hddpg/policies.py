@@ -32,6 +32,7 @@ _ACTING_BUFFERS = (
     "subgoal_high",
     "subgoal_radius",
     "subgoal_threshold",
+    "goal_weights",
     "horizon",
 )
 
@@ -66,7 +67,7 @@ class HierarchicalPolicy(BasePolicy):
     - low: ``[n(observation), n(achieved), n(subgoal), (subgoal - achieved) / std]``
     - high: ``[n(observation), n(achieved), n(goal), (goal - achieved) / std]``
 
-    where ``n`` normalises with running mean and standard deviation. These statistics, the bounds, radius and threshold of
+    where ``n`` normalises with running mean and standard deviation. These statistics, the bounds, radius and tolerance of
     subgoals, and the planner's arrays are buffers, so ``state_dict`` contains everything that ``predict`` needs.
 
     :param observation_space: Dict space with ``observation``, ``achieved_goal``, ``desired_goal``
@@ -136,6 +137,7 @@ class HierarchicalPolicy(BasePolicy):
         self.subgoal_high: th.Tensor
         self.subgoal_radius: th.Tensor
         self.subgoal_threshold: th.Tensor
+        self.goal_weights: th.Tensor
         self.horizon: th.Tensor
         self.input_shift: th.Tensor
         self.input_scale: th.Tensor
@@ -143,6 +145,7 @@ class HierarchicalPolicy(BasePolicy):
         self.register_buffer("subgoal_high", th.ones(self.goal_dim))
         self.register_buffer("subgoal_radius", th.ones(self.goal_dim))
         self.register_buffer("subgoal_threshold", th.zeros(()))
+        self.register_buffer("goal_weights", th.ones(self.goal_dim))
         self.register_buffer("horizon", th.tensor(float(self.config.subgoals.steps or LEAST_HORIZON)))
         # Normalisation of the inputs of the two levels, computed from the moments and the radius
         input_dim = self.observation_dim + 3 * self.goal_dim
@@ -156,6 +159,11 @@ class HierarchicalPolicy(BasePolicy):
         self.high = self._make_level(input_space, subgoal_space, self.config.high)
         assert isinstance(self.action_space, spaces.Box)
         self.low = self._make_level(input_space, self.action_space, self.config.low)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Agents that were saved before entries of the goal had weights
+        state_dict.setdefault(f"{prefix}goal_weights", th.ones_like(self.goal_weights))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _make_level(self, input_space: spaces.Box, action_space: spaces.Box, config: LevelConfig) -> DDPGLevel:
         return self.level_class(
@@ -227,7 +235,16 @@ class HierarchicalPolicy(BasePolicy):
 
     def is_reached(self, achieved_goal: ArrayT, subgoal: ArrayT) -> ArrayT:
         """Whether subgoals are reached, see :func:`~sb3_hrl.common.subgoals.is_reached`."""
-        return is_reached(achieved_goal, subgoal, self.subgoal_threshold.item())
+        weights: Any = self.goal_weights if isinstance(achieved_goal, th.Tensor) else self.numpy_policy().goal_weights
+        return is_reached(achieved_goal, subgoal, self.subgoal_threshold.item(), weights)
+
+    def set_tolerance(self, threshold: float, weights: np.ndarray) -> None:
+        """
+        :param threshold: maximum distance at which a subgoal counts as reached, in the units of the goal
+        :param weights: weight of each entry of the goal in the distance, shape (goal_dim,)
+        """
+        self.subgoal_threshold.fill_(threshold)
+        self.goal_weights.copy_(th.as_tensor(weights))
 
     def update_planner(self, buffer: SharedMemoryReplayBuffer) -> None:
         """
@@ -392,7 +409,7 @@ class HierarchicalPolicy(BasePolicy):
             # Process the result of the last action. If an episode starts, the segment is over in any case
             segments = self._restore_segments(state, n)
             starts = [False] * n if episode_start is None else np.reshape(episode_start, n).astype(bool).tolist()
-            segments.advance(achieved, starts, policy.threshold)
+            policy.advance(segments, achieved, starts)
         envs = segments.needs_subgoal
         if envs:
             noise = None

@@ -13,6 +13,9 @@ from sb3_hrl.hddpg.policies import HierarchicalPolicy
 # Factor by which the batch is enlarged before trivial targets are dropped, so that enough others are left
 _OVERSAMPLING = 4
 
+# Maximum share of trivial targets among the low level's targets in hindsight
+MOST_TRIVIAL = 0.75
+
 # Number of steps of a segment that are compared with the goal
 _N_VISITED = 16
 
@@ -52,17 +55,37 @@ def low_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> T
 def _low_samples(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> LowSamples:
     """:return: steps for the low level, first those in hindsight, with few whose target was reached before the step"""
     config = policy.config.low
-    window, batch_size = config.hindsight_window, config.batch_size
-    if config.trivial_target_prob == 1.0:
-        return buffer.sample_low(batch_size, config.n_sampled_goal, window)
+    window, batch_size, keep_prob = config.hindsight_window, config.batch_size, config.trivial_target_prob
+    n_hindsight = hindsight_count(batch_size, config.n_sampled_goal)
+    if keep_prob is None or keep_prob == 1.0:
+        steps = buffer.sample_low(batch_size, config.n_sampled_goal, window)
+        if keep_prob == 1.0 or _trivial(policy, steps, n_hindsight).float().mean() <= MOST_TRIVIAL:
+            return steps
     steps = buffer.sample_low(_OVERSAMPLING * batch_size, config.n_sampled_goal, window)
-    n_hindsight, n_drawn = (hindsight_count(n, config.n_sampled_goal) for n in (batch_size, len(steps.actions)))
-    is_trivial = policy.is_reached(steps.achieved_goals, steps.subgoals)[:n_drawn]
-    in_hindsight = without_trivial(is_trivial, config.trivial_target_prob)[:n_hindsight]
+    n_drawn = hindsight_count(len(steps.actions), config.n_sampled_goal)
+    is_trivial = _trivial(policy, steps, n_drawn)
+    if keep_prob is None:
+        keep_prob = share_to_keep(is_trivial.float().mean().item())
+    in_hindsight = without_trivial(is_trivial, keep_prob)[:n_hindsight]
     # The numbers of entries with and without hindsight stay the same
     commanded = n_drawn + th.arange(batch_size - n_hindsight, device=in_hindsight.device)
     rows = th.cat([in_hindsight, commanded])
     return LowSamples(*(tensor[rows] for tensor in steps))
+
+
+def _trivial(policy: HierarchicalPolicy, steps: LowSamples, n_hindsight: int) -> th.Tensor:
+    """:return: whether the targets in hindsight were reached before the step, shape (n_hindsight,)"""
+    return policy.is_reached(steps.achieved_goals[:n_hindsight], steps.subgoals[:n_hindsight])
+
+
+def share_to_keep(trivial_share: float) -> float:
+    """
+    :param trivial_share: share of trivial entries in a sample
+    :return: probability of keeping a trivial entry, so that at most :data:`MOST_TRIVIAL` of the result are trivial if the
+        others replace those that are dropped
+    """
+    n_others = MOST_TRIVIAL * (1.0 - trivial_share)
+    return min(1.0, n_others / max(trivial_share * (1.0 - MOST_TRIVIAL), 1e-9))
 
 
 def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, task: GoalTask) -> Transitions:
@@ -109,7 +132,7 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
         imitated=None if policy.config.planner is None else segments.planned.float()[:, None],
     )
     if hindsight.trivial_segment_prob < 1.0:
-        moved = (segments.next_achieved_goals - segments.achieved_goals).norm(dim=1)
+        moved = (policy.goal_weights * (segments.next_achieved_goals - segments.achieved_goals)).norm(dim=1)
         is_trivial = (moved < 0.5 * policy.subgoal_threshold) & (dones == 0.0)
         rows = without_trivial(is_trivial, hindsight.trivial_segment_prob)
         batch = Transitions(*(None if tensor is None else tensor[rows] for tensor in batch))  # type: ignore[arg-type]

@@ -35,7 +35,6 @@ class Segments:
         self.missed = np.full((n_envs, N_MISSED, 2, goal_dim), np.inf, dtype=np.float32)
         # Python numbers: for a few environments they are faster than arrays
         self._targets: list[list[float]] = self.subgoals.tolist()
-        self._initial_distances = [0.0] * n_envs
 
     @classmethod
     def from_state(cls, state: SubgoalState) -> "Segments":
@@ -58,9 +57,8 @@ class Segments:
 
     def _begin(self, envs: list[int], subgoals: np.ndarray, starts: np.ndarray) -> None:
         self.subgoals[envs], self._starts[envs] = subgoals, starts
-        distances = np.sqrt(np.square(subgoals - starts).sum(axis=1)).tolist()
-        for env, subgoal, distance in zip(envs, subgoals.tolist(), distances, strict=True):
-            self._targets[env], self._initial_distances[env] = subgoal, distance
+        for env, subgoal in zip(envs, subgoals.tolist(), strict=True):
+            self._targets[env] = subgoal
 
     def start(self, subgoals: np.ndarray, achieved_goals: np.ndarray, max_steps: np.ndarray) -> None:
         """
@@ -75,20 +73,27 @@ class Segments:
             self.steps[env], self.max_steps[env] = 0, most
         self.needs_subgoal = []
 
-    def advance(self, achieved_goals: np.ndarray, episode_ends: Sequence[bool], threshold: float) -> np.ndarray:
+    def advance(
+        self,
+        achieved_goals: np.ndarray,
+        episode_ends: Sequence[bool],
+        threshold: float,
+        weights: Sequence[float] | None = None,
+    ) -> np.ndarray:
         """
         Process one environment step.
 
         :param achieved_goals: current achieved goals, float32, shape (n_envs, goal_dim)
         :param episode_ends: whether the episodes ended, shape (n_envs,)
-        :param threshold: maximum Euclidean distance at which a subgoal counts as reached, in the units of the goal
+        :param threshold: maximum distance at which a subgoal counts as reached, in the units of the goal
+        :param weights: weight of each entry of the goal in the distance, shape (goal_dim,); ``None`` if all are 1
         :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
         ends: list[int] = [_NONE] * len(self._targets)
         rows = zip(achieved_goals.tolist(), self._targets, episode_ends, strict=True)
         for env, (achieved, target, episode_over) in enumerate(rows):
             self.steps[env] += 1
-            distance = math.dist(achieved, target)
+            distance = _distance(achieved, target, weights)
             if distance <= threshold:
                 ends[env] = _REACHED
             elif self.steps[env] >= self.max_steps[env]:
@@ -101,10 +106,18 @@ class Segments:
             if episode_over:
                 self.missed[env] = np.inf
                 continue
-            missed = is_missed(ends[env] == _REACHED, distance, self._initial_distances[env])
+            way = _distance(self._starts[env].tolist(), target, weights)
+            missed = is_missed(ends[env] == _REACHED, distance, way)
             self.missed[env, :-1] = self.missed[env, 1:]
             self.missed[env, -1] = (self._starts[env], target) if missed else np.inf
         return np.array(ends, dtype=np.int8)
+
+
+def _distance(start: Sequence[float], end: Sequence[float], weights: Sequence[float] | None) -> float:
+    """:return: weighted Euclidean distance"""
+    if weights is None:
+        return math.dist(start, end)
+    return math.hypot(*(weight * (a - b) for weight, a, b in zip(weights, start, end, strict=True)))
 
 
 class SegmentStatistics:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
-from sb3_hrl.common.goals import EnvGoalTask
+from sb3_hrl.common.goals import EnvGoalTask, GoalTask
 from sb3_hrl.common.subgoals import SubgoalBounds
 from sb3_hrl.common.twin import Attributes
 from sb3_hrl.hddpg.horizon import N_RECENT, calibrated_horizon
@@ -27,16 +27,16 @@ class Statistics:
         self._n_planned = 0  # number of steps in the buffer when the planner was updated
         self._n_calibrated = 0  # number of steps in the buffer when the horizon was calibrated
 
-    def begin(self, policy: HierarchicalPolicy, goals: np.ndarray, threshold: float) -> None:
+    def begin(self, policy: HierarchicalPolicy, goals: np.ndarray, task: GoalTask) -> None:
         """
-        :param policy: policy that gets the threshold, and its first bounds
+        :param policy: policy that gets the tolerance of subgoals, and its first bounds
         :param goals: the first achieved and desired goals, shape (n, goal_dim)
-        :param threshold: maximum distance at which a subgoal counts as reached
+        :param task: the environment's goals
         """
-        policy.subgoal_threshold.fill_(threshold)
+        policy.set_tolerance(task.threshold, task.weights)
         if not self._has_bounds:
             self._has_bounds = True
-            policy.set_bounds(initial_bounds(policy.config.subgoals, goals, threshold, policy.goal_space))
+            policy.set_bounds(initial_bounds(policy.config.subgoals, goals, task.threshold, policy.goal_space))
 
     def update(
         self,
@@ -63,7 +63,7 @@ class Statistics:
         if n_added - self._n_bounds >= BOUNDS_INTERVAL or self._n_bounds == 0:
             task.ask_again(attributes)
             task.check_paid(buffer.recent(BOUNDS_INTERVAL, ("next_achieved_goal", "desired_goal", "reward")))
-            policy.subgoal_threshold.fill_(task.threshold)
+            policy.set_tolerance(task.threshold, task.weights)
             bounds = SubgoalBounds(*(bound.cpu().numpy() for bound in policy.bounds))
             n_steps = round(policy.numpy_policy().horizon)
             policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, task.threshold, n_steps))

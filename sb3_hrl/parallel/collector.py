@@ -24,6 +24,7 @@ from sb3_hrl.common.shared_memory import SharedArrays
 from sb3_hrl.common.weight_sync import WeightPublisher
 from sb3_hrl.parallel.collecting import RAISED, START_TIMEOUT
 from sb3_hrl.parallel.healing import HealingVecEnv
+from sb3_hrl.parallel.observation_slots import ObservationSlots, slots_layout
 from sb3_hrl.parallel.process import ALLOWED, BEGUN, N_CONTROLS, SENT, WRITTEN, main
 from sb3_hrl.parallel.remote import EnvRemote, Failure, Raised
 from sb3_hrl.parallel.worker import CollectTask, Report, WorkerConfig
@@ -146,6 +147,8 @@ class ParallelCollector(HealingVecEnv):
                 self.remotes += remotes
             self.remotes[0].send(("get_spaces", None))
             VecEnv.__init__(self, len(env_fns), *self.remotes[0].recv())
+            for worker in range(self._n_workers):
+                self._share_observations(worker)
             self._heals = max_restarts > 0
         except BaseException:
             self.close()
@@ -170,6 +173,18 @@ class ParallelCollector(HealingVecEnv):
         lost, failed = functools.partial(self._lost, worker), functools.partial(self._error_of, worker)
         remotes = [EnvRemote(connection, process, self.step_timeout, lost, failed) for connection in ours]
         return _Handle(process, reader), remotes
+
+    def _share_observations(self, worker: int) -> None:
+        """Let a worker write the observations of its steps into shared memory, if they are large."""
+        layout, connection = slots_layout(self.observation_space, self.envs_per_worker), self._connection(worker)
+        if layout is None:
+            return
+        # A worker that has already ended is noticed in the next step
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(("share", ()))
+            slots = ObservationSlots.send(layout, connection)
+            for i, env in enumerate(self._envs_of(worker)):
+                self.remotes[env].read_observation = functools.partial(slots.read, i)
 
     def _lost(self, worker: int) -> Failure:
         """:return: how a worker process has ended"""
@@ -332,6 +347,7 @@ class ParallelCollector(HealingVecEnv):
         for remote in self.remotes[envs.start : envs.stop]:
             remote.close()
         self._handles[worker], self.remotes[envs.start : envs.stop] = self._spawn(worker, is_replacement=True)
+        self._share_observations(worker)
 
     def _replace_collecting(self, worker: int, failure: Failure) -> None:
         with self._lock:

@@ -23,6 +23,7 @@ from sb3_hrl.common.shards import make_writers
 from sb3_hrl.common.shared_memory import SharedArrays
 from sb3_hrl.common.weight_sync import WeightSubscriber
 from sb3_hrl.parallel.monitor_files import continue_monitor_files
+from sb3_hrl.parallel.observation_slots import ObservationSlots
 from sb3_hrl.parallel.remote import Raised, Readiness, dumps
 from sb3_hrl.parallel.worker import Report, Worker, WorkerConfig
 
@@ -68,6 +69,8 @@ class EnvServer:
                 setattr(env, name, value)
         self.observations: list[dict[str, Any] | None] = [None] * len(self.envs)
         self._reset_infos: list[dict[str, Any]] = [{} for _ in self.envs]
+        # Shared memory for the observations of steps
+        self.slots: ObservationSlots | None = None
 
     def answer(self, i: int, command: str, data: Any) -> Any:
         """
@@ -111,6 +114,8 @@ class EnvServer:
             info["terminal_observation"] = observation
             observation, self._reset_infos[i] = env.reset()
         self.observations[i] = observation
+        if self.slots is not None:
+            observation = self.slots.write(i, observation)
         return observation, reward, done, info, self._reset_infos[i]
 
 
@@ -137,7 +142,12 @@ class WorkerProcess:
         self._worker: Worker | None = None
         self._closed = self._is_nice = False
         # The collector's own commands, which have no answer; if one of them fails, the worker fails
-        self._controls: dict[str, Callable[..., None]] = {"collect": self._start, "stop": self._stop, "close": self._close}
+        self._controls: dict[str, Callable[..., None]] = {
+            "share": self._share,
+            "collect": self._start,
+            "stop": self._stop,
+            "close": self._close,
+        }
         self._watch = ParentWatch()
 
     def run(self) -> None:
@@ -236,6 +246,9 @@ class WorkerProcess:
             self._controls[command](*data)
         else:
             self._remotes[i].send_bytes(answer)
+
+    def _share(self) -> None:
+        self._server.slots = ObservationSlots.receive(self._remotes[0])
 
     def _close(self) -> None:
         self._closed = True

@@ -116,6 +116,8 @@ class EnvRemote:
         self._process, self._lost, self._failed = process, lost, failed
         self._wait = Readiness([connection]).wait
         self._step_timeout, self._interval = step_timeout, min(_CHECK_INTERVAL, step_timeout)
+        # Reads an observation that is in shared memory
+        self.read_observation: Callable[[Any], Any] | None = None
         self._asked: str | None = None  # the command that has not been answered yet
 
     def send(self, message: tuple[str, Any]) -> None:
@@ -152,7 +154,12 @@ class EnvRemote:
         finally:
             self._asked = None
         answer = pickle.loads(content)
-        return Failure(f"{RAISED} in `{asked}`", answer, is_lost=False) if isinstance(answer, Raised) else answer
+        if isinstance(answer, Raised):
+            return Failure(f"{RAISED} in `{asked}`", answer, is_lost=False)
+        if asked == "step" and self.read_observation is not None:
+            observation, *others = answer
+            return self.read_observation(observation), *others
+        return answer
 
     def _wait_longer(self, asked: str, limit: float | None) -> Failure | None:
         """Wait for a worker that has not answered yet. :return: the reason if it will not answer"""

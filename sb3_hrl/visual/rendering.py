@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from sb3_hrl.common.checks import check_keys
 
@@ -24,6 +25,8 @@ MAZE_DISTANCE = 1.45
 ROBOT_DISTANCE = 1.6
 # Opacity of each subgoal of the trail, relative to the next newer one
 FADING = 0.75
+# In pixels; smaller letters cannot be read
+MIN_FONT_SIZE = 10
 
 _PROBE = "import mujoco; mujoco.GLContext(8, 8).make_current()"
 
@@ -59,6 +62,27 @@ def use_offscreen_renderer() -> None:
         f"No offscreen renderer for MuJoCo: {tried}. Install EGL with Mesa's software renderer, on Debian and Ubuntu with "
         "`apt-get install libegl1 libopengl0 libgl1-mesa-dri`, and do not set MUJOCO_GL (see docs/visual.md for more)."
     )
+
+
+def draw_legend(frame: np.ndarray, has_subgoals: bool) -> np.ndarray:
+    """
+    :param frame: picture, uint8, shape (height, width, 3)
+    :param has_subgoals: whether the agent has subgoals
+    :return: a copy of the picture, with the colours of the goal and of subgoals in its upper left corner
+    """
+    size = max(len(frame) // 24, MIN_FONT_SIZE)
+    image = Image.fromarray(frame)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
+    entries = [("goal", GOAL_COLOUR), ("subgoal", SUBGOAL_COLOUR)] if has_subgoals else [("goal", GOAL_COLOUR)]
+    width = 2.2 * size + max(draw.textlength(text, font) for text, _ in entries)
+    # A dark background: letters can be read on any scene
+    draw.rectangle((0, 0, width, 1.4 * size * len(entries) + 0.3 * size), fill=(30, 30, 30))
+    for row, (text, colour) in enumerate(entries):
+        middle = size * (0.85 + 1.4 * row)
+        rgb = tuple(round(255 * channel) for channel in colour)
+        draw.ellipse((0.5 * size, middle - 0.4 * size, 1.3 * size, middle + 0.4 * size), fill=rgb)
+        draw.text((1.7 * size, middle), text, fill=(255, 255, 255), font=font, anchor="lm")
+    return np.asarray(image)
 
 
 class Scene:

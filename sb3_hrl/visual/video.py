@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_hrl.common.checks import require
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.visual.episodes import Moment, check_fit, play, single_env
-from sb3_hrl.visual.rendering import GOAL_COLOUR, SUBGOAL_COLOUR, Scene
+from sb3_hrl.visual.rendering import GOAL_COLOUR, SUBGOAL_COLOUR, Scene, draw_legend
 
 SUFFIXES = (".gif", ".mp4")
 # GIFs store durations in hundredths of a second, and browsers slow down faster ones
@@ -55,7 +55,8 @@ def agent_frames(
         n_taken += moment.step > 0
         is_end = n_taken == n_timesteps
         if moment.step % frame_skip == 0 or moment.is_last or is_end:
-            yield moment, scene.frame(moment.goal, moment.subgoal, past[-n_past:] if n_past else [])
+            frame = scene.frame(moment.goal, moment.subgoal, past[-n_past:] if n_past else [])
+            yield moment, draw_legend(frame, has_subgoals=moment.subgoal is not None)
         if is_end:
             return
 
@@ -107,9 +108,9 @@ def record_agent(
     n_timesteps: int | None = None,
 ) -> list[bool]:
     """
-    Record an agent as a GIF or MP4, with the desired goal (red) and the subgoals (amber) in the scene. The halo of the current
-    subgoal shows the distance at which it counts as reached; previous subgoals fade. Agents without subgoals, such as SB3's
-    own DDPG, are recorded with only the goal.
+    Record an agent as a GIF or MP4, with the desired goal (red) and the subgoals (amber) in the scene, and a legend in the
+    upper left corner. The halo of the current subgoal shows the distance at which it counts as reached; previous subgoals
+    fade. Agents without subgoals, such as SB3's own DDPG, are recorded with only the goal.
 
     :param model: a :class:`~sb3_hrl.HierarchicalDDPG`, or another algorithm of SB3
     :param env: goal-conditioned MuJoCo environment with ``render_mode="rgb_array"``, or a ``DummyVecEnv`` of one

@@ -124,10 +124,38 @@ def patch_push_to_hub(module: ModuleType) -> None:
         module.generate_metadata = generate_metadata  # type: ignore[attr-defined]
 
 
+def patch_load_from_hub(module: ModuleType) -> None:
+    """
+    rl_zoo3 2.9.2 expects an exception of ``requests`` if a repository has no statistics of VecNormalize, which most have not.
+    Since huggingface_hub no longer uses ``requests``, ``rl_zoo3.load_from_hub`` fails without this patch.
+
+    :param module: ``huggingface_sb3.load_from_hub``
+    """
+    load = module.load_from_hub
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    def load_from_hub(*args, **kwargs):  # type: ignore[no-untyped-def]
+        from huggingface_hub.errors import EntryNotFoundError
+        from requests.exceptions import HTTPError
+
+        class MissingFileError(EntryNotFoundError, HTTPError):
+            """The exception that rl_zoo3 expects, and that of huggingface_hub for others."""
+
+        try:
+            return load(*args, **kwargs)
+        except EntryNotFoundError as error:
+            raise MissingFileError(str(error)) from error
+
+    module.load_from_hub = load_from_hub  # type: ignore[attr-defined]
+
+
 PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "rl_zoo3.utils": patch_utils,
     "rl_zoo3.import_envs": patch_import_envs,
     "rl_zoo3.hyperparams_opt": patch_hyperparams_opt,
     "rl_zoo3.exp_manager": patch_exp_manager,
     "huggingface_sb3.push_to_hub": patch_push_to_hub,
+    "huggingface_sb3.load_from_hub": patch_load_from_hub,
 }

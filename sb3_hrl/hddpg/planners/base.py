@@ -24,6 +24,10 @@ class Reach(Protocol):
         """Distance at which a subgoal counts as reached, in the units of the goal."""
 
     @property
+    def goal_weights(self) -> np.ndarray:
+        """Weight of each entry of the goal in this distance, shape (goal_dim,)."""
+
+    @property
     def pace(self) -> float:
         """Distance per environment step at which the radius of subgoals is covered within the horizon, in the units of the
         goal."""

@@ -7,6 +7,7 @@ decide, see :mod:`sb3_hrl.hddpg.choosers`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -114,6 +115,8 @@ class LandmarkPlanner:
     def __init__(self, config: LandmarkConfig, arrays: Mapping[str, np.ndarray]):
         self.config = config
         self._arrays = arrays
+        # The steps between landmarks, and their edges
+        self._edges: tuple[np.ndarray, Edges] | None = None
 
     @property
     def n_landmarks(self) -> int:
@@ -179,7 +182,7 @@ class LandmarkPlanner:
         :return: number of steps from the border of a landmark's tolerance to the landmark. A value ends at the border, but the
             next edge starts at the landmark. Without these steps, the path with the most landmarks looks like the shortest one
         """
-        ways = np.linalg.norm(landmarks[:, None] - landmarks, axis=2) - reach.threshold
+        ways = np.linalg.norm(reach.goal_weights * (landmarks[:, None] - landmarks), axis=2) - reach.threshold
         is_long = np.isfinite(steps) & (ways > reach.threshold)
         if not is_long.any():
             return np.float32(0.0)
@@ -191,7 +194,7 @@ class LandmarkPlanner:
         segments = buffer.sample_high(self.config.n_visited, n_sampled_goal=0, max_steps=1)
         tensors = (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals, segments.ends, segments.failed)
         starts, subgoals, last, ends, failed = (tensor.cpu().numpy() for tensor in tensors)
-        left, way = (np.linalg.norm(subgoals - points, axis=1) for points in (last, starts))
+        left, way = (np.linalg.norm(reach.goal_weights * (subgoals - points), axis=1) for points in (last, starts))
         missed = is_missed(ends == SegmentEnd.REACHED, left, way)
         # If the episode ended first (at its goal or by a time limit), the outcome is unknown; after a failure it is a miss
         is_known = (ends != SegmentEnd.EPISODE_OVER) | failed
@@ -214,7 +217,7 @@ class LandmarkPlanner:
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
     ) -> np.ndarray | float:
         """:return: first waypoint of the shortest path to the goal, shape (goal_dim,); NaN if no path is known"""
-        n, landmarks, edges = self.n_landmarks, self.places, self.steps
+        n, landmarks, edges = self.n_landmarks, self.places, self._known_edges()
         # Lengths of the first edges: from here to each landmark and (the last one) to the goal itself
         targets = np.concatenate([landmarks, goal[None]])
         speed = self._arrays["speed"].item()
@@ -224,43 +227,51 @@ class LandmarkPlanner:
         observations, achieved = (np.broadcast_to(array, (near.sum(), len(array))) for array in (observation, achieved_goal))
         from_here = np.full(n + 1, np.inf, dtype=np.float32)
         from_here[near] = self._cut(reach, self._steps_from(reach, observations[:, None], achieved[:, None], targets[near]))
-        # Lengths of the last edges: from each landmark to the goal
-        observations, achieved = (self._arrays[name][:n] for name in ("observations", "achieved"))
-        to_goal = self._steps_to(reach, speed, observations, achieved, goal[None])[:, 0]
+        penalties = None
         if missed is not None and np.isfinite(missed).any():
-            edges, to_goal, from_here = self._penalise(reach, missed, achieved_goal, targets, edges, to_goal, from_here)
-        total = np.append(from_here[:n] + costs_to_go(edges, to_goal), from_here[n])
+            penalties, from_here = self._penalise(reach, missed, achieved_goal, targets, from_here)
+            edges = edges._replace(lengths=edges.lengths + penalties[edges.starts, edges.ends])
         # The goal itself if it is within reach, unless it was missed from here
-        best = n if np.isfinite(self._cut(reach, from_here[n])) else int(total.argmin())
+        if np.isfinite(self._cut(reach, from_here[n])):
+            return goal
+        total = from_here
+        if np.isfinite(from_here[:n]).any():
+            # Lengths of the last edges: from each landmark to the goal
+            observations, achieved = (self._arrays[name][:n] for name in ("observations", "achieved"))
+            to_goal = self._steps_to(reach, speed, observations, achieved, goal[None])[:, 0]
+            if penalties is not None:
+                to_goal = to_goal + penalties[:, n]
+            total = np.append(from_here[:n] + costs_to_go(edges, to_goal), from_here[n])
+        best = int(total.argmin())
         return targets[best] if np.isfinite(total[best]) else np.nan
 
+    def _known_edges(self) -> "Edges":
+        """:return: the edges between landmarks. To find them takes longer than to see that they have not changed"""
+        steps, known = self.steps, self._edges
+        if known is None or not np.array_equal(known[0], steps):
+            self._edges = known = steps.copy(), edges_of(steps)
+        return known[1]
+
     def _penalise(
-        self,
-        reach: Reach,
-        missed: np.ndarray,
-        achieved_goal: np.ndarray,
-        targets: np.ndarray,
-        edges: np.ndarray,
-        to_goal: np.ndarray,
-        from_here: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, reach: Reach, missed: np.ndarray, achieved_goal: np.ndarray, targets: np.ndarray, from_here: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """
         Each miss makes an edge longer by a whole segment, so that the planner finally gives up an edge that does not exist,
         and takes a longer path (as in learning real-time A*, Korf 1990).
 
-        :return: new lengths of the edges, shape (n, n), of those to the goal, shape (n,), and of those from here, shape (n +
-            1,)
+        :return: additional lengths of the edges from each landmark to each landmark and to the goal, shape (n, n + 1), and the
+            new lengths of those from here, shape (n + 1,)
         """
-        n, cost = len(to_goal), reach.horizon
+        cost = reach.horizon
         started_here = reach.is_reached(achieved_goal, missed[:, 0])
-        from_landmarks = reach.is_reached(targets[:n, None], missed[:, 0]).astype(np.float32)
+        from_landmarks = reach.is_reached(targets[:-1, None], missed[:, 0]).astype(np.float32)
         to_targets = reach.is_reached(targets[:, None], missed[:, 1]).astype(np.float32)
         penalties = cost * from_landmarks @ to_targets.T
         from_here = from_here + cost * to_targets @ started_here
         # Do not repeat a recent miss immediately, even without an alternative: then the rules after the planner decide
         recently = slice(-N_MISSED_RECENTLY, None)
         from_here[to_targets[:, recently] @ started_here[recently] > 0.0] = np.inf
-        return edges + penalties[:, :n], to_goal + penalties[:, n], from_here
+        return penalties, from_here
 
     # -------------------------------------------------------------------- steps
 
@@ -310,15 +321,17 @@ def farthest_points(points: np.ndarray, n: int, spacing: float = 0.0, at_least: 
     :param points: shape (m, dim), m at least ``n``
     :param n: maximum number of points to choose
     :param spacing: minimum distance between two of them
-    :param at_least: number of points to choose even if they are closer to each other
+    :param at_least: number of points to choose even if they are closer to each other, unless they coincide
     :param first: index of the first point
-    :return: indices of the chosen points, shape (n,) or shorter
+    :return: indices of the chosen points, which are all different, shape (n,) or shorter
     """
     chosen = np.empty(n, dtype=np.int64)
     distances = np.full(len(points), np.inf)
     for i in range(n):
         chosen[i] = first if i == 0 else distances.argmax()
-        if i >= at_least and distances[chosen[i]] < spacing * spacing:
+        apart = distances[chosen[i]]
+        # All points may coincide: an object that nobody has touched yet
+        if apart == 0.0 or (i >= at_least and apart < spacing * spacing):
             return chosen[:i]
         distances = np.minimum(distances, np.square(points - points[chosen[i]]).sum(axis=1))
     return chosen
@@ -393,24 +406,40 @@ def nearest_landmarks(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return _square_distances(points, landmarks).argmin(axis=1)
 
 
-def costs_to_go(steps: np.ndarray, to_goal: np.ndarray) -> np.ndarray:
+class Edges(NamedTuple):
+    """Edges from node to node, sorted by their starts."""
+
+    starts: np.ndarray  # (n_edges,)
+    ends: np.ndarray  # (n_edges,)
+    lengths: np.ndarray  # (n_edges,)
+    first: np.ndarray  # (m,), index of the first edge of each node that has edges
+
+
+def edges_of(steps: np.ndarray) -> Edges:
+    """
+    :param steps: length of the edge from each node to each other node, infinite without an edge, shape (n, n)
+    :return: the edges: a landmark has a few dozen of them to hundreds of others
+    """
+    starts, ends = np.nonzero(np.isfinite(steps))
+    return Edges(starts, ends, steps[starts, ends], np.flatnonzero(np.diff(starts, prepend=-1)))
+
+
+def costs_to_go(edges: Edges, to_goal: np.ndarray) -> np.ndarray:
     """
     Lengths of the shortest paths from each node to the goal (Bellman-Ford algorithm).
 
-    :param steps: length of the edge from each node to each other node, infinite without an edge, shape (n, n)
+    :param edges: edges between n nodes
     :param to_goal: length of the edge from each node to the goal, infinite without an edge, shape (n,)
     :return: lengths of the shortest paths, infinite without a path, shape (n,)
     """
-    # Iterate over edges, not pairs: a landmark has a few dozen edges to hundreds of others, and every segment needs a plan
-    starts, ends = np.nonzero(np.isfinite(steps))
-    if len(starts) == 0:
-        return to_goal
-    lengths, first = steps[starts, ends], np.flatnonzero(np.diff(starts, prepend=-1))
-    nodes, costs = starts[first], to_goal
-    for _ in range(len(costs)):
-        new = costs.copy()
-        new[nodes] = np.minimum(costs[nodes], np.minimum.reduceat(lengths + costs[ends], first))
-        if np.array_equal(new, costs):
+    costs, nodes, through = to_goal.copy(), edges.starts[edges.first], np.empty_like(edges.lengths)
+    for _ in range(len(costs) if len(nodes) > 0 else 0):
+        # `clip` writes into `through` without a buffer
+        np.take(costs, edges.ends, out=through, mode="clip")
+        through += edges.lengths
+        before = costs[nodes]
+        after = np.minimum(before, np.minimum.reduceat(through, edges.first))
+        if np.array_equal(after, before):
             break
-        costs = new
+        costs[nodes] = after
     return costs
