@@ -1,7 +1,7 @@
 """The replay buffer of both levels: samples steps and segments with goals in hindsight, and stores each step once."""
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -12,6 +12,7 @@ from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, 
 
 from sb3_hrl.common.checks import require
 from sb3_hrl.common.hindsight import hindsight_count, sample_goal_steps
+from sb3_hrl.common.n_step import n_step_ends, n_step_returns
 from sb3_hrl.common.rewards import ComputeReward, check_rewards, goal_rewards
 from sb3_hrl.common.shards import Read, Shards, View, spans
 from sb3_hrl.common.shared_memory import SharedArrays
@@ -20,6 +21,14 @@ from sb3_hrl.common.step_storage import GOAL_KEYS, StepStorage, read_steps
 from sb3_hrl.common.type_aliases import HighSamples, LowSamples, SegmentOutcomes
 
 __all__ = ["GOAL_KEYS", "SharedMemoryReplayBuffer", "goal_strategy", "new_generator"]
+
+
+class _Path(NamedTuple):
+    """The steps of n-step returns."""
+
+    lengths: np.ndarray  # number of steps, shape (n,)
+    rewards: np.ndarray  # stored rewards, shape (n, n_steps)
+    achieved: np.ndarray  # goals after the steps of virtual returns, shape (n_hindsight, n_steps, goal_dim)
 
 
 class SharedMemoryReplayBuffer(StepStorage):
@@ -36,8 +45,9 @@ class SharedMemoryReplayBuffer(StepStorage):
     contains only the stored steps.
 
     The buffer also works with SB3's own algorithms (``DDPG(..., replay_buffer_class=SharedMemoryReplayBuffer)``): with
-    goal-conditioned environments, and hindsight if ``compute_reward`` is given, or with a Box observation space (images take
-    four bytes per value). The desired goal of a step is also used for its next observation.
+    goal-conditioned environments, and hindsight if ``compute_reward`` is given, or with a Box observation space, where whole
+    numbers of one or two bytes, such as images, are stored in their own dtype. The desired goal of a step is also used for its
+    next observation.
     ``compute_reward`` belongs to an environment and is not pickled: set it again after ``load_replay_buffer``, otherwise
     :meth:`sample` raises an error.
 
@@ -54,6 +64,10 @@ class SharedMemoryReplayBuffer(StepStorage):
     :param compute_reward: vectorised ``compute_reward(achieved, desired, infos)`` of the environment; it is called in this
         process with goals in the shape and type of the goal space, and an array of empty infos
     :param trim_interval: a full shard drops old episodes once every so many steps (at most a tenth of its capacity)
+    :param n_steps: number of steps of the returns in :meth:`sample`, as in SB3's ``NStepReplayBuffer``, also for goals in
+        hindsight. A return ends earlier at the end of an episode, or when a goal in hindsight is achieved. SB3's algorithms do
+        not pass it on to a ``replay_buffer_class``: pass ``replay_buffer_kwargs=dict(n_steps=3, gamma=0.99)``
+    :param gamma: discount factor of n-step returns, the same as the algorithm's
     """
 
     def __init__(
@@ -69,6 +83,8 @@ class SharedMemoryReplayBuffer(StepStorage):
         goal_selection_strategy: GoalSelectionStrategy | str = "future",
         compute_reward: ComputeReward | None = None,
         trim_interval: int = 100,
+        n_steps: int = 1,
+        gamma: float = 0.99,
     ):
         super().__init__(
             buffer_size,
@@ -95,6 +111,9 @@ class SharedMemoryReplayBuffer(StepStorage):
                 "`compute_reward`, as in `replay_buffer_kwargs=dict(compute_reward=env.unwrapped.compute_reward)`. "
                 "HierarchicalDDPG does not need it for hindsight: pass `n_sampled_goal` to the algorithm instead."
             )
+        require(n_steps >= 1, "n_steps", "at least 1 (steps of a return)", n_steps)
+        require(0.0 <= gamma <= 1.0, "gamma", "between 0 and 1, the same as the algorithm's", gamma)
+        self.n_steps, self.gamma = n_steps, gamma
         self.n_sampled_goal = n_sampled_goal
         self.goal_selection_strategy = goal_strategy(goal_selection_strategy)
         self.compute_reward = compute_reward
@@ -279,10 +298,10 @@ class SharedMemoryReplayBuffer(StepStorage):
         if n_hindsight > 0:
             self._check_hindsight()
 
-        def read(view: View) -> tuple[np.ndarray, Read]:
+        def read(view: View) -> tuple[tuple[np.ndarray, _Path | None], Read]:
             # Uniform over all stored steps, including running episodes, which have a span, unlike in HerReplayBuffer
             shards, steps = self.shards.draw(view.head, view.tail, batch_size, self.rng)
-            rows, oldest = self.shards.gather(shards, steps), steps
+            rows, oldest, goal_steps = self.shards.gather(shards, steps), steps, steps[:0]
             if n_hindsight > 0:
                 # The first entries become virtual; which ones does not matter, because sampling is uniform
                 shards_, steps_ = _first(shards, n_hindsight), steps[:n_hindsight]
@@ -291,21 +310,20 @@ class SharedMemoryReplayBuffer(StepStorage):
                 # An entry depends on its own step and on the step that achieved its goal, which may be earlier (`episode`). If
                 # a writer has dropped the older of the two in the meantime, the batch is read again
                 oldest = np.append(np.minimum(steps_, goal_steps), steps[n_hindsight:])
-            return rows, Read(shards, oldest)
+            path = self._follow(rows, shards, steps, goal_steps, view) if self.n_steps > 1 else None
+            return (rows, path), Read(shards, oldest)
 
-        rows = self.shards.read(read)
+        rows, path = self.shards.read(read)
         if n_hindsight > 0:
-            # r_t = reward(s_{t+1}, g), for the goal achieved after the step, and the new goal. It is computed in this process:
-            # `env_method` would cost a round trip, and interfere with a pending step of asynchronous workers
-            assert self.compute_reward is not None
-            space = goal_space(self.observation_space)
-            achieved, goals = (rows[:n_hindsight, columns[field]] for field in ("next_achieved_goal", "desired_goal"))
-            rewards = check_rewards(goal_rewards(self.compute_reward, space, achieved, goals))
-            rows[:n_hindsight, columns["reward"]] = rewards[:, None]
+            self._reward_virtual(rows[:n_hindsight], path)
+        discounts = None
+        rewards = self._normalize_reward(rows[:, columns["reward"]] if path is None else path.rewards, env)
+        if path is not None:
+            rewards, discounts = n_step_returns(rewards, path.lengths, self.gamma)
 
         def tensors(prefix: str) -> Any:
             if not self.has_goals:
-                values = rows[:, columns[f"{prefix}observation"]].reshape(-1, *self.observation_space.shape)  # type: ignore
+                values = self._values(rows, f"{prefix}observation").reshape(-1, *self.observation_space.shape)  # type: ignore
                 return self.to_torch(self._normalize_obs(values, env))  # type: ignore[arg-type]
             obs = {
                 "observation": rows[:, columns[f"{prefix}observation"]],
@@ -322,8 +340,58 @@ class SharedMemoryReplayBuffer(StepStorage):
             next_observations=tensors("next_"),
             # Without time limits, see `handle_timeout_termination`
             dones=self.to_torch(rows[:, columns["terminated"]]),
-            rewards=self.to_torch(self._normalize_reward(rows[:, columns["reward"]], env)),
+            rewards=self.to_torch(rewards),
+            discounts=None if discounts is None else self.to_torch(discounts),
         )
+
+    def _follow(
+        self, rows: np.ndarray, shards: np.ndarray | int, steps: np.ndarray, goal_steps: np.ndarray, view: View
+    ) -> _Path:
+        """
+        Follow the episodes of rows for up to ``n_steps`` steps. What comes after the first step is replaced by what comes
+        after the last one, in place.
+
+        :param rows: packed rows, shape (n, row_dim); copies, not the storage
+        :param shards: shards of the rows, shape (n,), or the number of the only shard
+        :param steps: numbers of the rows' steps, shape (n,)
+        :param goal_steps: steps that achieved the goals of the first rows, which are virtual, shape (n_hindsight,)
+        :param view: range of the stored steps when the rows were read
+        :return: the steps
+        """
+        columns = self._columns
+        _, last = self.shards.episode_span(rows, shards, view)
+        ends = n_step_ends(steps, last, self.n_steps, goal_steps)
+        for field in ("next_observation", "next_achieved_goal", "terminated"):
+            if field in columns:
+                rows[:, columns[field]] = self.shards.gather_columns(shards, ends - 1, columns[field])
+        # Beyond its end a return repeats its last step, which does not count
+        numbers = np.minimum(steps[:, None] + np.arange(self.n_steps), ends[:, None] - 1)
+        rewards = self.shards.gather_columns(_column(shards), numbers, columns["reward"])[..., 0]
+        n = len(goal_steps)
+        achieved = self._goals_after(_column(_first(shards, n)), numbers[:n]) if n > 0 else np.empty(0)
+        return _Path(ends - steps, rewards, achieved)
+
+    def _reward_virtual(self, rows: np.ndarray, path: _Path | None) -> None:
+        """
+        Compute the rewards of virtual transitions, in place: r_t = reward(s_{t+1}, g), for the goal achieved after the step,
+        and the new goal. They are computed in this process: ``env_method`` would cost a round trip, and interfere with a
+        pending step of asynchronous workers.
+
+        :param rows: packed rows of the virtual transitions, shape (n, row_dim)
+        :param path: steps of n-step returns
+        """
+        assert self.compute_reward is not None
+        space, goals = goal_space(self.observation_space), rows[:, self._columns["desired_goal"]]
+        if path is None:
+            achieved = rows[:, self._columns["next_achieved_goal"]]
+            rewards = check_rewards(goal_rewards(self.compute_reward, space, achieved, goals))
+            rows[:, self._columns["reward"]] = rewards[:, None]
+            return
+        lengths = path.lengths[: len(rows)]
+        counted = np.arange(self.n_steps) < lengths[:, None]
+        goals = np.repeat(goals, lengths, axis=0)
+        rewards = check_rewards(goal_rewards(self.compute_reward, space, path.achieved[counted], goals))
+        path.rewards[: len(rows)][counted] = rewards
 
     def _unflatten(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes = self.obs_shape
@@ -354,7 +422,7 @@ class SharedMemoryReplayBuffer(StepStorage):
         shards = []
         for shard, span in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
             rows = self.shards.between(shard, *span)
-            columns = {field: rows[:, self._columns[field]] for field in fields}
+            columns = {field: self._values(rows, field) for field in fields}
             # Steps of the same episode have the same number here, even if its first steps are not included or were dropped
             columns["episode"] = spans(rows)[:, 0]
             shards.append(columns)

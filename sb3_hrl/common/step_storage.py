@@ -74,11 +74,15 @@ class StepStorage(ReplayBuffer):
         shapes: Any = self.obs_shape if self.has_goals else {"observation": self.obs_shape}
         fields = self._GOAL_FIELDS if self.has_goals else self._BOX_FIELDS
         sizes = {field: int(np.prod(shapes[key])) for field, key in fields.items()}
+        self.observation_size, self.packed_dtype = sizes["observation"], packed_dtype(observation_space)
+        if self.packed_dtype is not None:
+            sizes = {field: packed_size(size, self.packed_dtype) for field, size in sizes.items()}
         sizes |= {"action": self.action_dim, "reward": 1, "terminated": 1}
         if self.has_goals:
             sizes |= {"failed": 1, "tested": 1, "planned": 1, "predicted_steps": 1, "segment_end": 1}
         ends = np.cumsum(list(sizes.values())).tolist()
         self._columns = {field: slice(end - size, end) for (field, size), end in zip(sizes.items(), ends, strict=True)}
+        self._float_columns = float_columns(self._columns, self.packed_dtype)
         # The span of the episode comes last, at an even column, because each of its integers takes two columns
         self._staging = np.zeros((n_envs, ends[-1] + ends[-1] % 2 + SPAN_COLUMNS), dtype=np.float32)
         self.shards = Shards(n_envs, self.buffer_size, self._staging.shape[1], trim_interval)
@@ -140,8 +144,8 @@ class StepStorage(ReplayBuffer):
             # Two kinds of ends: SB3's algorithms stop bootstrapping at every termination, the hierarchy only at failures
             self._stage("failed", np.array([is_failure(*end) for end in zip(done, infos, strict=True)]))
         else:
-            self._stage("observation", obs)
-            self._stage("next_observation", next_obs)
+            self._stage("observation", self._packed(obs))
+            self._stage("next_observation", self._packed(next_obs))
         self._stage("action", action)
         self._stage("reward", reward)
         self._stage("terminated", done & ~np.asarray(timeouts, dtype=bool))
@@ -152,7 +156,7 @@ class StepStorage(ReplayBuffer):
             self._stage("predicted_steps", storable_steps(predicted_steps, self.n_envs))
             self._stage("segment_end", SegmentEnd.EPISODE_OVER * done if segment_ends is None else segment_ends)
         # Check first: a step that is refused is not stored at all
-        check_finite(self._staging, self._columns)
+        check_finite(self._staging, self._float_columns)
         # Without a hierarchy there are no segments
         is_end = None if subgoal is None else (done if segment_ends is None else segment_ends != SegmentEnd.NONE)
         for i, writer in enumerate(self.shards.writers()):
@@ -163,6 +167,16 @@ class StepStorage(ReplayBuffer):
     def _stage(self, field: str, value: Any) -> None:
         """Write a value of every environment, shape (n_envs, ...), into its columns of the staged rows."""
         self._staging[:, self._columns[field]] = flatten(value, self.n_envs)
+
+    def _packed(self, obs: Any) -> Any:
+        return obs if self.packed_dtype is None else pack(obs, self.n_envs, self.packed_dtype)
+
+    def _values(self, rows: np.ndarray, field: str) -> np.ndarray:
+        """:return: a field of packed rows, shape (n, dim), a view"""
+        values = rows[:, self._columns[field]]
+        if self.packed_dtype is None or field in self._float_columns:
+            return values
+        return unpack(values, self.observation_size, self.packed_dtype)
 
     def end_episodes(self) -> None:
         """Close the running episodes (their environments were reset from outside); open segments are dropped."""
@@ -238,6 +252,60 @@ class StepStorage(ReplayBuffer):
             )
 
 
+def packed_dtype(space: spaces.Space) -> np.dtype | None:
+    """
+    :param space: observation space
+    :return: dtype in which observations are stored, if they are whole numbers of one or two bytes, such as images; ``None`` if
+        they are stored as float32
+    """
+    dtype = space.dtype if isinstance(space, spaces.Box) else None
+    is_small = dtype is not None and dtype.kind in "iub" and dtype.itemsize < np.dtype(np.float32).itemsize
+    return dtype if is_small else None
+
+
+def packed_size(size: int, dtype: np.dtype) -> int:
+    """
+    :param size: number of values
+    :param dtype: their dtype
+    :return: number of float32 columns with room for them
+    """
+    return -(-size * dtype.itemsize // np.dtype(np.float32).itemsize)
+
+
+def pack(values: Any, n: int, dtype: np.dtype) -> np.ndarray:
+    """
+    Small values as the bytes of float32 columns, which must only be copied: as numbers they have no meaning.
+
+    :param values: shape (n, ...), or without the first dimension if ``n=1``
+    :param n: number of rows
+    :param dtype: dtype of the values
+    :return: float32, shape (n, packed_size)
+    """
+    flat = flatten(values, n, dtype)
+    columns = np.zeros((n, packed_size(flat.shape[1], dtype)), dtype=np.float32)
+    unpack(columns, flat.shape[1], dtype)[:] = flat
+    return columns
+
+
+def unpack(columns: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
+    """
+    :param columns: result of :func:`pack`, or such columns of rows, shape (n, packed_size)
+    :param size: number of values
+    :param dtype: dtype of the values
+    :return: a view of the values, shape (n, size)
+    """
+    return columns.view(dtype)[:, :size]
+
+
+def float_columns(columns: Mapping[str, slice], dtype: np.dtype | None) -> dict[str, slice]:
+    """
+    :param columns: position of each field in a row
+    :param dtype: dtype of packed observations, which come first in a row; ``None``: they are float32
+    :return: positions of the fields that are float32 numbers
+    """
+    return {field: part for field, part in columns.items() if dtype is None or not field.endswith("observation")}
+
+
 def storable_steps(steps: np.ndarray | None, n_envs: int) -> np.ndarray:
     """
     :param steps: predicted environment steps, infinite: never, NaN: unknown, shape (n_envs,); ``None``: all are unknown
@@ -272,11 +340,11 @@ def is_failure(done: bool, info: Mapping[str, Any]) -> bool:
 def check_finite(rows: np.ndarray, columns: Mapping[str, slice]) -> None:
     """
     :param rows: packed rows, shape (n, row_dim)
-    :param columns: position of each field in a row
+    :param columns: position of each field of float32 numbers, in the order of the row, see :func:`float_columns`
     :raises ValueError: if a value is not finite
     """
-    # The integers of the span may be any values as float32
-    if np.isfinite(rows[:, : rows.shape[1] - SPAN_COLUMNS]).all():
+    parts = list(columns.values())
+    if np.isfinite(rows[:, parts[0].start : parts[-1].stop]).all():
         return
     bad = [field for field, part in columns.items() if not np.isfinite(rows[:, part]).all()]
     raise ValueError(

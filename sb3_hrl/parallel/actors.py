@@ -139,7 +139,9 @@ class NumpyActor:
         :param noise_scale: factor of a Gaussian's standard deviation, float32, shape (n, 1)
         :return: actions scaled to [-1, 1], shape (n, action_dim)
         """
-        x = inputs[0] if len(inputs) == 1 else np.concatenate([inputs[i] for i in self._order], axis=1)
+        # Images come as uint8; the network scales them
+        parts = [inputs[i] for i in self._order]
+        x = np.asarray(parts[0], dtype=np.float32) if len(parts) == 1 else np.concatenate(parts, axis=1)
         if not self._is_gaussian:
             return (self._networks.get("mean") or self._networks["actor"])(x)
         if "actor" in self._networks:

@@ -116,6 +116,8 @@ def collect_task(agent: Agent, buffer: SharedMemoryReplayBuffer, n_warm_up: int)
         agent=agent,
         columns=buffer.columns,
         row_dim=buffer.shards.row_dim,
+        observation_size=buffer.observation_size,
+        packed_dtype=buffer.packed_dtype,
         action_space=buffer.action_space,
         warm_up_rounds=max(-(-n_warm_up // buffer.n_envs), 0),
         handle_timeout_termination=buffer.handle_timeout_termination,

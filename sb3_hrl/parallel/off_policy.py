@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import warnings
 from typing import Any, ClassVar, TypeVar, cast
 
 from gymnasium import spaces
@@ -40,8 +41,8 @@ class AsyncActorAlgorithm(AsyncOffPolicyAlgorithm):
                 f"{name} does not support `use_sde=True`: leave it at False, and explore with `action_noise`, or with the "
                 "noise that the actor learns."
             )
-        if self.n_steps != 1 or self.optimize_memory_usage:
-            raise ValueError(f"{name} needs `n_steps=1` and `optimize_memory_usage=False`.")
+        if self.optimize_memory_usage:
+            raise ValueError(f"{name} needs `optimize_memory_usage=False`.")
         self.replay_buffer_class = self.replay_buffer_class or SharedMemoryReplayBuffer
         if not issubclass(self.replay_buffer_class, SharedMemoryReplayBuffer):
             raise ValueError(
@@ -51,7 +52,13 @@ class AsyncActorAlgorithm(AsyncOffPolicyAlgorithm):
             )
         if not isinstance(self.action_space, spaces.Box):
             raise ValueError(f"{name} needs continuous actions, a Box space, not {self.action_space}.")
-        super()._setup_model()
+        if self.n_steps > 1:
+            # As SB3 does for its own NStepReplayBuffer
+            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "n_steps": self.n_steps, "gamma": self.gamma}
+        with warnings.catch_warnings():
+            # SB3 warns that other classes of buffers do not get `n_steps`
+            warnings.filterwarnings("ignore", message="`n_steps=")
+            super()._setup_model()
         assert isinstance(self.train_freq, TrainFreq)
         if self.train_freq.unit == TrainFrequencyUnit.EPISODE and self.n_envs > 1:
             raise ValueError('`train_freq=(n, "episode")` needs a single environment: use a number of steps.')

@@ -10,7 +10,7 @@ import numpy as np
 
 from sb3_hrl.common.checks import require
 from sb3_hrl.common.spaces import ActionBorder
-from sb3_hrl.common.step_storage import GOAL_KEYS, check_finite, is_failure
+from sb3_hrl.common.step_storage import GOAL_KEYS, check_finite, float_columns, is_failure, pack, unpack
 from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.twin import Attributes, plain_attributes
 from sb3_hrl.common.weight_sync import WeightSource
@@ -20,7 +20,10 @@ EPISODE_KEYS = ("episode", "is_success", "TimeLimit.truncated")
 
 
 class Agent(Protocol):
-    """An exploring policy on flat float32 arrays. It is pickled, sent to a worker, and started there."""
+    """
+    An exploring policy on flat arrays: float32, or the dtype of packed observations. It is pickled, sent to a worker, and
+    started there.
+    """
 
     n_weights: int
 
@@ -76,6 +79,8 @@ class CollectTask:
     :param agent: the exploring policy
     :param columns: position of each field in a packed row of the buffer
     :param row_dim: length of a packed row
+    :param observation_size: number of values of an observation
+    :param packed_dtype: dtype of packed observations, see :func:`~sb3_hrl.common.step_storage.pack`; ``None``: float32
     :param action_space: action space, to unscale actions
     :param warm_up_rounds: number of random steps of each environment at the start
     :param handle_timeout_termination: whether a time limit does not count as a termination
@@ -85,6 +90,8 @@ class CollectTask:
     agent: Agent
     columns: dict[str, slice]
     row_dim: int
+    observation_size: int
+    packed_dtype: np.dtype | None
     action_space: gym.spaces.Box
     warm_up_rounds: int
     handle_timeout_termination: bool
@@ -184,6 +191,10 @@ class Worker:
         self._keys = GOAL_KEYS if self._has_goals else ("observation",)
         self._current = np.zeros((n, columns[self._keys[-1]].stop), dtype=np.float32)
         self._inputs = [self._current[:, columns[key]] for key in self._keys]
+        self._dtype = task.packed_dtype
+        if self._dtype is not None:
+            self._inputs = [unpack(self._inputs[0], task.observation_size, self._dtype)]
+        self._float_columns = float_columns(columns, self._dtype)
         next_fields = ("next_observation", "next_achieved_goal") if self._has_goals else ("next_observation",)
         self._next_columns = [columns[field] for field in next_fields]
         self._action_border = ActionBorder(task.action_space)
@@ -239,8 +250,10 @@ class Worker:
             row[columns["next_observation"]] = np.asarray(observation["observation"]).ravel()
             row[columns["next_achieved_goal"]] = np.asarray(observation["achieved_goal"]).ravel()
             row[columns["failed"]] = is_failure(terminated, info)
-        else:
+        elif self._dtype is None:
             row[columns["next_observation"]] = np.asarray(observation).ravel()
+        else:
+            row[columns["next_observation"]] = pack(observation, 1, self._dtype)[0]
         row[columns["reward"]] = reward
         done = bool(terminated or truncated)
         row[columns["terminated"]] = terminated if self._task.handle_timeout_termination else done
@@ -257,7 +270,7 @@ class Worker:
         n = self.n_staged
         for i, writer in enumerate(self._writers):
             rows = self._staging[i, :n]
-            check_finite(rows, self._task.columns)
+            check_finite(rows, self._float_columns)
             segment_ends = None if self._segment_ends is None else self._segment_ends[i, :n]
             writer.write(rows, self._episode_ends[i, :n], segment_ends)
         episodes, self._episodes, self.n_staged = self._episodes, [], 0
