@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import point_env_fn
+from conftest import PointEnv, point_env_fn
 from stable_baselines3 import TD3
 from stable_baselines3.common.logger import configure
 
-from sb3_hrl import HierarchicalDDPG, ParallelCollector, SerialCollector, asynchronous
+from sb3_hrl import HierarchicalDDPG, ParallelCollector, SerialCollector, SharedMemoryReplayBuffer, asynchronous
 from sb3_hrl.common.weight_sync import LocalWeights, WeightPublisher, WeightSubscriber
-from sb3_hrl.parallel.async_rollouts import AsyncRollouts
-from sb3_hrl.parallel.worker import Worker
+from sb3_hrl.parallel.async_rollouts import AsyncRollouts, collect_task
+from sb3_hrl.parallel.worker import Worker, WorkerConfig
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("leaves_nothing")]
 
@@ -49,7 +49,11 @@ def oldest(monkeypatch):
     """
     context = get_context("fork")
     result, counts = context.RawArray("q", 1), context.RawArray("q", 50_000)
-    publish, round_ = AsyncRollouts.publish, Worker.round
+    start, publish, round_ = AsyncRollouts.__init__, AsyncRollouts.publish, Worker.round
+
+    def count_and_start(self: AsyncRollouts, *args: Any, n_updates: int, **kwargs: Any) -> None:
+        counts[0] = counts[1] = n_updates
+        start(self, *args, n_updates=n_updates, **kwargs)
 
     def count_and_publish(self: AsyncRollouts, n_updates: int) -> None:
         # Gradient steps by version, which workers may only read when this version is published
@@ -63,6 +67,7 @@ def oldest(monkeypatch):
         round_(self)
         result[0] = max(result[0], n_updates - counts[self._version])
 
+    monkeypatch.setattr(AsyncRollouts, "__init__", count_and_start)
     monkeypatch.setattr(AsyncRollouts, "publish", count_and_publish)
     monkeypatch.setattr(Worker, "round", measured_round)
     return result
@@ -109,24 +114,51 @@ def test_the_age_of_every_step_is_logged(make_model, tmp_path):
     assert float(row["rollout/policy_lag"]) == float(row["rollout/policy_lag_max"]) == 0
 
 
-@pytest.mark.parametrize("max_lag", [None, 0])
-def test_the_maximum_is_that_of_the_oldest_step_in_a_block(make_model, max_lag, monkeypatch):
-    """Weights that are fetched within a block are those of its later steps only."""
-    lags = []
-    read = AsyncRollouts._read
+class Still:
+    """An agent whose actions are zero, see :class:`~sb3_hrl.parallel.worker.Agent`."""
 
-    def record(self: AsyncRollouts, reports: Any) -> None:
-        for report in reports:
-            assert sum(n_steps for _, n_steps in report.versions) <= 7
-            lags.append(len(report.versions))
-        read(self, reports)
+    n_weights = 1
 
-    monkeypatch.setattr(AsyncRollouts, "_read", record)
-    model = make_model(max_lag=max_lag)
-    model.learn(300)
-    # While a worker fills a block, the learner publishes new weights
-    assert (max(lags) > 1) == (max_lag == 0)
-    assert model.replay_buffer.n_added == 300
+    def start(self, n_envs: int, weights: np.ndarray, rng: np.random.Generator, noise_scale: np.ndarray) -> None:
+        self.weights, self.acted_with = weights, []
+
+    def refresh(self) -> None:
+        pass
+
+    def act(self, inputs: Any, is_warm_up: bool) -> np.ndarray:
+        self.acted_with.append(float(self.weights[0]))
+        return np.zeros((2, 2))
+
+    def fields(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def step(self, next_inputs: Any, dones: Any) -> None:
+        return None
+
+    def statistics(self) -> list[float]:
+        return []
+
+
+def test_a_report_has_the_version_of_every_step():
+    """Regression test: all steps of a block counted as made with the newest weights of the block."""
+    envs, weights = [PointEnv(), PointEnv()], LocalWeights(1)
+    buffer = SharedMemoryReplayBuffer(100, envs[0].observation_space, envs[0].action_space, n_envs=2)
+    task = collect_task(Still(), buffer, 0)
+    weights.publish(lambda out: out.fill(1))
+    worker = Worker(envs, [None, None], 0, 2, task, WorkerConfig(5, 1000), buffer.shards.writers(), weights)
+    worker.round()
+    worker.round()
+    # Newer weights wait for the next check, required ones do not
+    weights.publish(lambda out: out.fill(2))
+    worker.round()
+    weights.publish(lambda out: out.fill(3), is_required=True)
+    worker.round()
+    weights.publish(lambda out: out.fill(4))
+    worker.round()
+    assert worker.flush().versions == [(1, 6), (3, 4)]
+    assert worker._agent.acted_with == [1, 1, 1, 3, 3]
+    worker.round()
+    assert worker.flush().versions == [(3, 2)]
 
 
 @pytest.mark.parametrize("shared", [True, False])
