@@ -112,7 +112,7 @@ class ParallelCollector(HealingVecEnv):
         ratios from environment to environment (as in Ape-X, https://arxiv.org/abs/1803.00933); 1 for the same noise everywhere
     :param max_lag: maximum age, in gradient steps, of the weights that choose an action: a worker whose weights are older than
         that fetches new ones first, whatever ``sync_interval`` is; ``None``: no maximum. With 0, workers always act with the
-        newest weights. See :doc:`/async`
+        newest weights
     :param step_timeout: seconds without progress after which a worker counts as hanging. To start, to create its environments
         and to reset them at the beginning, it has five minutes
     :param max_restarts: maximum number of exceptions of a worker, and of consecutive crashes without ``flush_size`` steps in
