@@ -197,6 +197,7 @@ class CrashingPoint(PointEnv):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("probability", [0.0, 0.002])
 @pytest.mark.filterwarnings("ignore:Worker .* died")
 def test_it_learns_while_its_workers_crash(make_env, probability):
@@ -207,7 +208,6 @@ def test_it_learns_while_its_workers_crash(make_env, probability):
         env,
         async_collection=True,
         prefetch_depth=0,
-        gradient_steps=2,
         learning_starts=200,
         batch_size=64,
         buffer_size=10_000,
@@ -216,7 +216,7 @@ def test_it_learns_while_its_workers_crash(make_env, probability):
     )
     model.learn(2_000)
     assert model.num_timesteps == model.replay_buffer.n_added == 2_000
-    assert model._n_updates == 2 * 900
+    assert model._n_updates == 900
     # On average 6 crashes: in 2,000 steps, and in more than 100 resets
     assert (env.n_restarts > 0) == (probability > 0)
     evaluation = point_vec_env(5)
