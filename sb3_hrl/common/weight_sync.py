@@ -7,8 +7,8 @@ import numpy as np
 
 from sb3_hrl.common.shared_memory import SharedArrays, memory_fence
 
-# Indices in the array of versions, on separate cache lines
-_BEGUN, _DONE = 0, 8
+# Indices in the array of versions: those of the writer and those of the readers are on separate cache lines
+_BEGUN, _DONE, _REQUIRED = 0, 8, 9
 
 
 class WeightSource(Protocol):
@@ -17,6 +17,10 @@ class WeightSource(Protocol):
     @property
     def version(self) -> int:
         """The newest version, 0 if there is none yet."""
+
+    @property
+    def required(self) -> int:
+        """The oldest version with which actors may still act."""
 
     def fetch(self, out: np.ndarray) -> int:
         """
@@ -42,9 +46,10 @@ class WeightPublisher:
         """The newest version, 0 if there is none yet."""
         return int(self._versions[_DONE])
 
-    def publish(self, write: Callable[[np.ndarray], None]) -> int:
+    def publish(self, write: Callable[[np.ndarray], None], is_required: bool = False) -> int:
         """
         :param write: function that writes the weights into an array of shape (n_weights,)
+        :param is_required: whether actors must fetch these weights before their next action
         :return: their version
         """
         version = self.version + 1
@@ -53,6 +58,10 @@ class WeightPublisher:
         write(self._slots[version % 2])
         memory_fence()
         self._versions[_DONE] = version
+        if is_required:
+            # Last, so that who is told to fetch finds this version
+            memory_fence()
+            self._versions[_REQUIRED] = version
         return version
 
 
@@ -70,6 +79,11 @@ class WeightSubscriber:
     def version(self) -> int:
         """The newest version, 0 if there is none yet."""
         return int(self._versions[_DONE])
+
+    @property
+    def required(self) -> int:
+        """The oldest version with which actors may still act."""
+        return int(self._versions[_REQUIRED])
 
     def fetch(self, out: np.ndarray) -> int:
         """See :meth:`WeightSource.fetch`."""
@@ -91,13 +105,15 @@ class LocalWeights:
     """
 
     def __init__(self, n_weights: int):
-        self.version = 0
+        self.version = self.required = 0
         self.vector = np.zeros(n_weights, dtype=np.float32)
 
-    def publish(self, write: Callable[[np.ndarray], None]) -> int:
+    def publish(self, write: Callable[[np.ndarray], None], is_required: bool = False) -> int:
         """See :meth:`WeightPublisher.publish`."""
         write(self.vector)
         self.version += 1
+        if is_required:
+            self.required = self.version
         return self.version
 
     def put(self, version: int, vector: np.ndarray) -> None:

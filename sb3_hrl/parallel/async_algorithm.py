@@ -3,18 +3,20 @@
 import io
 import pathlib
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.save_util import load_from_pkl, open_path
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq
 from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, new_generator
+from sb3_hrl.common.files import replacing
 from sb3_hrl.parallel.async_rollouts import Acting, AsyncRollouts, Untaken, collect_task, collector_of, n_steps_to_take
 
 SelfAsync = TypeVar("SelfAsync", bound="AsyncOffPolicyAlgorithm")
@@ -155,6 +157,37 @@ class AsyncOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._rollouts.log(self.logger)
         super().dump_logs()
 
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model in a zip file, as SB3 does. A file of this name is only replaced when the new one is complete.
+
+        :param path: path of the file, or an open file
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to save that SB3 leaves out
+        """
+        if not isinstance(path, (str, pathlib.Path)):
+            super().save(path, exclude, include)
+            return
+        with replacing(path, "zip") as file:
+            super().save(file, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer as a pickle file. A file of this name is only replaced when the new one is complete.
+
+        :param path: path of the file, or an open file
+        """
+        if not isinstance(path, (str, pathlib.Path)):
+            super().save_replay_buffer(path)
+            return
+        with replacing(path, "pkl") as file:
+            super().save_replay_buffer(file)
+
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load a replay buffer from a pickle file. Its running episodes are closed, because the environments restart.
@@ -163,9 +196,20 @@ class AsyncOffPolicyAlgorithm(OffPolicyAlgorithm):
 
         :param path: path to the pickled replay buffer
         :param truncate_last_traj: not used, as in SB3 for any buffer other than HerReplayBuffer
-        :raises ValueError: if the buffer is of another class, or of other environments; the model then keeps its own buffer
+        :raises ValueError: if the file is incomplete or damaged, or if the buffer is of another class or of other
+            environments; the model then keeps its own buffer
         """
-        saved = load_from_pkl(path, self.verbose)
+        try:
+            saved = _load(path, self.verbose)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            # A pickle file that was cut off or damaged can raise almost anything
+            raise ValueError(
+                f"The replay buffer in {path} is incomplete or damaged, or another version of sb3-hrl wrote it "
+                f"({type(error).__name__}: {error}). Load another file{_newest_other(path)}, or continue without a buffer (in "
+                "the zoo move `replay_buffer.pkl` out of the agent's folder)."
+            ) from error
         # Check before replacing: if the loaded buffer is refused, the model keeps its own
         self.replay_buffer.check_replacement(saved)
         saved.device = self.device
@@ -174,3 +218,20 @@ class AsyncOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_rollouts"]
+
+
+def _load(path: Any, verbose: int) -> Any:
+    """:return: the object in a pickle file; unlike SB3's function, it also closes the file after an error"""
+    if not isinstance(path, (str, pathlib.Path)):
+        return load_from_pkl(path, verbose)
+    with open_path(path, "r", verbose, suffix="pkl") as file:
+        return load_from_pkl(file, verbose)
+
+
+def _newest_other(path: Any) -> str:
+    """:return: the newest of the other buffers in a file's folder, such as that of the checkpoint before, for a message"""
+    if not isinstance(path, (str, pathlib.Path)):
+        return ""
+    path = pathlib.Path(path)
+    others = [file for file in path.parent.glob("*replay_buffer*.pkl") if file.name not in (path.name, f"{path.name}.pkl")]
+    return f", such as {max(others, key=lambda file: file.stat().st_mtime)}" if others else ""

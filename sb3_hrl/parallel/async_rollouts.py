@@ -1,6 +1,7 @@
 """The learner's side of asynchronous collection: controls the pace of the workers, and processes their steps."""
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -166,8 +167,10 @@ class AsyncRollouts:
         self._published_at: int = 0
         self._published_updates: int = n_updates
         self._n_updates: int = n_updates
-        self._updates_of: dict[int, int] = {1: n_updates}  # gradient steps by version of the weights
-        self._lags: list[tuple[int, int]] = []  # steps and lag of the blocks since the last log
+        # Gradient steps by version of the weights, which start at 1; eight bytes each
+        self._updates_of: array[int] = array("q", [n_updates, n_updates])
+        self._required: int = 1  # the oldest version with which workers may act
+        self._lags: list[tuple[int, int]] = []  # steps and lag of what was written since the last log
         self._episodes: list[deque[dict[str, Any]]] = [deque() for _ in range(self._n_envs)]
         self._n_episodes: int = 0
         self._add_episodes(untaken.episodes)
@@ -197,15 +200,20 @@ class AsyncRollouts:
     def publish(self, n_updates: int) -> None:
         """
         Publish weights regularly: when workers check for new weights, these are at most a quarter of the check interval old.
+        With ``max_lag``, weights are also published when those with which workers may act are older than that.
 
         :param n_updates: number of gradient steps before these weights
         """
         self._n_updates = n_updates
-        interval = self._collector.config.sync_interval * self._n_envs // 4
-        if n_updates > self._published_updates and self._n_taken - self._published_at >= interval:
-            version = self._collector.publish(self._write_weights)
-            self._updates_of[version] = self._published_updates = n_updates
-            self._published_at = self._n_taken
+        config = self._collector.config
+        is_due = self._n_taken - self._published_at >= config.sync_interval * self._n_envs // 4
+        is_required = config.max_lag is not None and n_updates - self._updates_of[self._required] > config.max_lag
+        if is_required or (is_due and n_updates > self._published_updates):
+            version = self._collector.publish(self._write_weights, is_required)
+            self._updates_of.append(n_updates)
+            self._published_updates, self._published_at = n_updates, self._n_taken
+            if is_required:
+                self._required = version
 
     def take(self) -> tuple[list[dict[str, Any]], np.ndarray]:
         """
@@ -226,7 +234,7 @@ class AsyncRollouts:
     def _read(self, reports: list[Report]) -> None:
         for report in reports:
             self.statistics.add(report.statistics)
-            self._lags.append((report.n_steps, self._n_updates - self._updates_of[report.version]))
+            self._lags += [(n_steps, self._n_updates - self._updates_of[version]) for version, n_steps in report.versions]
             self._add_episodes(report.episodes)
             self.attributes = report.attributes or self.attributes
 
@@ -248,7 +256,8 @@ class AsyncRollouts:
 
     def log(self, logger: Logger) -> None:
         """
-        Record the age of the workers' weights, in gradient steps, averaged over the steps since the last call.
+        Record the age of the workers' weights, in gradient steps: the mean and the maximum over the steps written since the
+        last call. The age of a step is that of the weights which chose its action, when the learner has received the step.
 
         :param logger: the logger
         """
@@ -256,6 +265,7 @@ class AsyncRollouts:
         n_steps = sum(steps for steps, _ in self._lags)
         if n_steps > 0:
             logger.record("rollout/policy_lag", sum(steps * lag for steps, lag in self._lags) / n_steps)
+            logger.record("rollout/policy_lag_max", max(lag for _, lag in self._lags))
             self._lags = []
         if self._collector.n_restarts > 0:
             logger.record("rollout/worker_restarts", self._collector.n_restarts)

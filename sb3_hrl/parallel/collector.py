@@ -47,9 +47,10 @@ class Collector(Protocol):
         :param publish: function that writes the initial weights into an array of shape (n_weights,)
         """
 
-    def publish(self, write: Callable[[np.ndarray], None]) -> int:
+    def publish(self, write: Callable[[np.ndarray], None], is_required: bool = False) -> int:
         """
         :param write: function that writes new weights into an array of shape (n_weights,)
+        :param is_required: whether workers must fetch these weights before their next action; only with ``config.max_lag``
         :return: their version; the weights of ``start_collecting`` have version 1
         """
 
@@ -110,6 +111,9 @@ class ParallelCollector(HealingVecEnv):
     :param sync_interval: number of environment steps after which a worker checks for new weights
     :param noise_spread: the exploration noise ranges from 1 / noise_spread to noise_spread times that of the agent, in equal
         ratios from environment to environment (as in Ape-X, https://arxiv.org/abs/1803.00933); 1 for the same noise everywhere
+    :param max_lag: maximum age, in gradient steps, of the weights that choose an action: a worker whose weights are older than
+        that fetches new ones first, whatever ``sync_interval`` is; ``None``: no maximum. With 0, workers always act with the
+        newest weights
     :param step_timeout: seconds without progress after which a worker counts as hanging. To start, to create its environments
         and to reset them at the beginning, it has five minutes
     :param max_restarts: maximum number of exceptions of a worker, and of consecutive crashes without ``flush_size`` steps in
@@ -124,10 +128,11 @@ class ParallelCollector(HealingVecEnv):
         flush_size: int = 50,
         sync_interval: int = 400,
         noise_spread: float = 1.0,
+        max_lag: int | None = None,
         step_timeout: float = 60.0,
         max_restarts: int = 3,
     ):
-        config = WorkerConfig(flush_size, sync_interval, noise_spread)
+        config = WorkerConfig(flush_size, sync_interval, noise_spread, max_lag)
         super().__init__(env_fns, config, envs_per_worker, step_timeout, max_restarts)
         methods = mp.get_all_start_methods()
         if start_method is None:
@@ -254,9 +259,9 @@ class ParallelCollector(HealingVecEnv):
         """:return: the pipe for the collector's own commands"""
         return self.remotes[worker * self.envs_per_worker].connection
 
-    def publish(self, write: Callable[[np.ndarray], None]) -> int:
+    def publish(self, write: Callable[[np.ndarray], None], is_required: bool = False) -> int:
         """See :meth:`Collector.publish`."""
-        return self._weights.publish(write)
+        return self._weights.publish(write, is_required)
 
     def grant(self, n_steps: int) -> None:
         """See :meth:`Collector.grant`. Workers with the smallest lead get the most steps."""

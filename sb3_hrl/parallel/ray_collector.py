@@ -231,8 +231,8 @@ class RayCollector(CollectingVecEnv):
         handle.asked, handle.version, handle.last_seen = rounds, self._vector.version, time.monotonic()
         handle.starting = handle.actor.start.remote(first_env, self.num_envs, self._task, self.config, self._weights, rounds)
 
-    def publish(self, write: Callable[[np.ndarray], None]) -> int:
-        """See :meth:`Collector.publish`."""
+    def publish(self, write: Callable[[np.ndarray], None], is_required: bool = False) -> int:
+        """See :meth:`Collector.publish`. Without ``max_lag``, because an actor gets weights only once per block."""
         version = self._vector.publish(write)
         self._weights = ray.put((version, self._vector.vector))
         return version

@@ -24,6 +24,7 @@ class SerialCollector(DummyVecEnv):
     :param flush_size: see ParallelCollector
     :param sync_interval: see ParallelCollector
     :param noise_spread: see ParallelCollector
+    :param max_lag: see ParallelCollector
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class SerialCollector(DummyVecEnv):
         flush_size: int = 50,
         sync_interval: int = 400,
         noise_spread: float = 1.0,
+        max_lag: int | None = None,
     ):
         super().__init__(env_fns)
-        self.config = WorkerConfig(flush_size, sync_interval, noise_spread)
+        self.config = WorkerConfig(flush_size, sync_interval, noise_spread, max_lag)
         self.n_restarts, self.closed = 0, False
         self._workers: list[Worker] = []
 
@@ -59,9 +61,9 @@ class SerialCollector(DummyVecEnv):
         # SB3 stores observations that are no dict under None
         return self.buf_obs[None][i].copy()  # type: ignore[index]
 
-    def publish(self, write: Callable[[np.ndarray], None]) -> int:
+    def publish(self, write: Callable[[np.ndarray], None], is_required: bool = False) -> int:
         """See :meth:`Collector.publish`."""
-        return self._weights.publish(write)
+        return self._weights.publish(write, is_required)
 
     def grant(self, n_steps: int) -> None:
         """See :meth:`Collector.grant`."""

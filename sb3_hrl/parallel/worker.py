@@ -106,11 +106,13 @@ class WorkerConfig:
     :param flush_size: number of steps per environment that are written at once
     :param sync_interval: number of environment steps after which a worker checks for new weights
     :param noise_spread: the exploration noise ranges from 1 / noise_spread to noise_spread times that of the agent
+    :param max_lag: maximum age, in gradient steps, of the weights that choose an action; ``None``: no maximum
     """
 
     flush_size: int = 50
     sync_interval: int = 400
     noise_spread: float = 1.0
+    max_lag: int | None = None
 
     def __post_init__(self) -> None:
         require(self.flush_size >= 1, "flush_size", "at least 1 (steps written at once)", self.flush_size)
@@ -119,6 +121,12 @@ class WorkerConfig:
         )
         require(
             self.noise_spread >= 1, "noise_spread", "at least 1 (1: the same noise in all environments)", self.noise_spread
+        )
+        require(
+            self.max_lag is None or self.max_lag >= 0,
+            "max_lag",
+            "at least 0 (gradient steps), or None for no maximum",
+            self.max_lag,
         )
 
     def noise_scales(self, n_envs: int) -> np.ndarray:
@@ -132,8 +140,7 @@ class WorkerConfig:
 class Report(NamedTuple):
     """A worker's report to the learner about a written block."""
 
-    n_steps: int  # over all of its environments
-    version: int  # version of the weights that it acted with
+    versions: list[tuple[int, int]]  # version of the weights that it acted with, and number of steps over all environments
     episodes: list[tuple[int, dict[str, Any]]]  # environment and info of each episode that ended
     statistics: list[float]  # see Agent.statistics
     attributes: Attributes | None = None  # of the first of all environments, from the worker that steps it
@@ -174,7 +181,8 @@ class Worker:
         seeds = np.random.SeedSequence([task.seed, first_env, rounds])
         self._vector = np.empty(task.agent.n_weights, dtype=np.float32)
         self._version = weights.fetch(self._vector)
-        self._since_sync = 0
+        self._versions: list[tuple[int, int]] = []
+        self._since_sync = self._n_reported = 0
         # Serial workers share a task, but each needs its own agent with its own state
         self._agent = copy.copy(task.agent)
         self._agent.start(n, self._vector, np.random.default_rng(seeds), config.noise_scales(n_envs)[first_env:][:n])
@@ -218,9 +226,11 @@ class Worker:
 
     def round(self) -> None:
         """Take one step in every environment."""
-        if self._since_sync >= self._config.sync_interval:
+        # With `max_lag` the learner determines which weights have become too old
+        if self._since_sync >= self._config.sync_interval or self._version < self._weights.required:
             self._since_sync = 0
             if self._weights.version != self._version:
+                self._close_version()
                 self._version = self._weights.fetch(self._vector)
                 self._agent.refresh()
         agent, columns = self._agent, self._task.columns
@@ -242,6 +252,12 @@ class Worker:
         self.n_staged += 1
         self.rounds += 1
         self._since_sync += len(self._envs)
+
+    def _close_version(self) -> None:
+        """Note how many of the staged steps were taken with the current weights."""
+        if self.n_staged > self._n_reported:
+            self._versions.append((self._version, (self.n_staged - self._n_reported) * len(self._envs)))
+            self._n_reported = self.n_staged
 
     def _step_env(self, i: int, env: gym.Env, action: np.ndarray, row: np.ndarray) -> bool:
         columns = self._task.columns
@@ -273,6 +289,9 @@ class Worker:
             check_finite(rows, self._float_columns)
             segment_ends = None if self._segment_ends is None else self._segment_ends[i, :n]
             writer.write(rows, self._episode_ends[i, :n], segment_ends)
-        episodes, self._episodes, self.n_staged = self._episodes, [], 0
+        self._close_version()
+        versions, self._versions = self._versions, []
+        episodes, self._episodes = self._episodes, []
+        self.n_staged = self._n_reported = 0
         attributes = plain_attributes(self._envs[0]) if self._first_env == 0 else None
-        return Report(n * len(self._envs), self._version, episodes, self._agent.statistics(), attributes)
+        return Report(versions, episodes, self._agent.statistics(), attributes)
