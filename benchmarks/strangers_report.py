@@ -1,6 +1,6 @@
 """
 Writes the tables and the figure of docs/strangers.md from the csv files of strangers.py: the success rate at the end, the
-hierarchical agent against the flat agent with the same code at every evaluation, and the speed in steps per second.
+hierarchical agent against the flat agent with the same code at every evaluation.
 
     python benchmarks/strangers_report.py            # writes the tables and the figure
     python benchmarks/strangers_report.py --check    # fails if docs/strangers.md differs from the csv files
@@ -30,17 +30,11 @@ class Curves(NamedTuple):
     :param seeds: seeds of the runs
     :param steps: environment steps at the evaluations, shape (n_evaluations,)
     :param rates: success rates, shape (n_seeds, n_evaluations)
-    :param seconds: seconds of training up to each evaluation, same shape as ``rates``
     """
 
     seeds: list[int]
     steps: np.ndarray
     rates: np.ndarray
-    seconds: np.ndarray
-
-    def steps_per_second(self) -> float:
-        """:return: environment steps per second of the whole training, median over the seeds"""
-        return float(self.steps[-1] / np.median(self.seconds[:, -1]))
 
 
 Results = dict[tuple[str, str], Curves]
@@ -56,10 +50,8 @@ def read(path: Path) -> Curves:
     steps = {tuple(int(row["timesteps"]) for row in own) for own in rows.values()}
     if len(steps) != 1:
         raise ValueError(f"The seeds of {path} were evaluated at different steps: run the seeds that differ again.")
-    rates, seconds = (
-        np.array([[float(row[key]) for row in own] for own in rows.values()]) for key in ("success_rate", "seconds")
-    )
-    return Curves(list(rows), np.array(steps.pop()), rates, seconds)
+    rates = np.array([[float(row["success_rate"]) for row in own] for own in rows.values()])
+    return Curves(list(rows), np.array(steps.pop()), rates)
 
 
 def find(folder: Path) -> Results:
@@ -99,21 +91,20 @@ def lead_over_flat(hierarchical: Curves, flat: Curves) -> np.ndarray:
 def comparison_table(results: Results) -> str:
     """:return: table of the hierarchical agent against the flat agent and the best baseline"""
     lines = [
-        "| environment | smallest lead over flat after the first fifth | never more than 5 points below flat | "
-        "lead over the best baseline at the end | steps per second, hierarchical | steps per second, flat | ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| environment | mean lead over flat after the first fifth | smallest lead | never more than 5 points below flat | "
+        "lead over the best baseline at the end |",
+        "|---|---|---|---|---|",
     ]
     for env_id in TASKS:
         hierarchical, flat = results.get(("hddpg", env_id)), results.get(("flat", env_id))
-        cells = [env_id, "", "", "", "", "", ""]
+        cells = [env_id, "", "", "", ""]
         if hierarchical and flat:
-            least = round(float(lead_over_flat(hierarchical, flat).min()), 1)
-            cells[1:3] = [f"{least:+.1f}", "yes" if least >= -5.0 else "**no**"]
-            cells[6] = f"{flat.steps_per_second() / hierarchical.steps_per_second():.2f}"
+            leads = lead_over_flat(hierarchical, flat)
+            least = round(float(leads.min()), 1)
+            cells[1:4] = [f"{leads.mean():+.1f}", f"{least:+.1f}", "yes" if least >= -5.0 else "**no**"]
         controls = [results[key].rates[:, -1].mean() for algo in CONTROLS if (key := (algo, env_id)) in results]
         if hierarchical and controls:
-            cells[3] = f"{100.0 * (hierarchical.rates[:, -1].mean() - max(controls)):+.1f}"
-        cells[4:6] = [f"{curves.steps_per_second():.0f}" if curves else "" for curves in (hierarchical, flat)]
+            cells[4] = f"{100.0 * (hierarchical.rates[:, -1].mean() - max(controls)):+.1f}"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -51,9 +51,9 @@ def oldest(monkeypatch):
     result, counts = context.RawArray("q", 1), context.RawArray("q", 50_000)
     start, publish, round_ = AsyncRollouts.__init__, AsyncRollouts.publish, Worker.round
 
-    def count_and_start(self: AsyncRollouts, *args: Any, n_updates: int, **kwargs: Any) -> None:
-        counts[0] = counts[1] = n_updates
-        start(self, *args, n_updates=n_updates, **kwargs)
+    def count_and_start(self: AsyncRollouts, *args: Any, **kwargs: Any) -> None:
+        counts[0] = counts[1] = kwargs["n_updates"]
+        start(self, *args, **kwargs)
 
     def count_and_publish(self: AsyncRollouts, n_updates: int) -> None:
         # Gradient steps by version, which workers may only read when this version is published

@@ -100,12 +100,8 @@ def test_controls_learn_with_hindsight_from_normalized_observations(algo, envs):
 def test_the_report_compares_with_flat(tmp_path):
     results, page = tmp_path / "results", tmp_path / "page.md"
     results.mkdir()
-    for algo, rates, seconds in (
-        ("hddpg", (0.0, 0.5, 0.9), 20.0),
-        ("flat", (1.0, 0.58, 0.9), 10.0),
-        ("sac", (0.0, 0.0, 1.0), 5.0),
-    ):
-        lines = [f"{seed},{1_000 * (n + 1) ** 2},{rate},{seconds}" for seed in (0, 1) for n, rate in enumerate(rates)]
+    for algo, rates in (("hddpg", (0.0, 0.5, 0.9)), ("flat", (1.0, 0.58, 0.9)), ("sac", (0.0, 0.0, 1.0))):
+        lines = [f"{seed},{1_000 * (n + 1) ** 2},{rate},5.0" for seed in (0, 1) for n, rate in enumerate(rates)]
         (results / f"{algo}-FetchReach-v4.csv").write_text("\n".join(["seed,timesteps,success_rate,seconds", *lines]))
     page.write_text("Above\n<!-- results: written by benchmarks/strangers_report.py --><!-- end of results -->\nBelow\n")
     command = ["python", "-W", "ignore", str(ROOT / "benchmarks/strangers_report.py")]
@@ -116,8 +112,8 @@ def test_the_report_compares_with_flat(tmp_path):
     text = page.read_text()
     assert "| FetchReach-v4 | 2,000 | 0.90 (0.90) | 0.90 (0.90) |  | 1.00 (1.00) |  |" in text
     # The first evaluation is in the first fifth of the run
-    assert "| FetchReach-v4 | -8.0 | **no** | -10.0 | 450 | 900 | 2.00 |" in text
-    assert "| parking-v0 |  |  |  |  |  |  |" in text
+    assert "| FetchReach-v4 | -4.0 | -8.0 | **no** | -10.0 |" in text
+    assert "| parking-v0 |  |  |  |  |" in text
     assert (tmp_path / "images/strangers.svg").exists()
 
 
