@@ -115,6 +115,11 @@ def test_arguments_out_of_range_are_refused_by_a_sentence(name, value):
         HierarchicalDDPG("MultiInputPolicy", ENV, buffer_size=10, **{name: value})
 
 
+def test_the_buffer_makes_no_n_step_returns_for_two_levels():
+    with pytest.raises(ValueError, match="`n_steps` must be 1"):
+        HierarchicalDDPG("MultiInputPolicy", ENV, replay_buffer_kwargs=dict(n_steps=3))
+
+
 ENV = point_vec_env()
 
 

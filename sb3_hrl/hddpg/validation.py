@@ -74,7 +74,8 @@ def check_arguments(model: Any) -> None:
     rule = "a whole number of at least 1 (low-level gradient steps)"
     require(is_integer(interval, 1), "high_update_interval", rule, interval)
     require(is_integer(depth, 0), "prefetch_depth", "a whole number of at least 0 (batches prepared ahead)", depth)
-    require(model.n_steps == 1, "n_steps", "1: n-step returns do not work with hindsight goals", model.n_steps)
+    for n_steps in (model.n_steps, model.replay_buffer_kwargs.get("n_steps", 1)):
+        require(n_steps == 1, "n_steps", "1: both levels learn from single transitions", n_steps)
     packed = "False: the rows of the buffer are already packed"
     require(not model.optimize_memory_usage, "optimize_memory_usage", packed, model.optimize_memory_usage)
     buffer_class = model.replay_buffer_class
