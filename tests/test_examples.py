@@ -224,6 +224,7 @@ def test_notebooks(notebook, folder):
         "replan.py --play-in AntMaze_Medium-v4 --steps 300 --episodes 2 --miss-cost 500",
         "speed.py --rounds 1 --steps 50",
         "buffer.py --sizes 500 1000 --rounds 1 --repeats 2",
+        "buffer_bytes.py",
         "update.py --rounds 1 --updates 2",
         "startup.py --rounds 1",
         "collection.py --env FetchReach-v4 --rounds 1 --seconds 0.1",

@@ -107,6 +107,13 @@ def test_every_step_counts_once(make_model, n_envs, envs_per_worker, train_freq)
     assert model._last_obs["observation"].shape == (n_envs, 3)
 
 
+def test_workers_write_into_a_buffer_on_a_disk(make_model, tmp_path):
+    model = make_model(collector(2), replay_buffer_kwargs=dict(folder=str(tmp_path))).learn(200)
+    assert model.replay_buffer.n_added == model.num_timesteps
+    assert model.replay_buffer.shards.folder == str(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_segments_and_episodes_are_as_when_collecting_synchronously(make_model):
     model = make_model().learn(600)
     shards = model.replay_buffer.shards

@@ -1,7 +1,9 @@
 """Shards: blocks are written completely, readers in other processes see complete steps, and another writer can take over."""
 
 import contextlib
+import gc
 import multiprocessing as mp
+import os
 import pickle
 import time
 from collections.abc import Iterator, Sequence
@@ -274,6 +276,28 @@ def test_without_memfd_the_room_in_the_folder_counts(monkeypatch, tmp_path):
     monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda folder: usage._replace(free=64_000_000))
     with pytest.raises(MemoryError, match="--shm-size"):
         Shards(1, 10_000_000, 30, 1).allocate()
+
+
+def test_a_buffer_in_a_folder(tmp_path, monkeypatch):
+    shards = Shards(1, 100, 6, trim_interval=1, folder=str(tmp_path))
+    write(shards, [9, 9], [6, 6, 6])
+    assert shards.head[0] == 18
+    assert not list(tmp_path.iterdir()), "the file has no name"
+    copied = pickle.loads(pickle.dumps(shards))
+    assert copied.folder == str(tmp_path)
+    np.testing.assert_array_equal(copied.rows, shards.rows)
+    with pytest.raises(ValueError, match="does not exist: create it"):
+        Shards(1, 100, 6, 1, folder=str(tmp_path / "other")).allocate()
+
+    def full(handle: int, offset: int, n_bytes: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shared_memory.os, "posix_fallocate", full)
+    handles = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(MemoryError, match="lower `buffer_size`, or pass another `folder`"):
+        Shards(1, 100, 6, 1, folder=str(tmp_path)).allocate()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= handles
 
 
 def test_arrays_outlive_the_block():

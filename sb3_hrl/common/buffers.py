@@ -68,6 +68,8 @@ class SharedMemoryReplayBuffer(StepStorage):
         hindsight. A return ends earlier at the end of an episode, or when a goal in hindsight is achieved. SB3's algorithms do
         not pass it on to a ``replay_buffer_class``: pass ``replay_buffer_kwargs=dict(n_steps=3, gamma=0.99)``
     :param gamma: discount factor of n-step returns, the same as the algorithm's
+    :param folder: folder on a disk that holds the steps, for buffers larger than the memory; ``None``: memory. The file has no
+        name, reserves its space at the first ``add``, and disappears with the last process that uses it
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class SharedMemoryReplayBuffer(StepStorage):
         trim_interval: int = 100,
         n_steps: int = 1,
         gamma: float = 0.99,
+        folder: str | None = None,
     ):
         super().__init__(
             buffer_size,
@@ -95,6 +98,7 @@ class SharedMemoryReplayBuffer(StepStorage):
             optimize_memory_usage=optimize_memory_usage,
             handle_timeout_termination=handle_timeout_termination,
             trim_interval=trim_interval,
+            folder=folder,
         )
         if not self.has_goals and (compute_reward is not None or n_sampled_goal):
             raise ValueError(

@@ -153,10 +153,12 @@ class Shards:
     :param capacity: number of steps per shard
     :param row_dim: length of a packed row, including the columns of its span
     :param trim_interval: see :class:`ShardWriter`
+    :param folder: folder on a disk that holds the steps; ``None``: memory
     """
 
-    def __init__(self, n_shards: int, capacity: int, row_dim: int, trim_interval: int):
+    def __init__(self, n_shards: int, capacity: int, row_dim: int, trim_interval: int, folder: str | None = None):
         self.n_shards, self.capacity, self.row_dim, self.trim_interval = n_shards, capacity, row_dim, trim_interval
+        self.folder = folder
         self._set_counters(SharedArrays({"counters": ((n_shards, N_COUNTERS), "int64")}))
         self._storage: SharedArrays | None = None
         self._writers: list[ShardWriter] | None = None
@@ -190,11 +192,11 @@ class Shards:
         """
         Allocate the memory.
 
-        :raises MemoryError: if there is not enough memory
+        :raises MemoryError: if there is not enough memory, or space in the folder
         """
         shape = (self.n_shards, self.capacity)
         layout = {"rows": ((*shape, self.row_dim), "float32"), "segments": ((*shape, 2), "int64")}
-        self._set_storage(SharedArrays(layout))
+        self._set_storage(SharedArrays(layout, folder=self.folder))
 
     def _set_storage(self, block: SharedArrays) -> None:
         self._storage = block
@@ -355,7 +357,8 @@ class Shards:
 
     def __getstate__(self) -> dict[str, Any]:
         """Only the stored steps, in chronological order, as of one moment: workers may be writing meanwhile."""
-        state: dict[str, Any] = {name: getattr(self, name) for name in ("n_shards", "capacity", "row_dim", "trim_interval")}
+        names = ("n_shards", "capacity", "row_dim", "trim_interval", "folder")
+        state: dict[str, Any] = {name: getattr(self, name) for name in names}
         view, counters = self._view(), np.zeros((self.n_shards, N_COUNTERS), dtype=np.int64)
         if self.is_allocated:
             copies = [self._copy_shard(shard, *(int(count[shard]) for count in view)) for shard in range(self.n_shards)]
@@ -389,7 +392,9 @@ class Shards:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         names = ("n_shards", "capacity", "row_dim", "trim_interval")
-        self.__init__(*(state[name] for name in names))  # type: ignore[misc]
+        # Buffers that were saved before they could be in a folder
+        folder = state.get("folder")
+        self.__init__(*(state[name] for name in names), folder=folder)  # type: ignore[misc]
         self._counter_block["counters"][:] = state["counters"]
         if "rows" in state:
             self.allocate()

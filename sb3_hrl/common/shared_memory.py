@@ -3,7 +3,7 @@ Blocks of named arrays that are shared between processes.
 
 A block has no name: it is an anonymous file (``memfd`` on Linux, elsewhere a file that is deleted immediately), and its
 descriptor is sent to other processes through a pipe. So it disappears with the last process that uses it, however that process
-ends.
+ends. A block that is larger than the memory can be a file in a folder on disk, which has no name either.
 """
 
 import contextlib
@@ -50,14 +50,15 @@ class SharedArrays:
 
     :param layout: shape and dtype of each array, by name
     :param handle: descriptor of an existing block with this layout, from :meth:`receive`; ``None`` for a new block
+    :param folder: folder on a disk that holds a new block; ``None``: memory
     """
 
-    def __init__(self, layout: Layout, handle: int | None = None):
+    def __init__(self, layout: Layout, handle: int | None = None, folder: str | None = None):
         self.layout = dict(layout)
         sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (shape, dtype) in self.layout.items()}
         self.n_bytes = sum(_aligned(size) for size in sizes.values())
         if handle is None:
-            handle = _new_block(self.n_bytes)
+            handle = _new_block(self.n_bytes) if folder is None else _new_file(self.n_bytes, folder)
         self._handle = handle
         self._finalizer = weakref.finalize(self, os.close, handle)
         # The arrays keep the mapping alive; the descriptor is only needed to send the block
@@ -118,6 +119,33 @@ def _new_block(n_bytes: int) -> int:
         with tempfile.TemporaryFile(dir=folder) as file:
             handle = os.dup(file.fileno())
     os.ftruncate(handle, max(n_bytes, 1))
+    return handle
+
+
+def _new_file(n_bytes: int, folder: str) -> int:
+    """
+    :param n_bytes: size of the block
+    :param folder: folder on a disk
+    :return: its descriptor
+    :raises ValueError: if the folder does not exist
+    :raises MemoryError: if there is not enough space
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"The `folder` of the replay buffer, {folder!r}, does not exist: create it, or pass another one.")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        handle = os.dup(file.fileno())
+    try:
+        # Reserve the space: a write to a full disk would end the process without an exception
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, max(n_bytes, 1))
+        else:
+            os.ftruncate(handle, max(n_bytes, 1))
+    except OSError as error:
+        os.close(handle)
+        raise MemoryError(
+            f"{n_bytes / 1e6:,.0f} MB are needed in {folder}, but there are only "
+            f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB ({error}): lower `buffer_size`, or pass another `folder`."
+        ) from error
     return handle
 
 

@@ -30,6 +30,7 @@ class StepStorage(ReplayBuffer):
     :param optimize_memory_usage: not supported, must be False
     :param handle_timeout_termination: do not treat time limits as terminations (bootstrapping continues)
     :param trim_interval: a full shard drops old episodes once every so many steps (at most a tenth of its capacity)
+    :param folder: folder on a disk that holds the steps, for buffers larger than the memory; ``None``: memory
     """
 
     # The fields of a row from observations, and the part of the observation space that defines their length
@@ -53,6 +54,7 @@ class StepStorage(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
         trim_interval: int = 100,
+        folder: str | None = None,
     ):
         if not isinstance(observation_space, spaces.Box) and set(getattr(observation_space, "spaces", ())) != set(GOAL_KEYS):
             raise ValueError(
@@ -85,7 +87,7 @@ class StepStorage(ReplayBuffer):
         self._float_columns = float_columns(self._columns, self.packed_dtype)
         # The span of the episode comes last, at an even column, because each of its integers takes two columns
         self._staging = np.zeros((n_envs, ends[-1] + ends[-1] % 2 + SPAN_COLUMNS), dtype=np.float32)
-        self.shards = Shards(n_envs, self.buffer_size, self._staging.shape[1], trim_interval)
+        self.shards = Shards(n_envs, self.buffer_size, self._staging.shape[1], trim_interval, folder)
 
     @property
     def has_goals(self) -> bool:
