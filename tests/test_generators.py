@@ -48,8 +48,10 @@ def test_set_random_seed_reaches_exploration_and_batches(small):
 
 def test_noise_of_serial_workers_is_apart_from_the_learners_generator(small):
     model = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **small).learn(30)
-    agent = WorkerAgent(PolicySnapshot(model.policy), 2, 2, NormalActionNoise(np.zeros(2), np.ones(2)))
+    snapshot = PolicySnapshot(model.policy)
+    agent = WorkerAgent(snapshot, 2, 2, NormalActionNoise(np.zeros(2), np.ones(2)))
     weights = np.zeros(agent.n_weights, dtype=np.float32)
+    snapshot.write(model.policy, weights)
     np.random.seed(3)
     expected = np.random.random(3)
     np.random.seed(3)
@@ -75,9 +77,9 @@ def test_every_step_is_normalised_once(small):
     """When workers collect, shards grow at different speeds."""
     model = HierarchicalDDPG("MultiInputPolicy", point_vec_env(2), **(small | dict(buffer_size=2000)))
     statistics, writers, rng = Statistics(), model.replay_buffer.shards.writers(), np.random.default_rng(0)
-    statistics.begin(model.policy, np.zeros((1, 2)), 0.1)
     columns = model.replay_buffer.columns
     task, total = goal_task_from_env(model.get_env(), np.zeros((1, 2))), 0
+    statistics.begin(model.policy, np.zeros((1, 2)), task)
     for sizes in ((120, 10), (200, 3), (0, 150), (7, 1)):
         for writer, n in zip(writers, sizes, strict=True):
             if n > 0:
