@@ -44,8 +44,7 @@ def row(name: str, observation: spaces.Space, action: spaces.Space, env: Any = N
 
 def main() -> None:
     gym.register_envs(gymnasium_robotics)
-    buffers = "SharedMemoryReplayBuffer | ReplayBuffer | the same, optimize_memory_usage | DictReplayBuffer | HerReplayBuffer"
-    print(f"| bytes per step | {buffers} |\n" + "|---" * 6 + "|")
+    print("| bytes per step | this buffer | plain | lean | Dict | HER |\n" + "|---" * 6 + "|")
     for env_id in ("FetchReach-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v4"):
         env = DummyVecEnv([lambda env_id=env_id: gym.make(env_id)])  # type: ignore[misc]
         print(row(env_id, env.observation_space, env.action_space, env))

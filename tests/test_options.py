@@ -64,7 +64,7 @@ LEVEL: dict[str, list[Any]] = {
 HIGH_ONLY: dict[str, list[Any]] = {"imitation": NEGATIVE}
 LOW_ONLY: dict[str, list[Any]] = {
     "random_target_prob": [*NO_SHARE, 0.21],  # the share that is not in hindsight is 1 / 5
-    "trivial_target_prob": NO_SHARE,
+    "trivial_target_prob": [value for value in NO_SHARE if value is not None],
     "oracle": ["towards", 1],
 }
 LANDMARKS: dict[str, list[Any]] = {
