@@ -1,5 +1,7 @@
-"""Small agents, a callback that counts, a buffer that is filled by hand, and environments that need subgoals."""
+"""Small agents, callbacks that count and that kill workers, a buffer filled by hand, and environments that need subgoals."""
 
+import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,20 @@ class Counter(BaseCallback):
         for done, info in zip(self.locals["dones"], self.locals["infos"], strict=True):
             assert done == ("episode" in info)
         return self.n_calls != self.stop_at
+
+
+class KillWorkers(BaseCallback):
+    """Kills a worker at regular intervals, in turn."""
+
+    def __init__(self, every: int):
+        super().__init__()
+        self.every = every
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.every == 0:
+            processes = self.training_env.processes
+            os.kill(processes[self.n_calls // self.every % len(processes)].pid, signal.SIGKILL)
+        return True
 
 
 def make_model(small: dict[str, Any], env: Any = None, **kwargs: Any) -> HierarchicalDDPG:

@@ -128,7 +128,7 @@ def test_reached_subgoals_are_not_issued_unless_the_goal_is_reached(small):
         let_the_actor_propose_to_stay(model)
         decision = choose(model, np.zeros((2, 2), np.float32), goals)
         assert [CHOOSERS[number] for number in decision.choosers] == choosers
-        is_reached = model.policy.is_reached(np.zeros((2, 2), np.float32), decision.subgoals).tolist()
+        is_reached = model.policy.numpy_policy().is_reached(np.zeros((2, 2), np.float32), decision.subgoals).tolist()
         assert is_reached == [not avoid_reached, True]
 
 
@@ -153,7 +153,7 @@ def test_missed_subgoals_are_not_issued_again(small):
     first = choose(model, ORIGIN, goal)
     second = choose(model, ORIGIN, goal, [missed_ways((ORIGIN[0], first.subgoals[0]))])
     assert made_by(second, best_candidate) == 1
-    assert not model.policy.is_reached(second.subgoals, first.subgoals).any()
+    assert not model.policy.numpy_policy().is_reached(second.subgoals, first.subgoals).any()
     ago = missed_ways((ORIGIN[0], first.subgoals[0]), *[((np.inf, np.inf), (np.inf, np.inf))] * 4)
     np.testing.assert_array_equal(choose(model, ORIGIN, goal, [ago]).subgoals, first.subgoals)
 

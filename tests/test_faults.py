@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from agents import KillWorkers
 from conftest import PointEnv, point_env_fn, run
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -40,20 +41,6 @@ def make_model(small):
 
 def faulty(fault: str, at: int, once: Path | None = None):
     return point_env_fn("FaultyEnv-v0", fault=fault, at=at, once=None if once is None else str(once))
-
-
-class KillWorkers(BaseCallback):
-    """Kills a worker at regular intervals."""
-
-    def __init__(self, every: int):
-        super().__init__()
-        self.every = every
-
-    def _on_step(self) -> bool:
-        if self.n_calls % self.every == 0:
-            processes = self.training_env.processes
-            os.kill(processes[self.n_calls // self.every % len(processes)].pid, signal.SIGKILL)
-        return True
 
 
 def assert_consistent(model: HierarchicalDDPG, n_steps: int) -> None:

@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import signal
 import threading
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from agents import KillWorkers
 from conftest import PointEnv, point_env_fn, point_vec_env
 from stable_baselines3 import TD3
 from stable_baselines3.common.callbacks import BaseCallback
@@ -37,20 +37,6 @@ def make_env():
     yield make
     for env in envs:
         env.close()
-
-
-class KillWorkers(BaseCallback):
-    """Kills a worker at regular intervals, in turn."""
-
-    def __init__(self, every: int):
-        super().__init__()
-        self.every = every
-
-    def _on_step(self) -> bool:
-        if self.n_calls % self.every == 0:
-            processes = self.training_env.processes
-            os.kill(processes[self.n_calls // self.every % len(processes)].pid, signal.SIGKILL)
-        return True
 
 
 # ------------------------------------------------------------------------- pace

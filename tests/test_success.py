@@ -198,9 +198,12 @@ def test_each_entry_of_the_goal_has_its_tolerance(small, tmp_path):
     model = HierarchicalDDPG("MultiInputPolicy", env, **small).learn(40)
     np.testing.assert_allclose(model.policy.goal_weights, [1.0, 1.0 / 16.0], rtol=1e-2)
     start, near, far = np.zeros((1, 2), np.float32), float32((0.02, 0.5)), float32((0.06, 0.0))
-    for policy in (model.policy, model.policy.numpy_policy()):
-        assert policy.is_reached(start, near).all()
-        assert not policy.is_reached(start, far).any()
+    for policy, points in (
+        (model.policy.numpy_policy(), (start, near, far)),
+        (model.policy, tuple(map(th.from_numpy, (start, near, far)))),
+    ):
+        assert policy.is_reached(points[0], points[1]).all()
+        assert not policy.is_reached(points[0], points[2]).any()
     for subgoal, end in ((near, SegmentEnd.REACHED), (far, SegmentEnd.NONE)):
         segments = Segments(1, 2)
         segments.start(subgoal, start, np.array([5]))

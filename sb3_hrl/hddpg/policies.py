@@ -14,7 +14,7 @@ from sb3_hrl.common.buffers import GOAL_KEYS, SharedMemoryReplayBuffer
 from sb3_hrl.common.checks import require
 from sb3_hrl.common.running_mean_std import RunningMeanStd
 from sb3_hrl.common.spaces import ActionBorder, flat_limits, flatten, goal_space, is_whole
-from sb3_hrl.common.subgoals import ArrayT, SubgoalBounds, is_reached, subgoal_to_action
+from sb3_hrl.common.subgoals import SubgoalBounds, is_reached, subgoal_to_action
 from sb3_hrl.common.type_aliases import SubgoalState
 from sb3_hrl.hddpg.choosers import Situation, choose_subgoals, draw_high_noise
 from sb3_hrl.hddpg.config import NET_ARCH_RULE, HierarchyConfig, LevelConfig, SubgoalConfig, is_net_arch
@@ -233,10 +233,9 @@ class HierarchicalPolicy(BasePolicy):
         """Convert subgoals to high-level actions, see :func:`~sb3_hrl.common.subgoals.subgoal_to_action`."""
         return subgoal_to_action(subgoal, achieved_goal, self.bounds)
 
-    def is_reached(self, achieved_goal: ArrayT, subgoal: ArrayT) -> ArrayT:
+    def is_reached(self, achieved_goal: th.Tensor, subgoal: th.Tensor) -> th.Tensor:
         """Whether subgoals are reached, see :func:`~sb3_hrl.common.subgoals.is_reached`."""
-        weights: Any = self.goal_weights if isinstance(achieved_goal, th.Tensor) else self.numpy_policy().goal_weights
-        return is_reached(achieved_goal, subgoal, self.subgoal_threshold.item(), weights)
+        return is_reached(achieved_goal, subgoal, self.subgoal_threshold.item(), self.goal_weights)
 
     def set_tolerance(self, threshold: float, weights: np.ndarray) -> None:
         """
