@@ -170,8 +170,9 @@ class NumpyPolicy:
 
     def advance(self, segments: Segments, achieved_goals: np.ndarray, episode_ends: Sequence[bool]) -> np.ndarray:
         """Process one environment step, see :meth:`~sb3_hrl.hddpg.segments.Segments.advance`."""
-        weights = None if (self.goal_weights == 1.0).all() else self.goal_weights.tolist()
-        return segments.advance(achieved_goals, episode_ends, self.threshold, weights)
+        # They are at most 1. Lists are faster than arrays for so few numbers, and this is done in every step
+        weights = self.goal_weights.tolist()
+        return segments.advance(achieved_goals, episode_ends, self.threshold, None if min(weights) == 1.0 else weights)
 
     def subgoal_to_action(self, subgoal: np.ndarray, achieved_goal: np.ndarray) -> np.ndarray:
         """Convert subgoals to high-level actions, see :func:`~sb3_hrl.common.subgoals.subgoal_to_action`."""
