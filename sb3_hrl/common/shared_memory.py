@@ -113,11 +113,7 @@ def _new_block(n_bytes: int) -> int:
             f"{n_bytes / 1e6:,.0f} MB of shared memory are needed, but there are only {room / 1e6:,.0f} MB in {where}: "
             "lower `buffer_size`, or free some memory."
         )
-    if folder is None:
-        handle = os.memfd_create("sb3_hrl", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            handle = os.dup(file.fileno())
+    handle = os.memfd_create("sb3_hrl", os.MFD_CLOEXEC) if folder is None else _file_without_name(folder)
     os.ftruncate(handle, max(n_bytes, 1))
     return handle
 
@@ -132,8 +128,7 @@ def _new_file(n_bytes: int, folder: str) -> int:
     """
     if not os.path.isdir(folder):
         raise ValueError(f"The `folder` of the replay buffer, {folder!r}, does not exist: create it, or pass another one.")
-    with tempfile.TemporaryFile(dir=folder) as file:
-        handle = os.dup(file.fileno())
+    handle = _file_without_name(folder)
     try:
         # Reserve the space: a write to a full disk would end the process without an exception
         if hasattr(os, "posix_fallocate"):
@@ -147,6 +142,12 @@ def _new_file(n_bytes: int, folder: str) -> int:
             f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB ({error}): lower `buffer_size`, or pass another `folder`."
         ) from error
     return handle
+
+
+def _file_without_name(folder: str) -> int:
+    """:return: descriptor of a new file, which disappears when it is closed everywhere"""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.dup(file.fileno())
 
 
 def _shared_folder() -> str:
