@@ -83,6 +83,25 @@ def write(path: Path, rows: Sequence[Row], add: bool) -> None:
         writer.writerows(sorted([*others, *rows], key=lambda row: (int(row[0]), int(row[1]))))
 
 
+def run_alone(script: str, arguments: Sequence[str], name: str) -> list[Row] | None:
+    """
+    Run a script of this folder that trains one agent, in a process with one thread per library.
+
+    :param script: path of the script, which writes its rows to a csv file in the folder ``--results``
+    :param arguments: its other arguments
+    :param name: name of the csv file
+    :return: the rows; ``None`` if the script failed: its traceback is on standard error
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-W", "ignore", script, *arguments, "--results", folder]
+        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        if subprocess.run(command, env=os.environ | threads).returncode != 0:
+            return None
+        with (Path(folder) / name).open() as file:
+            fields = list(csv.reader(file))[1:]
+    return [(int(seed), int(steps), float(rate), float(seconds)) for seed, steps, rate, seconds in fields]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", required=True)

@@ -12,17 +12,14 @@ without evaluations. `strangers_report.py` writes docs/strangers.md from these f
 
 import argparse
 import ast
-import os
-import subprocess
 import sys
-import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from learning import Row, write
+from learning import Row, run_alone, write
 from stranger_envs import episode_steps, make
 
 
@@ -138,21 +135,16 @@ def run(algo: str, env_id: str, seed: int, args: argparse.Namespace, lock: threa
     :param lock: held while a csv file is read and written
     :return: whether the run succeeded; if not, its traceback is on standard error
     """
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", __file__, "--run", "--results", folder]
-        command += ["--env", env_id, "--algo", algo, "--seeds", str(seed), "--eval-episodes", str(args.eval_episodes)]
-        command += ["--timesteps", str(args.timesteps)] if args.timesteps else []
-        command += ["--params", *args.params] if args.params else []
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        if subprocess.run(command, env=os.environ | threads).returncode != 0:
-            print(f"{algo} {env_id} seed {seed}: FAILED", file=sys.stderr, flush=True)
-            return False
-        name = f"{algo}-{env_id}.csv"
-        with lock:
-            lines = (Path(folder) / name).read_text().splitlines()[1:]
-            fields = [line.split(",") for line in lines]
-            rows = [(int(seed), int(steps), float(rate), float(seconds)) for seed, steps, rate, seconds in fields]
-            write(args.results / name, rows, add=True)
+    command = ["--run", "--env", env_id, "--algo", algo, "--seeds", str(seed), "--eval-episodes", str(args.eval_episodes)]
+    command += ["--timesteps", str(args.timesteps)] if args.timesteps else []
+    command += ["--params", *args.params] if args.params else []
+    name = f"{algo}-{env_id}.csv"
+    rows = run_alone(__file__, command, name)
+    if rows is None:
+        print(f"{algo} {env_id} seed {seed}: FAILED", file=sys.stderr, flush=True)
+        return False
+    with lock:
+        write(args.results / name, rows, add=True)
     print(f"{algo} {env_id} seed {seed}: " + " ".join(f"{rate:.2f}" for _, _, rate, _ in rows), flush=True)
     return True
 

@@ -16,18 +16,14 @@ else should run on the machine. `--report` writes the table of docs/results.md f
 """
 
 import argparse
-import csv
 import functools
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from learning import write
+from learning import run_alone, write
 from report import ROOT, fill, rows_by_seed
 from strangers import make_model, parse_params
 
@@ -120,23 +116,17 @@ def measured_seeds(path: Path) -> set[int]:
 
 def run_in_process(agent: str, env_id: str, seed: int, args: argparse.Namespace) -> bool:
     """:return: whether the run in a process of its own succeeded; if not, its traceback is on standard error"""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-W", "ignore", __file__, "--env", env_id, "--agent", agent, "--seeds", str(seed)]
-        command += ["--eval-episodes", str(args.eval_episodes), "--results", folder]
-        command += ["--timesteps", str(args.timesteps)] if args.timesteps else []
-        command += ["--spacing", str(args.spacing)] if args.spacing else []
-        command += ["--params", *args.params] if args.params else []
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        # The clocks of processes on the same machine agree
-        command += ["--started", repr(time.monotonic())]
-        if subprocess.run(command, env=os.environ | threads).returncode != 0:
-            print(f"{agent} {env_id} seed {seed}: FAILED", file=sys.stderr, flush=True)
-            return False
-        name = f"{agent}-{env_id}.csv"
-        with (Path(folder) / name).open() as file:
-            fields = list(csv.reader(file))[1:]
-        rows = [(int(seed), int(steps), float(rate), float(seconds)) for seed, steps, rate, seconds in fields]
-        write(args.results / name, rows, add=True)
+    command = ["--env", env_id, "--agent", agent, "--seeds", str(seed), "--eval-episodes", str(args.eval_episodes)]
+    command += ["--timesteps", str(args.timesteps)] if args.timesteps else []
+    command += ["--spacing", str(args.spacing)] if args.spacing else []
+    command += ["--params", *args.params] if args.params else []
+    name = f"{agent}-{env_id}.csv"
+    # The clocks of processes on the same machine agree
+    rows = run_alone(__file__, [*command, "--started", repr(time.monotonic())], name)
+    if rows is None:
+        print(f"{agent} {env_id} seed {seed}: FAILED", file=sys.stderr, flush=True)
+        return False
+    write(args.results / name, rows, add=True)
     return True
 
 
