@@ -2,14 +2,16 @@
 Measures environment steps per second during training, against SB3's DDPG + HerReplayBuffer, interleaved in one process.
 
 Both agents train on one FetchReach-v4 environment, with networks of [256, 256] units, batches of 256, and one low-level update
-per 4 steps. Ours also trains the high level, at its default rate.
+per 4 steps. Ours also trains the high level, at its default rate. With several devices, both agents train on each of them.
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py
+    OMP_NUM_THREADS=1 python benchmarks/speed.py --train-freq 1 --device cpu cuda
 """
 
 import argparse
 import statistics
 import time
+from typing import Any
 
 import gymnasium as gym
 import gymnasium_robotics
@@ -22,9 +24,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from sb3_hrl import HierarchicalDDPG
 
 
-def make_models(env_id: str, train_freq: int, warm_up: int) -> dict[str, OffPolicyAlgorithm]:
+def make_models(env_id: str, train_freq: int, warm_up: int, device: str) -> dict[str, OffPolicyAlgorithm]:
     """:return: the agents by name, after their warm-up"""
-    shared = dict(batch_size=256, train_freq=train_freq, gradient_steps=1, learning_starts=warm_up, buffer_size=100_000)
+    shared: dict[str, Any] = dict(batch_size=256, train_freq=train_freq, gradient_steps=1, buffer_size=100_000, device=device)
+    shared["learning_starts"] = warm_up
     networks = dict(net_arch=[256, 256])
     sb3_env, our_env = gym.make(env_id), gym.make(env_id)
     action_dim = sb3_env.action_space.shape[0]
@@ -43,7 +46,7 @@ def make_models(env_id: str, train_freq: int, warm_up: int) -> dict[str, OffPoli
     }
     for model in models.values():
         model.learn(warm_up + 200)
-    return models
+    return {f"{name} {device}": model for name, model in models.items()}
 
 
 def main() -> None:
@@ -52,11 +55,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=600, help="environment steps per round and agent")
     parser.add_argument("--train-freq", type=int, default=4)
+    parser.add_argument("--device", nargs="+", default=["cpu"])
     args = parser.parse_args()
 
     gym.register_envs(gymnasium_robotics)
     th.set_num_threads(1)
-    models = make_models(args.env, args.train_freq, warm_up=300)
+    models: dict[str, OffPolicyAlgorithm] = {}
+    for device in args.device:
+        models |= make_models(args.env, args.train_freq, 300, device)
     rates: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(args.rounds):
         for name, model in models.items():
@@ -65,8 +71,9 @@ def main() -> None:
             rates[name].append(args.steps / (time.perf_counter() - start))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, values in rates.items():
-        print(f"{name:6s} {medians[name]:7.1f} steps/s   rounds: {' '.join(f'{value:.0f}' for value in values)}")
-    print(f"ratio of medians: {medians['hddpg'] / medians['sb3']:.2f}")
+        print(f"{name:10s} {medians[name]:7.1f} steps/s   rounds: {' '.join(f'{value:.0f}' for value in values)}")
+    for device in args.device:
+        print(f"{device}: ratio of medians: {medians[f'hddpg {device}'] / medians[f'sb3 {device}']:.2f}")
 
 
 if __name__ == "__main__":

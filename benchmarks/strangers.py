@@ -67,14 +67,14 @@ def make_model(algo: str, env_id: str, seed: int, params: dict[str, Any]) -> Any
 
     from sb3_hrl import HierarchicalDDPG
 
-    env = make(env_id)
+    env, kwargs = make(env_id), dict[str, Any](device="cpu")
     if algo == "hddpg":
-        return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, device="cpu", **params)
+        return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, **(kwargs | params))
     if algo == "flat":
-        kwargs: dict[str, Any] = dict(subgoal_kwargs=dict(source="goal")) | params
-        return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs)
+        kwargs["subgoal_kwargs"] = dict(source="goal")
+        return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, **(kwargs | params))
 
-    kwargs = dict(replay_buffer_class=HerReplayBuffer)
+    kwargs["replay_buffer_class"] = HerReplayBuffer
     if episode_steps(env) >= 100:
         # HerReplayBuffer cannot sample before the first episode has ended; the default is 100 steps
         kwargs["learning_starts"] = 2 * episode_steps(env)
@@ -84,7 +84,7 @@ def make_model(algo: str, env_id: str, seed: int, params: dict[str, Any]) -> Any
         kwargs["action_noise"] = NormalActionNoise(np.zeros(n_actions), 0.1 * np.ones(n_actions))
     normalized = VecNormalize(DummyVecEnv([lambda: env]), norm_reward=False)
     algorithm: Any = {"ddpg": DDPG, "sac": SAC, "tqc": TQC}[algo]
-    return algorithm("MultiInputPolicy", normalized, seed=seed, device="cpu", **(kwargs | params))
+    return algorithm("MultiInputPolicy", normalized, seed=seed, **(kwargs | params))
 
 
 def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, params: dict[str, Any]) -> list[Row]:

@@ -4,7 +4,7 @@ imports, the start of workers and everything else, but without the evaluations, 
 first evaluation of 100 deterministic episodes with a rate of at least 0.9; then the run ends. The agents are
 
 - ``hddpg``: HierarchicalDDPG with its default settings
-- ``hddpg-async``: the same with two workers, and as many updates per step
+- ``hddpg-async``: the same with two workers (`--workers`), and as many updates per step
 - ``ddpg``, ``sac``, ``tqc``: the algorithms of SB3 and sb3-contrib, with HerReplayBuffer, VecNormalize and the settings of
   `CONTROLS`
 
@@ -12,6 +12,7 @@ The results go to benchmarks/results/time-to-success/<agent>-<env>.csv. Seeds th
 else should run on the machine. `--report` writes the table of docs/results.md from these files.
 
     python benchmarks/time_to_success.py --env FetchReach-v4 PointMaze_Large-v3
+    python benchmarks/time_to_success.py --agent hddpg-async --workers 6 --params device:cuda --results gpu
     python benchmarks/time_to_success.py --report           # --check: fails if the page differs from the csv files
 """
 
@@ -65,12 +66,13 @@ CONTROLS: dict[str, dict[str, Any]] = {
 BEGIN, END = "<!-- time: written by benchmarks/time_to_success.py -->", "<!-- end of time -->"
 
 
-def make_agent(agent: str, env_id: str, seed: int, params: dict[str, Any]) -> Any:
+def make_agent(agent: str, env_id: str, seed: int, params: dict[str, Any], n_workers: int = 2) -> Any:
     """
     :param agent: one of `AGENTS`
     :param env_id: one of `TASKS`
     :param seed: seed of the agent and of its environments
     :param params: arguments that replace those of the agent
+    :param n_workers: number of workers of ``hddpg-async``
     :return: the untrained agent
     """
     if agent != "hddpg-async":
@@ -79,9 +81,9 @@ def make_agent(agent: str, env_id: str, seed: int, params: dict[str, Any]) -> An
 
     from sb3_hrl import HierarchicalDDPG, ParallelCollector
 
-    env = ParallelCollector([functools.partial(make, env_id)] * 2)
-    kwargs = dict(async_collection=True, gradient_steps=2) | params
-    return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs)
+    env = ParallelCollector([functools.partial(make, env_id)] * n_workers)
+    kwargs = dict(async_collection=True, gradient_steps=n_workers, device="cpu") | params
+    return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, **kwargs)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -101,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     marks = range(spacing, timesteps + 1, spacing)
     make_env = functools.partial(make, env_id)
     evaluation = Evaluation(make_env, f"{agent} {env_id}", marks, seed, args.eval_episodes, args.started, SUCCESS)
-    model = make_agent(agent, env_id, seed, parse_params(args.params))
+    model = make_agent(agent, env_id, seed, parse_params(args.params), args.workers)
     try:
         model.learn(timesteps, callback=evaluation, log_interval=None)
     finally:
@@ -120,6 +122,7 @@ def run_in_process(agent: str, env_id: str, seed: int, args: argparse.Namespace)
     command += ["--timesteps", str(args.timesteps)] if args.timesteps else []
     command += ["--spacing", str(args.spacing)] if args.spacing else []
     command += ["--params", *args.params] if args.params else []
+    command += ["--workers", str(args.workers)]
     name = f"{agent}-{env_id}.csv"
     # The clocks of processes on the same machine agree
     rows = run_alone(__file__, [*command, "--started", repr(time.monotonic())], name)
@@ -175,6 +178,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, help="maximum number of steps, instead of that of the environment")
     parser.add_argument("--spacing", type=int, help="steps between evaluations, instead of that of the environment")
     parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=2, help="number of workers of hddpg-async")
     parser.add_argument("--params", nargs="*", default=[], help="key:value, arguments of the class: use another --results")
     parser.add_argument(
         "--results", type=Path, default=ROOT / "benchmarks/results/time-to-success", help="folder of the csv files"

@@ -4,6 +4,7 @@ against SB3's DDPG, and the same level as TD3 against SB3's TD3, interleaved in 
 optimizer.
 
     OMP_NUM_THREADS=1 python benchmarks/update.py
+    OMP_NUM_THREADS=1 python benchmarks/update.py --device cuda
 """
 
 import argparse
@@ -53,6 +54,7 @@ def level_updates(batch: Transitions, **settings: Any) -> Callable[[int], None]:
     """:return: a function that makes a number of updates of a level"""
     config = LevelConfig(**settings)
     level = DDPGLevel(INPUTS, ACTIONS, config.lr_schedule, config, net_arch=[256, 256], optimizer_kwargs={"fused": True})
+    level.to(batch.inputs.device)
 
     def update(n_updates: int) -> None:
         for n in range(1, n_updates + 1):
@@ -63,7 +65,8 @@ def level_updates(batch: Transitions, **settings: Any) -> Callable[[int], None]:
 
 def sb3_updates(algorithm: type[TD3], batch: Transitions) -> Callable[[int], None]:
     """:return: a function that makes a number of updates of an SB3 agent"""
-    model = algorithm("MlpPolicy", Spaces(), learning_rate=1e-3, buffer_size=1, policy_kwargs=dict(net_arch=[256, 256]))
+    kwargs: dict[str, Any] = dict(device=batch.inputs.device, policy_kwargs=dict(net_arch=[256, 256]))
+    model = algorithm("MlpPolicy", Spaces(), learning_rate=1e-3, buffer_size=1, **kwargs)
     model.set_logger(configure(None, []))
     # A transition ends the episode where its discount is 0
     model.replay_buffer = OneBatch(
@@ -76,14 +79,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--updates", type=int, default=50)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
     th.set_num_threads(1)
     th.manual_seed(0)
     discounts = (th.rand(256, 1) < 0.3).float()
-    batch = Transitions(th.randn(256, 19), 2 * th.rand(256, 4) - 1, th.randn(256, 19), discounts - 1, discounts)
+    tensors = (th.randn(256, 19), 2 * th.rand(256, 4) - 1, th.randn(256, 19), discounts - 1, discounts)
+    batch = Transitions(*(tensor.to(args.device) for tensor in tensors))
     updates = {
-        "DDPGLevel": level_updates(batch),
+        "DDPGLevel": level_updates(batch, n_critics=1),
         "SB3's DDPG": sb3_updates(DDPG, batch),
         "DDPGLevel as TD3": level_updates(batch, **TD3_SETTINGS),
         "SB3's TD3": sb3_updates(TD3, batch),
@@ -93,6 +98,8 @@ def main() -> None:
         for name, update in updates.items():
             start = time.perf_counter()
             update(args.updates)
+            if args.device != "cpu":
+                th.cuda.synchronize(args.device)
             times[name].append((time.perf_counter() - start) / args.updates * 1e3)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, median in medians.items():

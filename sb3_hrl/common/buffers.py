@@ -54,7 +54,7 @@ class SharedMemoryReplayBuffer(StepStorage):
     :param buffer_size: total number of steps to store, over all environments
     :param observation_space: Dict space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``, or a Box space
     :param action_space: action space
-    :param device: device of the sampled tensors
+    :param device: device of the tensors of :meth:`sample`; those of the other methods are on the CPU
     :param n_envs: number of parallel environments, with one shard each
     :param optimize_memory_usage: not supported, must be False
     :param handle_timeout_termination: do not treat time limits as terminations (bootstrapping continues)
@@ -188,7 +188,7 @@ class SharedMemoryReplayBuffer(StepStorage):
         rows = self.shards.read(read)
         fields = ("observation", "achieved_goal", "subgoal", "action", "next_observation", "next_achieved_goal")
         failed = rows[:, columns["failed"]].ravel() > 0
-        return LowSamples(*(self._to_device(array) for array in (*(rows[:, columns[field]] for field in fields), failed)))
+        return LowSamples(*(th.from_numpy(array) for array in (*(rows[:, columns[field]] for field in fields), failed)))
 
     def sample_high(self, batch_size: int, n_sampled_goal: int, max_steps: int, window: int | None = None) -> HighSamples:
         """
@@ -238,7 +238,7 @@ class SharedMemoryReplayBuffer(StepStorage):
         planned[:n_hindsight] = False
         failed = last_rows[:, columns["failed"]].ravel() > 0
         ends = last_rows[:, columns["segment_end"]].ravel()
-        return HighSamples(visited, *(self._to_device(array) for array in (*arrays, tested, planned, failed, ends)))
+        return HighSamples(visited, *(th.from_numpy(array) for array in (*arrays, tested, planned, failed, ends)))
 
     def recent_segments(self, n: int) -> SegmentOutcomes:
         """
@@ -272,9 +272,6 @@ class SharedMemoryReplayBuffer(StepStorage):
 
         rows = self.shards.read(read)
         return {field: rows[:, self._columns[field]] for field in ("observation", "achieved_goal")}
-
-    def _to_device(self, array: np.ndarray) -> th.Tensor:
-        return th.from_numpy(array).to(self.device)
 
     def _check_hindsight(self) -> None:
         if self.compute_reward is None:

@@ -9,7 +9,7 @@ import torch as th
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.shared_memory import Layout, SharedArrays
-from sb3_hrl.common.type_aliases import TDBatch
+from sb3_hrl.common.type_aliases import TDBatch, Transitions
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
 from sb3_hrl.hddpg.relabeling import high_batch, low_batch
 from sb3_hrl.parallel.prefetch import Batch, PrefetchSampler
@@ -17,7 +17,7 @@ from sb3_hrl.parallel.prefetch import Batch, PrefetchSampler
 
 class BatchSource:
     """
-    Batches for both levels, with their targets.
+    Batches for both levels, with their targets. They are sampled and relabelled on the CPU, and moved to the policy's device.
 
     :param policy: the learner's policy
     :param buffer: the learner's buffer
@@ -29,11 +29,11 @@ class BatchSource:
 
     def low(self) -> TDBatch:
         """:return: a batch for the low level, valid until the next call"""
-        return self._policy.low.td_targets(low_batch(self._policy, self._buffer))
+        return self._policy.low.td_targets(_moved(low_batch(self._policy, self._buffer), self._policy.device))
 
     def high(self) -> TDBatch:
         """:return: a batch for the high level"""
-        return self._policy.high.td_targets(high_batch(self._policy, self._buffer, self._task))
+        return self._policy.high.td_targets(_moved(high_batch(self._policy, self._buffer, self._task), self._policy.device))
 
     def close(self) -> None:
         """Does nothing."""
@@ -58,7 +58,7 @@ class PrefetchedBatchSource(BatchSource):
         self._prefetch = PrefetchSampler(maker, buffer.shards.blocks(), self._write_weights, depth)
 
     def _write_weights(self, vector: np.ndarray) -> None:
-        write_tensors(batch_tensors(self._policy), vector)
+        write_tensors(batch_tensors(self._policy, _needs_targets(self._policy)), vector)
 
     def low(self) -> TDBatch:
         """See :meth:`BatchSource.low`."""
@@ -68,7 +68,10 @@ class PrefetchedBatchSource(BatchSource):
                 self._prefetch.publish(self._write_weights)
             batch = self._prefetch.get()
             if batch is not None:
-                return TDBatch(**{name: th.from_numpy(array).to(self._buffer.device) for name, array in batch.items()})
+                tensors = {name: th.from_numpy(array) for name, array in batch.items()}
+                if "target_q_values" in tensors:
+                    return TDBatch(**tensors)
+                return self._policy.low.td_targets(_moved(Transitions(**tensors), self._policy.device))
             self.close()
         return super().low()
 
@@ -93,8 +96,8 @@ def make_batch_source(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuff
 class LowBatchMaker:
     """
     Makes the low level's batches in another process, see :class:`~sb3_hrl.parallel.prefetch.BatchMaker`: sampling, hindsight,
-    normalised inputs, and the targets, which take a fifth of the matrix products of an update. (The high level's batches need
-    rewards from the environment, so the learner makes them.)
+    normalised inputs, and the targets, which take a fifth of the matrix products of an update (a learner on a GPU computes the
+    targets itself). The high level's batches need rewards from the environment, so the learner makes them.
 
     :param policy: the learner's policy
     :param buffer: the learner's buffer
@@ -103,13 +106,15 @@ class LowBatchMaker:
 
     def __init__(self, policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, seed: int):
         self._policy, self._buffer, self._seed = _lean_copy(policy), buffer.detached(seed), seed
-        self.n_weights = sum(tensor.numel() for tensor in batch_tensors(policy))
+        self._has_targets = _needs_targets(policy)
+        self.n_weights = sum(tensor.numel() for tensor in batch_tensors(policy, self._has_targets))
 
     def layout(self) -> Layout:
         """See :meth:`BatchMaker.layout`."""
         policy, batch_size = self._policy, self._policy.config.low.batch_size
         input_dim, action_dim = policy.input_shift.shape[1], policy.action_space.shape[0]  # type: ignore[index]
-        sizes = {"inputs": input_dim, "actions": action_dim, "rewards": 1, "target_q_values": 1}
+        sizes = {"inputs": input_dim, "actions": action_dim, "rewards": 1}
+        sizes |= {"target_q_values": 1} if self._has_targets else {"next_inputs": input_dim, "discounts": 1}
         return {name: ((batch_size, size), "float32") for name, size in sizes.items()}
 
     def start(self, blocks: tuple[SharedArrays, SharedArrays], weights: np.ndarray) -> None:
@@ -120,13 +125,24 @@ class LowBatchMaker:
 
     def refresh(self) -> None:
         """See :meth:`BatchMaker.refresh`."""
-        read_tensors(batch_tensors(self._policy), self._weights)
+        read_tensors(batch_tensors(self._policy, self._has_targets), self._weights)
 
     def make(self, out: Batch) -> None:
         """See :meth:`BatchMaker.make`."""
-        batch = self._policy.low.td_targets(low_batch(self._policy, self._buffer))
+        batch = low_batch(self._policy, self._buffer)
+        made = self._policy.low.td_targets(batch) if self._has_targets else batch
         for name, array in out.items():
-            array[:] = getattr(batch, name).numpy()
+            array[:] = getattr(made, name).numpy()
+
+
+def _moved(batch: Transitions, device: th.device) -> Transitions:
+    """:return: the batch on the device, moved in one piece: each transfer to a GPU takes as long as some kernels"""
+    if device.type == "cpu":
+        return batch
+    tensors = {name: tensor for name, tensor in batch._asdict().items() if tensor is not None}
+    columns = th.cat(list(tensors.values()), dim=1).to(device)
+    parts = columns.split([tensor.shape[1] for tensor in tensors.values()], dim=1)
+    return Transitions(**dict(zip(tensors, parts, strict=True)))
 
 
 def _lean_copy(policy: HierarchicalPolicy) -> HierarchicalPolicy:
@@ -136,13 +152,20 @@ def _lean_copy(policy: HierarchicalPolicy) -> HierarchicalPolicy:
     return copy.deepcopy(policy, {id(part): None for part in left_out}).cpu()
 
 
-def batch_tensors(policy: HierarchicalPolicy) -> list[th.Tensor]:
+def _needs_targets(policy: HierarchicalPolicy) -> bool:
+    """:return: whether prepared batches have targets: a GPU computes them faster than another process"""
+    return policy.device.type == "cpu"
+
+
+def batch_tensors(policy: HierarchicalPolicy, has_targets: bool = True) -> list[th.Tensor]:
     """
     :param policy: a policy
+    :param has_targets: whether the batches have targets
     :return: the tensors that the low level's batches depend on, and that change
     """
+    targets = policy.low.target_tensors if has_targets else []
     tolerance = [policy.subgoal_threshold, policy.goal_weights]
-    return [*policy.low.target_tensors, policy.input_shift, policy.input_scale, *tolerance, *policy.bounds]
+    return [*targets, policy.input_shift, policy.input_scale, *tolerance, *policy.bounds]
 
 
 def write_tensors(tensors: list[th.Tensor], vector: np.ndarray) -> None:

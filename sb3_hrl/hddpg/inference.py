@@ -245,10 +245,10 @@ class NumpyPolicy:
 def live_policy(policy: HasWeights) -> NumpyPolicy:
     """
     :param policy: a policy
-    :return: the same policy in NumPy, which uses its current weights (on a GPU: a copy of them)
+    :return: the same policy in NumPy, which uses its current weights
     """
     networks = {name: live_network(network) for name, network in policy.acting_networks().items()}
-    arrays = {name: tensor.cpu().numpy() for name, tensor in policy.acting_tensors().items()}
+    arrays = {name: tensor.numpy() for name, tensor in policy.acting_tensors().items()}
     return NumpyPolicy(networks, arrays, policy.config, policy.rounds_goals)
 
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
+from sb3_hrl.common.cuda_graphs import CudaGraphs
 from sb3_hrl.common.networks import mlp_layers
 from sb3_hrl.common.type_aliases import TDBatch, Transitions
 from sb3_hrl.hddpg.config import LevelConfig
@@ -93,6 +94,7 @@ class DDPGLevel(TD3Policy):
         self, input_space: spaces.Box, action_space: spaces.Box, lr_schedule: Schedule, config: LevelConfig, **kwargs: Any
     ):
         self.config = config
+        self._graphs = CudaGraphs()
         super().__init__(input_space, action_space, lr_schedule, n_critics=config.n_critics, **kwargs)
         for module in self.modules():
             if isinstance(module, nn.ReLU):
@@ -127,19 +129,23 @@ class DDPGLevel(TD3Policy):
         :param batch: transitions
         :return: the batch for an update
         """
+        inputs = (batch.next_inputs, batch.rewards, batch.discounts)
+        (targets,) = self._graphs.call("td_targets", self._target_q_values, inputs, self._replaceable)
+        return TDBatch(batch.inputs, batch.actions, batch.rewards, targets, batch.imitated)
+
+    def _target_q_values(self, next_inputs: th.Tensor, rewards: th.Tensor, discounts: th.Tensor) -> tuple[th.Tensor]:
         config = self.config
         # Select action according to policy and add clipped noise
-        next_actions = self.actor_target.mu(batch.next_inputs)
+        next_actions = self.actor_target.mu(next_inputs)
         if config.target_policy_noise > 0.0:
             noise = config.target_policy_noise * th.randn_like(next_actions)
             noise = noise.clamp_(-config.target_noise_clip, config.target_noise_clip)
             next_actions = (next_actions + noise).clamp_(-1.0, 1.0)
         # y = clip(r + discount min_i Q'_i(s', pi'(s')), -1 / (1 - gamma), 0), with a discount of 0 for terminal transitions
-        next_pairs = th.cat([batch.next_inputs, next_actions], dim=1)
+        next_pairs = th.cat([next_inputs, next_actions], dim=1)
         next_q_values = th.cat([critic(next_pairs) for critic in self.critic_target.q_networks], dim=1)
-        target_q_values = batch.rewards + batch.discounts * next_q_values.amin(dim=1, keepdim=True)
-        target_q_values.clamp_(config.min_value, 0.0)
-        return TDBatch(batch.inputs, batch.actions, batch.rewards, target_q_values, batch.imitated)
+        target_q_values = rewards + discounts * next_q_values.amin(dim=1, keepdim=True)
+        return (target_q_values.clamp_(config.min_value, 0.0),)
 
     def update(self, batch: TDBatch, n_updates: int = 0) -> UpdateInfo:
         """
@@ -149,27 +155,44 @@ class DDPGLevel(TD3Policy):
         :param n_updates: number of updates of the level; the actor is updated at multiples of ``policy_delay``
         :return: losses and means
         """
-        config, actor, critics = self.config, self.actor.mu, self.critic.q_networks
+        # Delayed policy updates
+        if n_updates % self.config.policy_delay == 0:
+            name, update = "update", self._update
+        else:
+            name, update = "critic_update", self._critic_update
+        optimizers = (self.critic.optimizer, self.actor.optimizer)
+        return UpdateInfo(*self._graphs.call(name, update, batch, self._replaceable, optimizers))
+
+    def _replaceable(self) -> list[Any]:
+        """:return: what an update depends on and that may be replaced: values, and addresses of tensors"""
+        optimizers = (self.critic.optimizer, self.actor.optimizer)
+        options = [{**group, "params": None, "lr": None} for optimizer in optimizers for group in optimizer.param_groups]
+        states = [tensor for optimizer in optimizers for state in optimizer.state.values() for tensor in state.values()]
+        return [self.config, self.training, options, [tensor.data_ptr() for tensor in (*self.parameters(), *states)]]
+
+    def _critic_update(self, *tensors: Any) -> UpdateInfo:
+        batch, config = TDBatch(*tensors), self.config
         # Compute critic loss: L_Q = sum_i mean (Q_i(s, a) - y)^2
         pairs = th.cat([batch.inputs, batch.actions], dim=1)
-        all_q_values = [critic(pairs) for critic in critics]
+        all_q_values = [critic(pairs) for critic in self.critic.q_networks]
         critic_loss = sum(nn.functional.mse_loss(q_values, batch.target_q_values) for q_values in all_q_values)
         assert isinstance(critic_loss, th.Tensor)
 
         # Optimize the critics. The actor's gradient comes later, because it uses the updated critic
         self.critic.optimizer.zero_grad()
         critic_loss.backward()
-        _clip_gradients(self.critic, config.max_grad_value)
+        _clip_gradients(self.critic.optimizer, config.max_grad_value)
         self.critic.optimizer.step()
-        critic_loss, q_mean, reward = critic_loss.detach(), all_q_values[-1].detach().mean(), batch.rewards.mean()
+        q_mean = all_q_values[-1].detach().mean()
+        return UpdateInfo(-q_mean, critic_loss.detach(), q_mean, batch.rewards.mean(), th.full_like(q_mean, th.nan))
 
-        # Delayed policy updates
-        if n_updates % config.policy_delay != 0:
-            return UpdateInfo(-q_mean, critic_loss, q_mean, reward, th.full_like(q_mean, th.nan))
+    def _update(self, *tensors: Any) -> UpdateInfo:
+        batch, config, actor = TDBatch(*tensors), self.config, self.actor.mu
+        info = self._critic_update(*batch)
 
         # Compute actor loss: L_pi = -mean Q_1(s, pi(s)) + action_l2 mean pi(s)^2
         actions = actor(batch.inputs)
-        q_loss = actor_loss = -critics[0](th.cat([batch.inputs, actions], dim=1)).mean()
+        q_loss = actor_loss = -self.critic.q_networks[0](th.cat([batch.inputs, actions], dim=1)).mean()
         if config.action_l2 > 0.0:
             actor_loss = actor_loss + config.action_l2 * actions.square().mean()
 
@@ -181,13 +204,13 @@ class DDPGLevel(TD3Policy):
         # Optimize the actor (without computing gradients of the critic's weights, which are not used)
         self.actor.optimizer.zero_grad()
         actor_loss.backward(inputs=list(actor.parameters()))
-        _clip_gradients(self.actor, config.max_grad_value)
+        _clip_gradients(self.actor.optimizer, config.max_grad_value)
         self.actor.optimizer.step()
 
         for network, target in ((self.critic, self.critic_target), (self.actor, self.actor_target)):
             _polyak_update(list(network.parameters()), list(target.parameters()), config.tau)
         saturation = (actions.detach().abs() >= AT_BOUND).float().mean()
-        return UpdateInfo(q_loss.detach(), critic_loss, q_mean, reward, saturation)
+        return info._replace(actor_loss=q_loss.detach(), action_saturation=saturation)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """See :meth:`Level.set_learning_rate`."""
@@ -206,9 +229,11 @@ def log_updates(logger: Logger, name: str, infos: Sequence[UpdateInfo]) -> None:
     if len(infos) == 0:
         return
     stacked = {key: th.stack(values) for key, values in zip(UpdateInfo._fields, zip(*infos, strict=True), strict=True)}
-    means = {key: values.mean().item() for key, values in stacked.items()}
+    tensors = {key: values.mean() for key, values in stacked.items()}
     # NaN is ignored for action_saturation, which is only known for updates of the actor (`policy_delay`), but not for losses
-    means["action_saturation"] = stacked["action_saturation"].nanmean().item()
+    tensors["action_saturation"] = stacked["action_saturation"].nanmean()
+    # Wait for the device only once
+    means = dict(zip(tensors, th.stack(list(tensors.values())).tolist(), strict=True))
     for key, value in means.items():
         if key != "action_saturation" or math.isfinite(value):
             logger.record(f"train/{name}_{key}", value)
@@ -225,6 +250,8 @@ def _polyak_update(parameters: list[th.Tensor], targets: list[th.Tensor], tau: f
     th._foreach_add_(targets, parameters, alpha=tau)
 
 
-def _clip_gradients(network: nn.Module, max_grad_value: float | None) -> None:
+def _clip_gradients(optimizer: th.optim.Optimizer, max_grad_value: float | None) -> None:
     if max_grad_value is not None:
-        nn.utils.clip_grad_value_(network.parameters(), max_grad_value)
+        # Not of a network: iterating over the parameters of modules is slow
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_value_(parameters, max_grad_value)

@@ -1,6 +1,6 @@
 """The policy: two levels with the same structure. ``predict`` keeps the current subgoal in its state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class Arrays(nn.Module):
         """
         for name, array in arrays.items():
             buffer = self.get_buffer(name)
-            buffer[tuple(slice(n) for n in array.shape)] = th.as_tensor(array, dtype=buffer.dtype, device=buffer.device)
+            buffer[tuple(slice(n) for n in array.shape)] = th.as_tensor(array, dtype=buffer.dtype)
 
 
 class HierarchicalPolicy(BasePolicy):
@@ -68,7 +68,8 @@ class HierarchicalPolicy(BasePolicy):
     - high: ``[n(observation), n(achieved), n(goal), (goal - achieved) / std]``
 
     where ``n`` normalises with running mean and standard deviation. These statistics, the bounds, radius and tolerance of
-    subgoals, and the planner's arrays are buffers, so ``state_dict`` contains everything that ``predict`` needs.
+    subgoals, and the planner's arrays are buffers, so ``state_dict`` contains everything that ``predict`` needs. Only the
+    networks move to a GPU.
 
     :param observation_space: Dict space with ``observation``, ``achieved_goal``, ``desired_goal``
     :param action_space: Box space
@@ -204,8 +205,15 @@ class HierarchicalPolicy(BasePolicy):
 
     @property
     def device(self) -> th.device:
-        """Device of the policy. It is read at every step, and unlike SB3's property does not iterate over all modules."""
-        return self.subgoal_threshold.device
+        """Device of the networks. Everything else is on the CPU."""
+        return next((parameter.device for parameter in self.low.parameters()), th.device("cpu"))
+
+    def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> "HierarchicalPolicy":
+        # A move to a GPU: the rest is small, and NumPy reads it in every step
+        for name, module in self.named_children():
+            if name in ("high", "low"):
+                module._apply(fn, recurse)
+        return self
 
     # ------------------------------------------------------------------ subgoals
 
@@ -315,9 +323,9 @@ class HierarchicalPolicy(BasePolicy):
 
     def numpy_policy(self) -> NumpyPolicy:
         """:return: the policy as functions on arrays, which use its current weights"""
-        # Views are created again if tensors were replaced: by a move to another device, a copy or an assignment
+        # Views are created again if tensors were replaced: by a copy or an assignment
         looked_at = tuple(self._buffers[name].data_ptr() for name in _ACTING_BUFFERS)  # type: ignore[union-attr]
-        if self._numpy_policy is None or looked_at != self._looked_at or self.device.type != "cpu":
+        if self._numpy_policy is None or looked_at != self._looked_at:
             self._numpy_policy, self._looked_at = live_policy(self), looked_at
         return self._numpy_policy
 

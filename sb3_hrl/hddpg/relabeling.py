@@ -68,7 +68,7 @@ def _low_samples(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -
         keep_prob = share_to_keep(is_trivial.float().mean().item())
     in_hindsight = without_trivial(is_trivial, keep_prob)[:n_hindsight]
     # The numbers of entries with and without hindsight stay the same
-    commanded = n_drawn + th.arange(batch_size - n_hindsight, device=in_hindsight.device)
+    commanded = n_drawn + th.arange(batch_size - n_hindsight)
     rows = th.cat([in_hindsight, commanded])
     return LowSamples(*(tensor[rows] for tensor in steps))
 
@@ -105,7 +105,7 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
     visited = segments.visited_goals.reshape(batch_size * max_steps, -1)
     goals = np.repeat(segments.goals.cpu().numpy(), max_steps, axis=0)
     success = task.success(visited, goals).reshape(batch_size, max_steps).any(axis=1)
-    dones = th.as_tensor(success, dtype=th.float32, device=buffer.device)
+    dones = th.as_tensor(success, dtype=th.float32)
     rewards = dones - 1.0
     if config.reward == "dense":
         size = policy.bounds.high - policy.bounds.low
@@ -120,7 +120,7 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
     rewards, discounts = terminate_with_penalty(rewards, discounts, missed, config.min_value)
     # HAC's hindsight action: replace the subgoal by the achieved goal, except after a missed test, which penalises the real
     # action
-    in_hindsight = (th.rand(batch_size, device=buffer.device) < hindsight.action_prob) & ~missed & ~segments.planned
+    in_hindsight = (th.rand(batch_size) < hindsight.action_prob) & ~missed & ~segments.planned
     subgoals = th.where(in_hindsight[:, None], segments.next_achieved_goals, segments.subgoals)
     batch = Transitions(
         inputs=policy.high_inputs(segments.observations, segments.achieved_goals, segments.goals),
@@ -176,10 +176,10 @@ def without_trivial(is_trivial: th.Tensor, keep_prob: float) -> th.Tensor:
     :return: for each entry the row to use instead, shape (n,)
     """
     n = len(is_trivial)
-    rows = th.arange(n, device=is_trivial.device)
-    dropped = is_trivial & (th.rand(n, device=is_trivial.device) >= keep_prob)
+    rows = th.arange(n)
+    dropped = is_trivial & (th.rand(n) >= keep_prob)
     kept = rows[~dropped]
     if len(kept) == 0:
         return rows
-    others = kept[th.randint(len(kept), (n,), device=is_trivial.device)]
+    others = kept[th.randint(len(kept), (n,))]
     return th.where(dropped, others, rows)

@@ -132,7 +132,7 @@ def high_values(policy: HierarchicalPolicy, observations: np.ndarray, achieved: 
     arrays = (observations, achieved, np.broadcast_to(goal, achieved.shape).copy())
     policy.set_training_mode(False)
     with th.no_grad():
-        inputs = policy.high_inputs(*(th.as_tensor(array, dtype=th.float32, device=policy.device) for array in arrays))
+        inputs = policy.high_inputs(*(th.as_tensor(array, dtype=th.float32) for array in arrays)).to(policy.device)
         actor, critics = policy.high.acting_networks
         pairs = th.cat([inputs, actor(inputs)], dim=1)
         values = th.cat([critic(pairs) for critic in critics], dim=1)
