@@ -243,6 +243,33 @@ def test_attributes_can_be_asked_for_while_it_collects(make_model):
     assert model.replay_buffer.n_added == 200
 
 
+@pytest.mark.parametrize("cls", [ParallelCollector, SerialCollector])
+@pytest.mark.parametrize("what", ["reset", "load"])
+def test_the_buffer_cannot_be_emptied_or_replaced_while_workers_write(make_model, tmp_path, cls, what):
+    class Empty(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 30:
+                if what == "reset":
+                    self.model.replay_buffer.reset()
+                else:
+                    self.model.load_replay_buffer(tmp_path / "buffer")
+            return True
+
+    model = make_model(cls([point_env_fn()] * 2, flush_size=7, sync_interval=20)).learn(100)
+    model.save_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(RuntimeError, match="Workers are writing to the replay buffer"):
+        model.learn(100, callback=Empty())
+    # Afterwards it can
+    if what == "reset":
+        model.replay_buffer.reset()
+        assert model.replay_buffer.size() == 0
+    else:
+        model.load_replay_buffer(tmp_path / "buffer")
+    n_before = model.replay_buffer.n_added
+    model.learn(100)
+    assert model.replay_buffer.n_added == n_before + 100
+
+
 @pytest.mark.parametrize("what", ["reset", "step"])
 def test_stepping_from_a_callback_is_refused(make_model, what):
     class Step(BaseCallback):

@@ -162,6 +162,7 @@ class Shards:
         self._set_counters(SharedArrays({"counters": ((n_shards, N_COUNTERS), "int64")}))
         self._storage: SharedArrays | None = None
         self._writers: list[ShardWriter] | None = None
+        self.is_lent = False  # to workers, which write
 
     def _set_counters(self, block: SharedArrays) -> None:
         """Counters are written in place and never replaced, because the readers of the shards use them."""
@@ -240,7 +241,16 @@ class Shards:
         make_writers(self.blocks(), [shard], self.trim_interval)[0].end_episode()
 
     def clear(self) -> None:
-        """Delete all steps."""
+        """
+        Delete all steps.
+
+        :raises RuntimeError: while workers write: they would continue their episodes in the empty shards
+        """
+        if self.is_lent:
+            raise RuntimeError(
+                "Workers are writing to the replay buffer, so it cannot be reset now: let `learn` end first (a callback that "
+                "returns False ends it)."
+            )
         self._counter_block["counters"][:] = 0
         self.release()
 

@@ -198,7 +198,13 @@ class AsyncOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param truncate_last_traj: not used, as in SB3 for any buffer other than HerReplayBuffer
         :raises ValueError: if the file is incomplete or damaged, or if the buffer is of another class or of other
             environments; the model then keeps its own buffer
+        :raises RuntimeError: while workers write to the current buffer
         """
+        if self._rollouts is not None:
+            raise RuntimeError(
+                "Workers are writing to the replay buffer, so it cannot be replaced now: call `load_replay_buffer` before or "
+                "after `learn`."
+            )
         try:
             saved = _load(path, self.verbose)
         except (OSError, MemoryError):

@@ -178,6 +178,7 @@ class AsyncRollouts:
         self._no_infos: list[dict[str, Any]] = [{} for _ in range(self._n_envs)]
         self._no_dones: np.ndarray = np.zeros(self._n_envs, dtype=bool)
         collector.start_collecting(task, shards, self._write_weights)
+        shards.is_lent = True
         self._grant()
 
     @property
@@ -283,4 +284,5 @@ class AsyncRollouts:
             episodes = tuple((env, info) for env, infos in enumerate(self._episodes) for info in infos)
             return observations, Untaken(self._collector.n_written() - self._n_taken, episodes)
         finally:
+            self._shards.is_lent = False
             self._shards.release()
