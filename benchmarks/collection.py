@@ -7,7 +7,10 @@ Measures environment steps per second without training, with two workers and a [
 - ``bare``: the limit. Two processes only step their environment, run the low level's network in NumPy on the
   observation, and write blocks of 50 steps to shared memory
 
+With `--trained`, the hierarchical agents are those of `trained_agents`.
+
     OMP_NUM_THREADS=1 python benchmarks/collection.py --env FetchReach-v4
+    OMP_NUM_THREADS=1 python benchmarks/collection.py --trained --env PointMaze_UMaze-v3 --envs-per-worker 4
 """
 
 import argparse
@@ -16,6 +19,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import gymnasium_robotics
@@ -25,12 +30,14 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import create_mlp
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
 from sb3_hrl.common.networks import live_network
 
 NETWORKS = dict(net_arch=[256, 256])
+TRAINED_AGENTS = Path(__file__).parents[1] / "trained_agents/hddpg"
 
 
 def make_env(env_id: str) -> Callable[..., gym.Env]:
@@ -95,6 +102,14 @@ class Bare:
         return sum(self.rates.get() for _ in self.seconds)
 
 
+def make_agent(env: Any, env_id: str, is_trained: bool, **kwargs: Any) -> HierarchicalDDPG:
+    """:return: an agent that does not learn"""
+    if not is_trained:
+        return HierarchicalDDPG("MultiInputPolicy", env, policy_kwargs=dict(NETWORKS), **kwargs)
+    path = TRAINED_AGENTS / f"{env_id}_1/{env_id}.zip"
+    return HierarchicalDDPG.load(path, env=env, train_freq=TrainFreq(1, TrainFrequencyUnit.STEP), **kwargs)
+
+
 def learner_rate(model, duration: float, guess: float) -> float:
     """:return: steps per second of one call of ``learn`` that takes about this time"""
     steps, start = int(guess * duration), time.perf_counter()
@@ -105,6 +120,7 @@ def learner_rate(model, duration: float, guess: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", default=["FetchReach-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v4"])
+    parser.add_argument("--trained", action="store_true", help="agents of trained_agents")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--envs-per-worker", type=int, default=1, help="of async")
     parser.add_argument("--rounds", type=int, default=5)
@@ -125,13 +141,13 @@ def main() -> None:
                 vec_env_kwargs=dict(envs_per_worker=args.envs_per_worker),
             ),
         }
-        shared = dict(gradient_steps=0, learning_starts=0, buffer_size=100_000, policy_kwargs=dict(NETWORKS), seed=0)
+        shared: dict[str, Any] = dict(gradient_steps=0, learning_starts=0, buffer_size=100_000, seed=0, device="cpu")
         action_dim = envs["sb3"].action_space.shape[0]
         noise = NormalActionNoise(np.zeros(action_dim), 0.1 * np.ones(action_dim))
         models = {
-            "sb3": DDPG("MultiInputPolicy", envs["sb3"], action_noise=noise, **shared),
-            "sync": HierarchicalDDPG("MultiInputPolicy", envs["sync"], **shared),
-            "async": HierarchicalDDPG("MultiInputPolicy", envs["async"], async_collection=True, **shared),
+            "sb3": DDPG("MultiInputPolicy", envs["sb3"], action_noise=noise, policy_kwargs=dict(NETWORKS), **shared),
+            "sync": make_agent(envs["sync"], env_id, args.trained, async_collection=False, **shared),
+            "async": make_agent(envs["async"], env_id, args.trained, async_collection=True, **shared),
         }
         bare = Bare(env_id, args.workers)
         guesses = {name: 0.0 for name in models}
