@@ -167,6 +167,37 @@ def test_changes_are_seen_at_once(policy, change: Callable[[HierarchicalPolicy],
     assert any(not np.allclose(a, b, atol=1e-3) for a, b in zip(before, after, strict=True)), "nothing has changed"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        write_in_place,
+        step_an_optimizer,
+        load_from_vector,
+        load_state_dict,
+        replace_parameters,
+        replace_input_scale,
+        take_in_moments,
+        replace_the_low_actor,
+        replace_a_layer,
+        replace_a_level,
+    ],
+)
+@pytest.mark.parametrize("activation_fn", NETWORKS.values())
+def test_what_predicted_steps_depend_on_changes_with_them(small, activation_fn, change: Callable[[HierarchicalPolicy], None]):
+    policy = make_model(small, policy_kwargs=dict(net_arch=[16], activation_fn=activation_fn)).policy
+
+    def arrays() -> list[np.ndarray]:
+        policy.check_modules()
+        return [array.copy() for array in policy.numpy_policy().steps_depend_on()]
+
+    before = arrays()
+    n_networks = 1 + len(policy.low.acting_networks[1])
+    assert len(before) >= 4 * n_networks
+    assert all(map(np.array_equal, arrays(), before))
+    change(policy)
+    assert not all(map(np.array_equal, arrays(), before))
+
+
 def replace_threshold(policy: HierarchicalPolicy) -> None:
     policy.subgoal_threshold = th.tensor(50.0)
 

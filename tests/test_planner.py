@@ -109,6 +109,9 @@ class WalledReach:
 
     horizon, threshold, radius, goal_weights = 30.0, 0.1, 1.2, float32(1.0, 1.0)
 
+    def __init__(self) -> None:
+        self.steps_per_unit, self.n_asked = np.array(25.0), 0
+
     @property
     def longest_edge(self) -> float:
         return max(self.horizon, 20.0)
@@ -121,8 +124,12 @@ class WalledReach:
         start = achieved[:, 0]
         crosses = (start[:, 0] < 0) != (subgoals[:, 0] < 0)
         is_open = np.minimum(start[:, 1], subgoals[:, 1]) > 0.9
-        distance = 25 * np.linalg.norm(subgoals - start, axis=1)
+        distance = self.steps_per_unit * np.linalg.norm(subgoals - start, axis=1)
+        self.n_asked += len(start)
         return np.where(crosses & ~is_open, np.inf, distance).astype(np.float32)
+
+    def steps_depend_on(self) -> list[np.ndarray]:
+        return [self.steps_per_unit]
 
     def is_reached(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         return is_reached(achieved_goal, subgoal, self.threshold)
@@ -271,6 +278,41 @@ def test_edges_that_change_in_place_are_seen(planner):
     # As after an update of the learner's planner, or when a worker gets new weights
     planner.steps[:] = np.inf
     assert np.isnan(waypoint(planner, (-0.5, -0.5), (0.5, -0.5))).all()
+
+
+def new_weights(planner: LandmarkPlanner, reach: WalledReach) -> None:
+    reach.steps_per_unit[...] = 26.0
+
+
+def new_landmarks(planner: LandmarkPlanner, reach: WalledReach) -> None:
+    planner._arrays["achieved"][:, :, 1] += 0.01
+
+
+def longer_horizon(planner: LandmarkPlanner, reach: WalledReach) -> None:
+    reach.horizon = 31.0
+
+
+@pytest.mark.parametrize("change", [new_weights, new_landmarks, longer_horizon])
+def test_steps_to_a_goal_are_asked_for_again_if_they_have_changed(planner, change):
+    reach, goal = WalledReach(), (0.5, -0.5)
+
+    def n_asked(planner: LandmarkPlanner) -> int:
+        before = reach.n_asked
+        # A new planner asks for all steps
+        assert waypoint(planner, (-0.5, -0.5), goal, reach=reach) == waypoint(unused(planner), (-0.5, -0.5), goal, reach=reach)
+        return reach.n_asked - before
+
+    def unused(planner: LandmarkPlanner) -> LandmarkPlanner:
+        return planner.config.bind(planner._arrays)
+
+    first, again = n_asked(planner), n_asked(planner)
+    assert 0 < again < first
+    change(planner, reach)
+    assert n_asked(planner) > again
+    goal = (0.5, -0.4)
+    assert n_asked(planner) > again, "another goal"
+    goal = (0.5, -0.5)
+    assert n_asked(planner) == again, "not forgotten"
 
 
 def test_landmarks_of_a_low_level_without_steps_in_its_values():

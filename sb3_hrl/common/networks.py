@@ -24,6 +24,9 @@ class NumpyNetwork(Protocol):
     def refresh(self) -> None:
         """Load new weights from the vector that the network is bound to, if there is one."""
 
+    def weights(self) -> list[np.ndarray]:
+        """:return: all arrays that its output depends on, not copied"""
+
 
 def _relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0.0, out=x)
@@ -117,6 +120,12 @@ class NumpyMLP:
     def refresh(self) -> None:
         """Does nothing: the weights are views."""
 
+    def weights(self) -> list[np.ndarray]:
+        """See :meth:`NumpyNetwork.weights`."""
+        if not self._is_bound:
+            self._look()
+        return [array for view in self._views if isinstance(view, tuple) for array in view]
+
 
 class NumpyModule:
     """
@@ -146,6 +155,10 @@ class NumpyModule:
         parts = th.from_numpy(self._flat).split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def weights(self) -> list[np.ndarray]:
+        """See :meth:`NumpyNetwork.weights`."""
+        return [tensor.detach().cpu().numpy() for tensor in _weights(self._network)]
 
 
 def live_network(network: nn.Module) -> NumpyNetwork:

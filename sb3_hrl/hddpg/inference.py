@@ -220,6 +220,11 @@ class NumpyPolicy:
         goal."""
         return float(np.linalg.norm(self.bounds.radius) / self.horizon)
 
+    def steps_depend_on(self) -> list[np.ndarray]:
+        """:return: all arrays that :meth:`steps` depends on in addition to its arguments, not copied"""
+        networks = (self._low_actor, *self._low_critics)
+        return [array for network in networks for array in network.weights()] + [self._shift[LOW], self._scale[LOW]]
+
     def steps(self, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
         """
         Predict the number of environment steps to subgoals, from the low level's value (the minimum of its critics).

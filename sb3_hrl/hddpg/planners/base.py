@@ -41,6 +41,9 @@ class Reach(Protocol):
             level does not expect to arrive, shape (n,)
         """
 
+    def steps_depend_on(self) -> list[np.ndarray]:
+        """:return: all arrays that :meth:`steps` depends on in addition to its arguments, not copied"""
+
     def is_reached(self, achieved_goal: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
         """
         :param achieved_goal: shape (..., goal_dim)

@@ -13,6 +13,7 @@ import numpy as np
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
 from sb3_hrl.common.checks import is_integer, is_number, require
+from sb3_hrl.common.result_cache import ResultCache
 from sb3_hrl.common.subgoals import N_MISSED_RECENTLY, SegmentEnd, displacements, is_missed
 from sb3_hrl.hddpg.planners.base import Reach
 
@@ -28,6 +29,9 @@ _N_RECENT = 20_000
 SPACING_STEPS = 3
 SPACING_QUANTILE = 0.9
 LEAST_LANDMARKS = 100
+
+# Number of goals whose distances are kept: an evaluation in several environments has several goals at the same time
+_N_GOALS = 64
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,10 @@ class LandmarkPlanner:
     def __init__(self, config: LandmarkConfig, arrays: Mapping[str, np.ndarray]):
         self.config = config
         self._arrays = arrays
-        # The steps between landmarks, and their edges
-        self._edges: tuple[np.ndarray, Edges] | None = None
+        # To find edges takes longer than to see that the steps between landmarks have not changed. And while the weights are
+        # the same, in evaluations and between two updates of a worker's weights, the steps to the goal are the same
+        self._edges = ResultCache[Edges]()
+        self._goal_steps = ResultCache[np.ndarray](_N_GOALS)
 
     @property
     def n_landmarks(self) -> int:
@@ -217,7 +223,8 @@ class LandmarkPlanner:
         self, reach: Reach, observation: np.ndarray, achieved_goal: np.ndarray, goal: np.ndarray, missed: np.ndarray | None
     ) -> np.ndarray | float:
         """:return: first waypoint of the shortest path to the goal, shape (goal_dim,); NaN if no path is known"""
-        n, landmarks, edges = self.n_landmarks, self.places, self._known_edges()
+        n, landmarks, steps = self.n_landmarks, self.places, self.steps
+        edges = self._edges.get([steps], lambda: edges_of(steps))
         # Lengths of the first edges: from here to each landmark and (the last one) to the goal itself
         targets = np.concatenate([landmarks, goal[None]])
         speed = self._arrays["speed"].item()
@@ -237,20 +244,24 @@ class LandmarkPlanner:
         total = from_here
         if np.isfinite(from_here[:n]).any():
             # Lengths of the last edges: from each landmark to the goal
-            observations, achieved = (self._arrays[name][:n] for name in ("observations", "achieved"))
-            to_goal = self._steps_to(reach, speed, observations, achieved, goal[None])[:, 0]
+            to_goal = self._steps_to_goal(reach, speed, goal)
             if penalties is not None:
                 to_goal = to_goal + penalties[:, n]
             total = np.append(from_here[:n] + costs_to_go(edges, to_goal), from_here[n])
         best = int(total.argmin())
         return targets[best] if np.isfinite(total[best]) else np.nan
 
-    def _known_edges(self) -> "Edges":
-        """:return: the edges between landmarks. To find them takes longer than to see that they have not changed"""
-        steps, known = self.steps, self._edges
-        if known is None or not np.array_equal(known[0], steps):
-            self._edges = known = steps.copy(), edges_of(steps)
-        return known[1]
+    def _steps_to_goal(self, reach: Reach, speed: float, goal: np.ndarray) -> np.ndarray:
+        """:return: environment steps from each landmark to the goal, shape (n_landmarks,)"""
+        observations, achieved = (self._arrays[name][: self.n_landmarks] for name in ("observations", "achieved"))
+
+        def steps() -> np.ndarray:
+            return self._steps_to(reach, speed, observations, achieved, goal[None])[:, 0]
+
+        if self.config.distance == "euclidean":
+            return steps()
+        numbers = np.array([speed, reach.longest_edge])
+        return self._goal_steps.get([*reach.steps_depend_on(), observations, achieved, numbers], steps, goal.tobytes())
 
     def _penalise(
         self, reach: Reach, missed: np.ndarray, achieved_goal: np.ndarray, targets: np.ndarray, from_here: np.ndarray
