@@ -231,6 +231,7 @@ def test_notebooks(notebook, folder):
         "collection.py --trained --env PointMaze_UMaze-v3 --envs-per-worker 2 --rounds 1 --seconds 0.1",
         "training.py --rounds 1 --seconds 1 --warm-up 0 --ratio 0.25",
         "training.py --algorithm SAC --env Pendulum-v1 --rounds 1 --seconds 1 --warm-up 0 --ratio 0.25",
+        "async_curve.py --steps 240 --seeds 0 --results curves",
         "sharing.py --rounds 1 --steps 40000",
         "scale.py --env PointMaze_UMaze-v3 --net-arch 64,64 32",
         "soak.py --minutes 0.08 --every 2",
