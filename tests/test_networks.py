@@ -133,3 +133,9 @@ def test_standard_deviation_has_a_floor():
     statistics = RunningMeanStd(1, min_std=0.01)
     statistics.update(np.full((10, 1), 7.0))
     assert statistics.std.item() == 0.01
+
+
+def test_a_network_without_weights(x):
+    live = live_network(nn.Sequential(nn.Tanh()))
+    np.testing.assert_allclose(live(x.copy()), np.tanh(x), rtol=1e-6)
+    assert live.weights() == []

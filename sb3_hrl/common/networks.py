@@ -92,7 +92,7 @@ class NumpyMLP:
         """Create views of the layers' weights, again if the weights were replaced by new tensors."""
         # Not by `layer.weight`: the attribute lookup of a module is slow, and this runs at every step
         weights = [tensor for layer in self._linear for tensor in layer._parameters.values() if tensor is not None]
-        if weights[0].device.type != "cpu":
+        if len(weights) > 0 and weights[0].device.type != "cpu":
             self._views.clear()
             self._bind(th.cat([tensor.detach().reshape(-1) for tensor in weights]).cpu().numpy())
             self._pointers.clear()
