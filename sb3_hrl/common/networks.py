@@ -73,7 +73,7 @@ class NumpyMLP:
         self._layers, self._is_bound = layers, flat is not None
         self._linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         self._views: list[tuple[np.ndarray, np.ndarray] | Callable[[np.ndarray], np.ndarray]] = []
-        self._pointers: list[int] = []
+        self._pointers: list[int] | None = None
         if flat is not None:
             self._bind(flat)
 
@@ -95,7 +95,7 @@ class NumpyMLP:
         if len(weights) > 0 and weights[0].device.type != "cpu":
             self._views.clear()
             self._bind(th.cat([tensor.detach().reshape(-1) for tensor in weights]).cpu().numpy())
-            self._pointers.clear()
+            self._pointers = None
             return
         pointers = [tensor.data_ptr() for tensor in weights]
         if pointers != self._pointers:
