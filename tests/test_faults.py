@@ -249,6 +249,22 @@ def test_prefetching_uses_the_newest_targets(source, learner):
     assert (batch.target_q_values - expected).abs().max() < 1e-5
 
 
+def test_a_learner_on_a_gpu_computes_the_targets_of_prefetched_batches_itself(learner, monkeypatch):
+    monkeypatch.setattr("sb3_hrl.hddpg.batch_source._needs_targets", lambda policy: False)
+    source = PrefetchedBatchSource(learner.policy, learner.replay_buffer, TASK, depth=2)
+    wait_until_ready(source)
+    for network in learner.policy.low.critic_target.q_networks:
+        for parameter in network.parameters():
+            parameter.data.zero_()
+        network[-1].bias.data.fill_(-3.0)
+    # The first batch was prepared before
+    batch, config = source.low(), learner.policy.config.low
+    expected = (batch.rewards + (batch.rewards < 0) * config.gamma * -3.0).clamp(config.min_value, 0.0)
+    assert (batch.target_q_values - expected).abs().max() < 1e-5
+    assert source._prefetch is not None
+    source.close()
+
+
 @pytest.mark.parametrize(("signal_", "what"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "hangs")])
 def test_without_the_prefetching_process_it_goes_on(source, signal_, what, monkeypatch):
     monkeypatch.setattr("sb3_hrl.parallel.prefetch._PATIENCE", 1.0)
