@@ -23,6 +23,7 @@ class Evaluation(BaseCallback):
     :param n_episodes: episodes per evaluation
     :param started: value of ``time.monotonic()`` at which the clock started; ``None``: when ``learn`` starts
     :param stop_at: success rate at which the training ends; ``None``: it does not end early
+    :param then: called after each evaluation
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class Evaluation(BaseCallback):
         n_episodes: int,
         started: float | None = None,
         stop_at: float | None = None,
+        then: Callable[[], None] | None = None,
     ):
         super().__init__()
         self.make_env, self.name, self.marks, self.seed, self.n_episodes = make_env, name, list(marks), seed, n_episodes
-        self.started, self.stop_at = started, stop_at
+        self.started, self.stop_at, self.then = started, stop_at, then
         self.env: VecEnv | None = None
         # Seed, environment steps, success rate, and seconds so far without evaluations
         self.rows = list[Row]()
@@ -56,6 +58,8 @@ class Evaluation(BaseCallback):
         rate = self.success_rate()
         self.rows.append((self.seed, self.num_timesteps, rate, round(paused - self.started, 1)))
         print(f"{self.name} seed {self.seed}: {self.rows[-1][1:]}", flush=True)
+        if self.then is not None:
+            self.then()
         self.started += time.monotonic() - paused
         return self.stop_at is None or rate < self.stop_at
 

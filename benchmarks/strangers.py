@@ -6,14 +6,17 @@ on 100 deterministic episodes. The results go to benchmarks/results/strangers/<a
 without evaluations. `strangers_report.py` writes docs/strangers.md from these files.
 
     python benchmarks/strangers.py                                      # the light environments, all algorithms
-    python benchmarks/strangers.py --env FetchPush-v4 AntMaze_UMaze-v4 --algo hddpg flat tqc
+    python benchmarks/strangers.py --env FetchPush-v4 AntMaze_UMaze-v4 --checkpoints checkpoints  # the heavy ones
     python benchmarks/strangers.py --env parking-v0 --algo sac --seeds 0 --params gamma:0.95 --results elsewhere
 """
 
 import argparse
 import ast
+import json
+import shutil
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +55,19 @@ HEAVY_ALGOS = ["hddpg", "flat", "tqc"]
 N_EVALUATIONS = 10
 
 
+def algorithm_class(algo: str) -> Any:
+    """
+    :param algo: one of `ALGOS`
+    :return: its class
+    """
+    from sb3_contrib import TQC
+    from stable_baselines3 import DDPG, SAC
+
+    from sb3_hrl import HierarchicalDDPG
+
+    return {"hddpg": HierarchicalDDPG, "flat": HierarchicalDDPG, "ddpg": DDPG, "sac": SAC, "tqc": TQC}[algo]
+
+
 def make_model(algo: str, env_id: str, seed: int, params: dict[str, Any]) -> Any:
     """
     :param algo: one of `ALGOS`
@@ -60,34 +76,70 @@ def make_model(algo: str, env_id: str, seed: int, params: dict[str, Any]) -> Any
     :param params: arguments that replace defaults of the class
     :return: the untrained agent
     """
-    from sb3_contrib import TQC
-    from stable_baselines3 import DDPG, SAC, HerReplayBuffer
+    from stable_baselines3 import HerReplayBuffer
     from stable_baselines3.common.noise import NormalActionNoise
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-    from sb3_hrl import HierarchicalDDPG
-
-    env, kwargs = make(env_id), dict[str, Any](device="cpu")
-    if algo == "hddpg":
-        return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, **(kwargs | params))
+    env, kwargs = make(env_id), dict[str, Any](seed=seed, device="cpu")
     if algo == "flat":
         kwargs["subgoal_kwargs"] = dict(source="goal")
-        return HierarchicalDDPG("MultiInputPolicy", env, seed=seed, **(kwargs | params))
-
-    kwargs["replay_buffer_class"] = HerReplayBuffer
-    if episode_steps(env) >= 100:
-        # HerReplayBuffer cannot sample before the first episode has ended; the default is 100 steps
-        kwargs["learning_starts"] = 2 * episode_steps(env)
-    if algo == "ddpg":
-        # As in SB3's example: without noise, DDPG does not explore
-        n_actions = env.action_space.shape[0]
-        kwargs["action_noise"] = NormalActionNoise(np.zeros(n_actions), 0.1 * np.ones(n_actions))
-    normalized = VecNormalize(DummyVecEnv([lambda: env]), norm_reward=False)
-    algorithm: Any = {"ddpg": DDPG, "sac": SAC, "tqc": TQC}[algo]
-    return algorithm("MultiInputPolicy", normalized, seed=seed, **(kwargs | params))
+    elif algo != "hddpg":
+        kwargs["replay_buffer_class"] = HerReplayBuffer
+        if episode_steps(env) >= 100:
+            # HerReplayBuffer cannot sample before the first episode has ended; the default is 100 steps
+            kwargs["learning_starts"] = 2 * episode_steps(env)
+        if algo == "ddpg":
+            # As in SB3's example: without noise, DDPG does not explore
+            n_actions = env.action_space.shape[0]
+            kwargs["action_noise"] = NormalActionNoise(np.zeros(n_actions), 0.1 * np.ones(n_actions))
+        env = VecNormalize(DummyVecEnv([lambda: env]), norm_reward=False)
+    return algorithm_class(algo)("MultiInputPolicy", env, **(kwargs | params))
 
 
-def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, params: dict[str, Any]) -> list[Row]:
+def save_checkpoint(model: Any, rows: list[Row], folder: Path) -> None:
+    """
+    :param model: an agent while it learns
+    :param rows: its evaluations
+    :param folder: replaced by everything that the training needs to go on
+    """
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    model.save(new / "agent.zip")
+    model.save_replay_buffer(new / "replay_buffer.pkl")
+    if model.get_vec_normalize_env() is not None:
+        model.get_vec_normalize_env().save(str(new / "normalization.pkl"))
+    (new / "rows.json").write_text(json.dumps(rows))
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+
+
+def load_checkpoint(algo: str, env_id: str, folder: Path) -> tuple[Any, list[Row]]:
+    """
+    :param algo: one of `ALGOS`
+    :param env_id: one of `TASKS`
+    :param folder: written by :func:`save_checkpoint`
+    :return: the agent and its evaluations. It goes on with a new episode, so a run in parts is not equal to a run at once
+    """
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    env = DummyVecEnv([lambda: make(env_id)])
+    if (folder / "normalization.pkl").exists():
+        env = VecNormalize.load(str(folder / "normalization.pkl"), env)
+    model = algorithm_class(algo).load(folder / "agent.zip", env=env, device="cpu")
+    model.load_replay_buffer(folder / "replay_buffer.pkl")
+    return model, [tuple(row) for row in json.loads((folder / "rows.json").read_text())]
+
+
+def train(
+    algo: str,
+    env_id: str,
+    seed: int,
+    timesteps: int,
+    n_episodes: int,
+    params: dict[str, Any],
+    checkpoints: Path | None = None,
+) -> list[Row]:
     """
     :param algo: one of `ALGOS`
     :param env_id: one of `TASKS`
@@ -95,15 +147,32 @@ def train(algo: str, env_id: str, seed: int, timesteps: int, n_episodes: int, pa
     :param timesteps: environment steps to train
     :param n_episodes: episodes per evaluation
     :param params: arguments that replace defaults of the class
+    :param checkpoints: folder where the agent is saved after each evaluation, and from which the training goes on if it was
+        interrupted; ``None``: nothing is saved
     :return: rows of seed, environment steps, success rate, and seconds of training so far
     """
     import torch as th
     from evaluation import Evaluation
 
     th.set_num_threads(1)
+    folder = None if checkpoints is None else checkpoints / f"{algo}-{env_id}-{seed}"
+    if folder is not None and folder.exists():
+        model, rows = load_checkpoint(algo, env_id, folder)
+    else:
+        model, rows = make_model(algo, env_id, seed, params), []
     marks = [timesteps * part // N_EVALUATIONS for part in range(1, N_EVALUATIONS + 1)]
-    evaluation = Evaluation(lambda: make(env_id), f"{algo} {env_id}", marks, seed, n_episodes)
-    make_model(algo, env_id, seed, params).learn(timesteps, callback=evaluation, log_interval=None)
+    marks = [mark for mark in marks if mark > model.num_timesteps]
+    evaluation = Evaluation(
+        lambda: make(env_id),
+        f"{algo} {env_id}",
+        marks,
+        seed,
+        n_episodes,
+        started=time.monotonic() - rows[-1][3] if rows else None,
+        then=None if folder is None else lambda: save_checkpoint(model, evaluation.rows, folder),
+    )
+    evaluation.rows = rows
+    model.learn(timesteps - model.num_timesteps, callback=evaluation, log_interval=None, reset_num_timesteps=False)
     return evaluation.rows
 
 
@@ -138,6 +207,7 @@ def run(algo: str, env_id: str, seed: int, args: argparse.Namespace, lock: threa
     command = ["--run", "--env", env_id, "--algo", algo, "--seeds", str(seed), "--eval-episodes", str(args.eval_episodes)]
     command += ["--timesteps", str(args.timesteps)] if args.timesteps else []
     command += ["--params", *args.params] if args.params else []
+    command += ["--checkpoints", str(args.checkpoints)] if args.checkpoints else []
     name = f"{algo}-{env_id}.csv"
     rows = run_alone(__file__, command, name)
     if rows is None:
@@ -162,6 +232,7 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=Path(__file__).parent / "results/strangers", help="folder of the csv files"
     )
+    parser.add_argument("--checkpoints", type=Path, help="folder of checkpoints: interrupted runs go on with the same command")
     parser.add_argument("--run", action="store_true", help="train one run in this process")
     args = parser.parse_args()
 
@@ -175,7 +246,7 @@ def main() -> None:
     if args.run:
         ((algo, env_id, seed),) = runs
         timesteps = args.timesteps or TASKS[env_id].timesteps
-        rows = train(algo, env_id, seed, timesteps, args.eval_episodes, parse_params(args.params))
+        rows = train(algo, env_id, seed, timesteps, args.eval_episodes, parse_params(args.params), args.checkpoints)
         write(args.results / f"{algo}-{env_id}.csv", rows, add=False)
         return
     lock = threading.Lock()
