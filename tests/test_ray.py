@@ -138,7 +138,8 @@ def test_environments_that_cannot_be_made_say_why(cluster):
 
 
 def test_the_time_to_start_is_not_that_of_a_step_and_closing_ends_the_run(make_env, small):
-    env = make_env(1, step_timeout=0.01)
+    # An actor starts in more than a second, and a block of steps takes much less
+    env = make_env(1, step_timeout=1.0)
     model = make_model(env, small)
 
     class Close(BaseCallback):

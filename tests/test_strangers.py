@@ -1,6 +1,7 @@
 """The benchmark of strangers: its environments are valid, and its runner and its report write correct files."""
 
 import importlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,21 @@ def test_controls_learn_with_hindsight_from_normalized_observations(algo, envs):
     assert isinstance(model.get_env(), VecNormalize)
     rows = strangers.train(algo, "StrangerArmTip-v0", 0, 60, 2, {"buffer_size": 1_000, "learning_starts": 55})
     assert [steps for _, steps, _, _ in rows] == list(range(6, 61, 6))
+
+
+@pytest.mark.parametrize("algo", ["hddpg", "tqc"])
+def test_an_interrupted_run_goes_on_from_its_checkpoint(algo, envs, tmp_path):
+    strangers = importlib.import_module("strangers")
+    rest = ({"buffer_size": 1_000, "learning_starts": 150}, tmp_path)
+    first = strangers.train(algo, "StrangerArmTip-v0", 0, 200, 2, *rest)
+    rows = strangers.train(algo, "StrangerArmTip-v0", 0, 400, 2, *rest)
+    assert rows[:10] == first
+    assert [steps for _, steps, _, _ in rows] == [*range(20, 201, 20), *range(240, 401, 40)]
+    assert all(later[3] >= earlier[3] for earlier, later in itertools.pairwise(rows)), "the clock goes on"
+    model, saved = strangers.load_checkpoint(algo, "StrangerArmTip-v0", tmp_path / f"{algo}-StrangerArmTip-v0-0")
+    assert saved == rows
+    # Callbacks are called before a step is stored: a step is missing for each of the two parts
+    assert (model.num_timesteps, model.replay_buffer.size()) == (400, 398)
 
 
 def test_the_report_compares_with_flat(tmp_path):
