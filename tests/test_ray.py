@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import point_env_fn
+from conftest import PointEnv, point_env_fn
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_hrl import HierarchicalDDPG, SerialCollector
+from sb3_hrl import HierarchicalDDPG, SerialCollector, asynchronous
 
 ray = pytest.importorskip("ray")
 
@@ -79,6 +80,25 @@ def test_actors_do_what_their_serial_twins_do(make_env, small):
         n = min(first.head[shard], second.head[shard])
         assert n > 50
         np.testing.assert_array_equal(first.rows[shard, :n, fields], second.rows[shard, :n, fields])
+
+
+def test_sb3s_own_algorithms_collect_with_actors(make_env):
+    options = dict(n_sampled_goal=4, compute_reward=PointEnv().compute_reward)
+    small = dict(learning_starts=30, gradient_steps=0, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=1000)
+    models = [
+        asynchronous(SAC)("MultiInputPolicy", env, replay_buffer_kwargs=options, seed=0, **small).learn(300)
+        for env in (SerialCollector([point_env_fn()] * 2, flush_size=7, sync_interval=20), make_env())
+    ]
+    first, second = (model.replay_buffer.shards for model in models)
+    for shard in range(2):
+        n = min(first.head[shard], second.head[shard])
+        assert n > 50
+        np.testing.assert_array_equal(first.rows[shard, :n], second.rows[shard, :n])
+    model = models[1]
+    model.gradient_steps = 2
+    model.learn(200, reset_num_timesteps=False)
+    assert model.num_timesteps == model.replay_buffer.n_added == 500
+    assert model._n_updates > 0
 
 
 def test_a_lost_node_does_not_end_the_run(cluster, make_env, small):
