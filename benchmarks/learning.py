@@ -83,18 +83,19 @@ def write(path: Path, rows: Sequence[Row], add: bool) -> None:
         writer.writerows(sorted([*others, *rows], key=lambda row: (int(row[0]), int(row[1]))))
 
 
-def run_alone(script: str, arguments: Sequence[str], name: str) -> list[Row] | None:
+def run_alone(script: str, arguments: Sequence[str], name: str, n_threads: int = 1) -> list[Row] | None:
     """
-    Run a script of this folder that trains one agent, in a process with one thread per library.
+    Run a script of this folder that trains one agent, in a process of its own.
 
     :param script: path of the script, which writes its rows to a csv file in the folder ``--results``
     :param arguments: its other arguments
     :param name: name of the csv file
+    :param n_threads: number of threads per library
     :return: the rows; ``None`` if the script failed: its traceback is on standard error
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", script, *arguments, "--results", folder]
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        threads = {name: str(n_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         if subprocess.run(command, env=os.environ | threads).returncode != 0:
             return None
         with (Path(folder) / name).open() as file:

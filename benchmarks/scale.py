@@ -17,7 +17,7 @@ from sharing import median_us
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_hrl import HierarchicalDDPG, SerialCollector
-from sb3_hrl.common.goals import goal_task_from_env
+from sb3_hrl.common.env_goals import goal_task_from_env
 from sb3_hrl.common.weight_sync import WeightPublisher, WeightSubscriber
 from sb3_hrl.hddpg.batch_source import BatchSource
 from sb3_hrl.parallel.async_rollouts import collect_task

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     from evaluation import Evaluation
     from stranger_envs import make
 
-    th.set_num_threads(1)
+    th.set_num_threads(args.threads)
     (env_id,), (agent,), (seed,) = args.env, args.agent, args.seeds
     timesteps = args.timesteps or TASKS[env_id].timesteps
     spacing = args.spacing or TASKS[env_id].spacing
@@ -122,10 +122,10 @@ def run_in_process(agent: str, env_id: str, seed: int, args: argparse.Namespace)
     command += ["--timesteps", str(args.timesteps)] if args.timesteps else []
     command += ["--spacing", str(args.spacing)] if args.spacing else []
     command += ["--params", *args.params] if args.params else []
-    command += ["--workers", str(args.workers)]
+    command += ["--workers", str(args.workers), "--threads", str(args.threads)]
     name = f"{agent}-{env_id}.csv"
     # The clocks of processes on the same machine agree
-    rows = run_alone(__file__, [*command, "--started", repr(time.monotonic())], name)
+    rows = run_alone(__file__, [*command, "--started", repr(time.monotonic())], name, args.threads)
     if rows is None:
         print(f"{agent} {env_id} seed {seed}: FAILED", file=sys.stderr, flush=True)
         return False
@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--spacing", type=int, help="steps between evaluations, instead of that of the environment")
     parser.add_argument("--eval-episodes", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2, help="number of workers of hddpg-async")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of torch in the learner")
     parser.add_argument("--params", nargs="*", default=[], help="key:value, arguments of the class: use another --results")
     parser.add_argument(
         "--results", type=Path, default=ROOT / "benchmarks/results/time-to-success", help="folder of the csv files"

@@ -11,7 +11,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector, SerialCollector
-from sb3_hrl.common.goals import goal_task_from_env
+from sb3_hrl.common.env_goals import goal_task_from_env
 from sb3_hrl.common.twin import plain_attributes
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("leaves_nothing")]

@@ -10,7 +10,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
 
 from sb3_hrl import HierarchicalDDPG, SerialCollector
-from sb3_hrl.common.goals import goal_task_from_env
+from sb3_hrl.common.env_goals import goal_task_from_env
 from sb3_hrl.common.networks import NetworkCopy, NumpyModule, weights_vector
 from sb3_hrl.hddpg.batch_source import LowBatchMaker
 from sb3_hrl.hddpg.exploration import WorkerAgent

@@ -10,7 +10,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
 from sb3_hrl import HierarchicalDDPG
-from sb3_hrl.common.goals import GoalTask, check_reward, goal_task_from_env
+from sb3_hrl.common.env_goals import check_reward, goal_task_from_env
+from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.probes import unit_blocks
 from sb3_hrl.hddpg.callbacks import HierarchicalEvalCallback
 

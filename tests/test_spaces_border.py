@@ -14,7 +14,8 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
-from sb3_hrl.common.goals import GoalTask, check_reward
+from sb3_hrl.common.env_goals import check_reward
+from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.spaces import ActionBorder, flatten, goal_space, in_goal_space
 from sb3_hrl.common.subgoals import visited_bounds
 from sb3_hrl.parallel.serial import SerialCollector

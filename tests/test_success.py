@@ -11,7 +11,7 @@ from conftest import PointEnv, UnjudgedEnv, point_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
-from sb3_hrl.common.goals import EnvGoalTask, check_reward, goal_task_from_env
+from sb3_hrl.common.env_goals import EnvGoalTask, check_reward, goal_task_from_env
 from sb3_hrl.common.subgoals import SegmentEnd, is_reached
 from sb3_hrl.common.twin import Twin
 from sb3_hrl.hddpg.export import DecisionModule

@@ -10,7 +10,7 @@ from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
 from sb3_hrl import ParallelCollector
-from sb3_hrl.common.goals import goal_task_from_env
+from sb3_hrl.common.env_goals import goal_task_from_env
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("leaves_nothing")]
 

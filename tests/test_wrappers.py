@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_hrl import HierarchicalDDPG, ParallelCollector
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
-from sb3_hrl.common.goals import goal_task_from_env
+from sb3_hrl.common.env_goals import goal_task_from_env
 from sb3_hrl.common.wrappers import GoalFromObservationWrapper, SuccessInfoWrapper, add_goals
 
 pytestmark = pytest.mark.timeout(120)

@@ -11,7 +11,8 @@ from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_hrl.common.goals import GoalTask, goal_task_from_env
+from sb3_hrl.common.env_goals import goal_task_from_env
+from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.rewards import empty_infos
 from sb3_hrl.doctor.episode_checks import EPISODE_CHECKS
 from sb3_hrl.doctor.findings import Finding, by_severity, error, has_error

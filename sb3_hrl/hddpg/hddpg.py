@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer, new_generator
 from sb3_hrl.common.checks import check_argument_names
-from sb3_hrl.common.goals import EnvGoalTask, check_reward, goal_task_from_env
+from sb3_hrl.common.env_goals import EnvGoalTask, check_reward, goal_task_from_env
 from sb3_hrl.common.spaces import flatten
 from sb3_hrl.hddpg.batch_source import BatchSource, make_batch_source
 from sb3_hrl.hddpg.config import GROUPS, HierarchyConfig, read_arguments

@@ -3,7 +3,8 @@
 import numpy as np
 
 from sb3_hrl.common.buffers import SharedMemoryReplayBuffer
-from sb3_hrl.common.goals import EnvGoalTask, GoalTask
+from sb3_hrl.common.env_goals import EnvGoalTask
+from sb3_hrl.common.goals import GoalTask
 from sb3_hrl.common.subgoals import SubgoalBounds
 from sb3_hrl.common.twin import Attributes
 from sb3_hrl.hddpg.horizon import N_RECENT, calibrated_horizon
@@ -51,7 +52,7 @@ class Statistics:
         :param policy: policy to update
         :param buffer: replay buffer with the steps
         :param task: the environment's goals
-        :param attributes: plain attributes of the environment, see :meth:`~sb3_hrl.common.goals.EnvGoalTask.ask_again`
+        :param attributes: plain attributes of the environment, see :meth:`~sb3_hrl.common.env_goals.EnvGoalTask.ask_again`
         """
         heads = buffer.shards.head.copy()
         n_added = int(heads.sum())
