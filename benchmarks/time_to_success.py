@@ -161,10 +161,11 @@ def cell(path: Path) -> str:
 def table(folder: Path) -> str:
     """
     :param folder: folder of the csv files
-    :return: a table with one row per environment that is in the files or in the aims of this benchmark
+    :return: a table with one row per environment that is in the files
     """
     lines = ["| environment | " + " | ".join(AGENTS.values()) + " |", "|---|" + "---|" * len(AGENTS)]
-    for env_id in TASKS:
+    measured = {path.name.removeprefix(f"{agent}-") for agent in AGENTS for path in folder.glob(f"{agent}-*.csv")}
+    for env_id in (env_id for env_id in TASKS if f"{env_id}.csv" in measured):
         cells = [cell(folder / f"{agent}-{env_id}.csv") for agent in AGENTS]
         lines.append(f"| {env_id} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
