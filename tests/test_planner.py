@@ -17,15 +17,8 @@ from sb3_hrl.common.subgoals import is_reached
 from sb3_hrl.hddpg.choosers import HighNoise, Situation, actor_proposal, choose_subgoals, planned_waypoint, random_subgoal
 from sb3_hrl.hddpg.inference import PolicySnapshot, value_to_steps
 from sb3_hrl.hddpg.planners import PLANNERS, LandmarkConfig
-from sb3_hrl.hddpg.planners.landmarks import (
-    LandmarkPlanner,
-    costs_to_go,
-    edges_of,
-    failed_edges,
-    farthest_points,
-    hit_rates,
-    members_of,
-)
+from sb3_hrl.hddpg.planners.landmarks import LandmarkPlanner, failed_edges, farthest_points, hit_rates, members_of
+from sb3_hrl.hddpg.planners.shortest_paths import costs_to_go, edges_of
 
 # --------------------------------------------------------------------- functions
 
