@@ -11,7 +11,7 @@ from conftest import PointEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hrl import HierarchicalDDPG
-from sb3_hrl.common.goals import GoalTask
+from sb3_hrl.common.goals import LEAST_WEIGHT, GoalTask
 from sb3_hrl.common.subgoals import SubgoalBounds
 from sb3_hrl.common.type_aliases import Transitions
 from sb3_hrl.hddpg.batch_source import BatchSource, LowBatchMaker, batch_tensors, write_tensors
@@ -64,9 +64,35 @@ def test_sparse_rewards_end_at_the_subgoal(small):
     assert 0 < is_reached.sum() < 64
 
 
+def test_entries_of_a_goal_that_do_not_count_are_hidden(small):
+    model = make_model(small, planner="landmarks")
+    fill(model)
+    policy = model.policy
+    policy.update_moments(np.random.default_rng(0).normal(size=(50, 3)), np.random.default_rng(1).normal(size=(50, 2)))
+    observation, achieved, target = th.rand(5, 3), th.rand(5, 2), th.rand(5, 2)
+    other = target + th.tensor([0.0, 1.0])
+    for inputs in (policy.low_inputs, policy.high_inputs):
+        assert not th.equal(inputs(observation, achieved, target), inputs(observation, achieved, other))
+    policy.set_tolerance(0.1, np.array([1.0, LEAST_WEIGHT], dtype=np.float32))
+    for inputs in (policy.low_inputs, policy.high_inputs):
+        hidden = inputs(observation, achieved, target)
+        assert th.equal(hidden, inputs(observation, achieved, other))
+        assert not th.equal(hidden, inputs(observation, achieved, target + th.tensor([1.0, 0.0])))
+        # The agent's own entry is not hidden
+        assert not th.equal(hidden, inputs(observation, achieved + th.tensor([0.0, 1.0]), target))
+    # Landmarks are apart in the entry that counts
+    policy.update_planner(model.replay_buffer)
+    places = policy.numpy_policy().planner.places
+    assert len(np.unique(places[:, 0])) == len(places)
+
+
 def test_dense_rewards_are_distances(small, task):
-    distance = relative_distance(th.zeros(2, 2), th.tensor([[0.3, 0.4], [9.0, 0.0]]), reach=th.tensor([3.0, 4.0]))
+    distance = relative_distance(
+        th.zeros(2, 2), th.tensor([[0.3, 0.4], [9.0, 0.0]]), reach=th.tensor([3.0, 4.0]), weights=th.ones(2)
+    )
     assert distance.flatten().tolist() == pytest.approx([0.1, 1.0])
+    weighted = relative_distance(th.zeros(1, 2), th.tensor([[0.3, 9.0]]), th.tensor([3.0, 4.0]), th.tensor([1.0, 0.0]))
+    assert weighted.item() == pytest.approx(0.1)
     kwargs = dict(reward="dense", n_sampled_goal=0)
     model = with_bounds(make_model(small, low_kwargs=kwargs, high_kwargs=kwargs))
     fill(model)

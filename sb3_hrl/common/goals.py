@@ -9,7 +9,7 @@ from sb3_hrl.common.spaces import existing_goals, is_whole
 from sb3_hrl.common.success import has_two_values
 
 # Weight in the distance of an entry of the goal that does not count
-_LEAST_WEIGHT = 1e-9
+LEAST_WEIGHT = 1e-9
 
 
 class GoalTask:
@@ -83,7 +83,7 @@ class GoalTask:
             tolerances = self._tolerances(goals, distances, rewards)
             self.threshold = float(tolerances.min())
             # Not 0, so that points at infinity, which stand for no point at all, are far away
-            self.weights[:] = np.maximum(self.threshold / tolerances, _LEAST_WEIGHT)
+            self.weights[:] = np.maximum(self.threshold / tolerances, LEAST_WEIGHT)
             # Probes are not more exact than that
             self.weights[self.weights > 0.99] = 1.0
 

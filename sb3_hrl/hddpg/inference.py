@@ -216,9 +216,8 @@ class NumpyPolicy:
 
     @property
     def pace(self) -> float:
-        """Distance per environment step at which the radius of subgoals is covered within the horizon, in the units of the
-        goal."""
-        return float(np.linalg.norm(self.bounds.radius) / self.horizon)
+        """See :attr:`~sb3_hrl.hddpg.planners.base.Reach.pace`."""
+        return float(np.linalg.norm(self.goal_weights * self.bounds.radius) / self.horizon)
 
     def steps_depend_on(self) -> list[np.ndarray]:
         """:return: all arrays that :meth:`steps` depends on in addition to its arguments, not copied"""

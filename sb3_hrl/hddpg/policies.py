@@ -12,6 +12,7 @@ from torch import nn
 
 from sb3_hrl.common.buffers import GOAL_KEYS, SharedMemoryReplayBuffer
 from sb3_hrl.common.checks import require
+from sb3_hrl.common.goals import LEAST_WEIGHT
 from sb3_hrl.common.running_mean_std import RunningMeanStd
 from sb3_hrl.common.spaces import ActionBorder, flat_limits, flatten, goal_space, is_whole
 from sb3_hrl.common.subgoals import SubgoalBounds, is_reached, subgoal_to_action
@@ -252,6 +253,7 @@ class HierarchicalPolicy(BasePolicy):
         """
         self.subgoal_threshold.fill_(threshold)
         self.goal_weights.copy_(th.as_tensor(weights))
+        self._update_input_scaling()
 
     def update_planner(self, buffer: SharedMemoryReplayBuffer) -> None:
         """
@@ -261,7 +263,9 @@ class HierarchicalPolicy(BasePolicy):
         """
         policy = self.numpy_policy()
         assert policy.planner is not None, "there is no planner"
-        self.planner_arrays.write(policy.planner.update(buffer, policy, self.goal_moments.std.cpu().numpy()))
+        # Landmarks are apart in the entries of the goal that count for success
+        goal_std = self.goal_moments.std.masked_fill(self.goal_weights <= LEAST_WEIGHT, th.inf).numpy()
+        self.planner_arrays.write(policy.planner.update(buffer, policy, goal_std))
 
     # ------------------------------------------------------------------- levels
 
@@ -301,9 +305,12 @@ class HierarchicalPolicy(BasePolicy):
     def _update_input_scaling(self) -> None:
         observation, goal = self.observation_moments, self.goal_moments
         zeros = th.zeros_like(goal.mean)
+        # Entries of a target that do not count for success are hidden from the networks. In hindsight they have values, such
+        # as the velocity of a moving car, that the environment's goals may never have
+        target_scale = (self.goal_weights > LEAST_WEIGHT) / goal.std
         self.input_shift.copy_(th.cat([observation.mean, goal.mean, goal.mean, zeros]))
         for level in (HIGH, LOW):
-            self.input_scale[level] = 1.0 / th.cat([observation.std, goal.std, goal.std, goal.std])
+            self.input_scale[level] = th.cat([1.0 / observation.std, 1.0 / goal.std, target_scale, target_scale])
 
     # ------------------------------------------------------------------- acting
 

@@ -40,7 +40,7 @@ def low_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> T
     reached = policy.is_reached(steps.next_achieved_goals, steps.subgoals).float()[:, None]
     rewards = reached - 1.0
     if config.reward == "dense":
-        rewards *= relative_distance(steps.next_achieved_goals, steps.subgoals, policy.bounds.radius)
+        rewards *= relative_distance(steps.next_achieved_goals, steps.subgoals, policy.bounds.radius, policy.goal_weights)
     discounts = config.gamma * (1.0 - reached)
     rewards, discounts = terminate_with_penalty(rewards, discounts, steps.failed[:, None], config.min_value)
     return Transitions(
@@ -109,7 +109,7 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
     rewards = dones - 1.0
     if config.reward == "dense":
         size = policy.bounds.high - policy.bounds.low
-        rewards *= relative_distance(segments.next_achieved_goals, segments.goals, size).squeeze(1)
+        rewards *= relative_distance(segments.next_achieved_goals, segments.goals, size, policy.goal_weights).squeeze(1)
     discounts = config.gamma * (1.0 - dones)
     rewards, discounts = terminate_with_penalty(rewards, discounts, segments.failed & (dones == 0.0), config.min_value)
 
@@ -139,14 +139,16 @@ def high_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer, tas
     return batch
 
 
-def relative_distance(achieved_goal: th.Tensor, target: th.Tensor, reach: th.Tensor) -> th.Tensor:
+def relative_distance(achieved_goal: th.Tensor, target: th.Tensor, reach: th.Tensor, weights: th.Tensor) -> th.Tensor:
     """
     :param achieved_goal: shape (n, goal_dim)
     :param target: shape (n, goal_dim)
     :param reach: maximum distance of targets in each dimension, shape (goal_dim,)
-    :return: Euclidean distance divided by that of the farthest possible target, at most 1, shape (n, 1)
+    :param weights: weight of each entry of the goal in the distance, shape (goal_dim,)
+    :return: weighted Euclidean distance divided by that of the farthest possible target, at most 1, shape (n, 1)
     """
-    return ((target - achieved_goal).norm(dim=1, keepdim=True) / reach.norm()).clamp(max=1.0)
+    distances = (weights * (target - achieved_goal)).norm(dim=1, keepdim=True)
+    return (distances / (weights * reach).norm()).clamp(max=1.0)
 
 
 def terminate_with_penalty(

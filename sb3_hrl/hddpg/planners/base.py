@@ -29,8 +29,8 @@ class Reach(Protocol):
 
     @property
     def pace(self) -> float:
-        """Distance per environment step at which the radius of subgoals is covered within the horizon, in the units of the
-        goal."""
+        """Weighted distance per environment step at which the radius of subgoals is covered within the horizon, in the units
+        of the goal."""
 
     def steps(self, observations: np.ndarray, achieved: np.ndarray, subgoals: np.ndarray) -> np.ndarray:
         """
@@ -67,7 +67,7 @@ class Planner(Protocol):
         """
         :param buffer: replay buffer with the visited states
         :param reach: reach of the low level
-        :param goal_std: standard deviation of goals, shape (goal_dim,)
+        :param goal_std: standard deviation of goals, infinite for entries that do not count for success, shape (goal_dim,)
         :return: new values of the arrays; they may be shorter than those of the layout
         """
 

@@ -151,7 +151,7 @@ class LandmarkPlanner:
         config, visited = self.config, buffer.sample_states(self.config.n_visited)
         # Landmarks are far apart in units in which all dimensions of the goal count equally
         points = visited["achieved_goal"] / goal_std
-        speed, spacing = self._scale_of(buffer, goal_std)
+        speed, spacing = self._scale_of(buffer, reach.goal_weights, goal_std)
         members = members_of(
             points, farthest_points(points, config.n_landmarks, spacing, LEAST_LANDMARKS), config.n_members, buffer.rng
         )
@@ -169,11 +169,11 @@ class LandmarkPlanner:
         count = np.array(len(achieved), dtype=np.float32)
         return {"count": count, "speed": np.array(speed), "observations": observations, "achieved": achieved, "steps": steps}
 
-    def _scale_of(self, buffer: SharedMemoryReplayBuffer, goal_std: np.ndarray) -> tuple[float, float]:
-        """:return: the highest distance per step, in the units of goals; and the spacing of landmarks, divided by goal_std"""
+    def _scale_of(self, buffer: SharedMemoryReplayBuffer, weights: np.ndarray, goal_std: np.ndarray) -> tuple[float, float]:
+        """:return: the highest weighted distance per step, and the spacing of landmarks, divided by goal_std"""
         shards = buffer.recent(_N_RECENT, ("achieved_goal", "next_achieved_goal"))
         moves = [shard["next_achieved_goal"] - shard["achieved_goal"] for shard in shards]
-        speed = np.linalg.norm(np.concatenate(moves), axis=1).max()
+        speed = np.linalg.norm(weights * np.concatenate(moves), axis=1).max()
         moves = [
             displacements(shard["achieved_goal"], shard["next_achieved_goal"], shard["episode"], SPACING_STEPS)
             for shard in shards
@@ -294,7 +294,7 @@ class LandmarkPlanner:
         :return: environment steps to the subgoals, shape (n,)
         """
         if self.config.distance == "euclidean":
-            return np.asarray(np.linalg.norm(subgoals - achieved[:, 0], axis=-1) / reach.pace)
+            return np.asarray(np.linalg.norm(reach.goal_weights * (subgoals - achieved[:, 0]), axis=-1) / reach.pace)
         return reach.steps(observations, achieved, subgoals)
 
     def _steps_to(
@@ -302,7 +302,7 @@ class LandmarkPlanner:
     ) -> np.ndarray:
         """
         :param reach: reach of the low level
-        :param speed: highest distance per environment step, in the units of the goal
+        :param speed: highest weighted distance per environment step, in the units of the goal
         :param observations: observations of the landmarks' members, shape (n_landmarks, n_members, obs_dim)
         :param achieved: achieved goals of the members, shape (n_landmarks, n_members, goal_dim); the first one is the landmark
         :param subgoals: shape (n_subgoals, goal_dim)
@@ -322,7 +322,8 @@ class LandmarkPlanner:
 
 def _may_be_near(reach: Reach, speed: float, achieved_goal: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """:return: whether targets may be within an edge's length at the highest speed; values are only computed for these"""
-    return np.asarray(np.linalg.norm(targets - achieved_goal, axis=-1) <= speed * reach.longest_edge)
+    ways = np.linalg.norm(reach.goal_weights * (targets - achieved_goal), axis=-1)
+    return np.asarray(ways <= speed * reach.longest_edge)
 
 
 def farthest_points(points: np.ndarray, n: int, spacing: float = 0.0, at_least: int = 2, first: int = 0) -> np.ndarray:
