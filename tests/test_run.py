@@ -280,6 +280,15 @@ def test_evaluation_logs_what_becomes_of_subgoals(small):
     assert logged["eval/segment_length"] == pytest.approx(3.0), "5 steps, and 1 before the episode ends"
     assert logged["eval/subgoal_at_bounds"] == 1.0
     assert logged["eval/subgoal_distance"] > 5.0
+
+    class OnlyTheFirstEntryCounts(BaseCallback):
+        def _on_step(self):
+            self.model.policy.goal_weights.copy_(th.tensor([1.0, 0.0]))
+            return True
+
+    model.subgoal_kwargs = dict(source=[0.0, 9.0])
+    model.learn(40, callback=[OnlyTheFirstEntryCounts(), Spy(env, eval_freq=40, n_eval_episodes=3, verbose=0, warn=False)])
+    assert logged["eval/subgoal_distance"] < 2.0
     model.subgoal_kwargs = dict(source=[0.0, 0.0])
     model.learn(40, callback=Spy(Monitor(PointEnv(max_steps=60)), eval_freq=40, n_eval_episodes=3, verbose=0, warn=False))
     assert logged["eval/subgoal_success_rate"] > 0.9

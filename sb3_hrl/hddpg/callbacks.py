@@ -16,8 +16,8 @@ from sb3_hrl.hddpg.segments import Segments
 class HierarchicalEvalCallback(EvalCallback):
     """
     SB3's ``EvalCallback``, which also logs what happens to the subgoals: ``eval/subgoal_success_rate``,
-    ``eval/subgoal_reached_at_issue``, ``eval/subgoal_at_bounds``, ``eval/subgoal_distance`` (mean distance when issued,
-    relative to the length of the radius) and ``eval/segment_length``. For agents without subgoals it is a plain
+    ``eval/subgoal_reached_at_issue``, ``eval/subgoal_at_bounds``, ``eval/subgoal_distance`` (mean weighted distance when
+    issued, relative to the length of the radius) and ``eval/segment_length``. For agents without subgoals it is a plain
     ``EvalCallback``.
     """
 
@@ -43,10 +43,10 @@ class HierarchicalEvalCallback(EvalCallback):
             after, goal = (locals_["new_observations"][key][i] for key in ("achieved_goal", "desired_goal"))
         # A segment that starts at the goal tells nothing about subgoals, because the agent stays there
         if state.steps[0] == 0 and not acting.is_reached(state.starts, flatten(goal, 1))[0]:
-            distance = float(np.linalg.norm(state.subgoals - state.starts))
+            offset, radius = (acting.goal_weights * part for part in (state.subgoals - state.starts, acting.bounds.radius))
             sums["issued"] += 1
             sums["at_hand"] += bool(acting.is_reached(state.starts, state.subgoals)[0])
-            sums["distance"] += distance / float(np.linalg.norm(acting.bounds.radius))
+            sums["distance"] += float(np.linalg.norm(offset) / np.linalg.norm(radius))
             sums["at_bounds"] += bool((np.abs(acting.subgoal_to_action(state.subgoals, state.starts)) >= AT_BOUND).any())
         segments = Segments.from_state(state)
         achieved = flatten(after, 1)
