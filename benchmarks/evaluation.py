@@ -24,6 +24,7 @@ class Evaluation(BaseCallback):
     :param started: value of ``time.monotonic()`` at which the clock started; ``None``: when ``learn`` starts
     :param stop_at: success rate at which the training ends; ``None``: it does not end early
     :param then: called after each evaluation
+    :param rows: evaluations so far if a training goes on; its clock goes on as well
     """
 
     def __init__(
@@ -36,17 +37,18 @@ class Evaluation(BaseCallback):
         started: float | None = None,
         stop_at: float | None = None,
         then: Callable[[], None] | None = None,
+        rows: Sequence[Row] = (),
     ):
         super().__init__()
         self.make_env, self.name, self.marks, self.seed, self.n_episodes = make_env, name, list(marks), seed, n_episodes
         self.started, self.stop_at, self.then = started, stop_at, then
         self.env: VecEnv | None = None
         # Seed, environment steps, success rate, and seconds so far without evaluations
-        self.rows = list[Row]()
+        self.rows = list(rows)
 
     def _on_training_start(self) -> None:
         if self.started is None:
-            self.started = time.monotonic()
+            self.started = time.monotonic() - (self.rows[-1][3] if self.rows else 0.0)
 
     def _on_step(self) -> bool:
         if not self.marks or self.num_timesteps < self.marks[0]:

@@ -16,7 +16,6 @@ import json
 import shutil
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,10 +167,9 @@ def train(
         marks,
         seed,
         n_episodes,
-        started=time.monotonic() - rows[-1][3] if rows else None,
         then=None if folder is None else lambda: save_checkpoint(model, evaluation.rows, folder),
+        rows=rows,
     )
-    evaluation.rows = rows
     model.learn(timesteps - model.num_timesteps, callback=evaluation, log_interval=None, reset_num_timesteps=False)
     return evaluation.rows
 

@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_hrl.common.arrays import Arrays
 from sb3_hrl.common.buffers import GOAL_KEYS, SharedMemoryReplayBuffer
 from sb3_hrl.common.checks import require
 from sb3_hrl.common.goals import LEAST_WEIGHT
@@ -36,27 +37,6 @@ _ACTING_BUFFERS = (
     "goal_weights",
     "horizon",
 )
-
-
-class Arrays(nn.Module):
-    """
-    Named arrays that are part of the state dict.
-
-    :param layout: shape of each array
-    """
-
-    def __init__(self, layout: Mapping[str, tuple[int, ...]]):
-        super().__init__()
-        for name, shape in layout.items():
-            self.register_buffer(name, th.zeros(shape))
-
-    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """
-        :param arrays: new values; if an array is shorter in a dimension, the rest of the stored array is not changed
-        """
-        for name, array in arrays.items():
-            buffer = self.get_buffer(name)
-            buffer[tuple(slice(n) for n in array.shape)] = th.as_tensor(array, dtype=buffer.dtype)
 
 
 class HierarchicalPolicy(BasePolicy):
@@ -263,9 +243,7 @@ class HierarchicalPolicy(BasePolicy):
         """
         policy = self.numpy_policy()
         assert policy.planner is not None, "there is no planner"
-        # Landmarks are apart in the entries of the goal that count for success
-        goal_std = self.goal_moments.std.masked_fill(self.goal_weights <= LEAST_WEIGHT, th.inf).numpy()
-        self.planner_arrays.write(policy.planner.update(buffer, policy, goal_std))
+        self.planner_arrays.write(policy.planner.update(buffer, policy, self._target_std().numpy()))
 
     # ------------------------------------------------------------------- levels
 
@@ -305,12 +283,18 @@ class HierarchicalPolicy(BasePolicy):
     def _update_input_scaling(self) -> None:
         observation, goal = self.observation_moments, self.goal_moments
         zeros = th.zeros_like(goal.mean)
-        # Entries of a target that do not count for success are hidden from the networks. In hindsight they have values, such
-        # as the velocity of a moving car, that the environment's goals may never have
-        target_scale = (self.goal_weights > LEAST_WEIGHT) / goal.std
+        target_scale = 1.0 / self._target_std()
         self.input_shift.copy_(th.cat([observation.mean, goal.mean, goal.mean, zeros]))
         for level in (HIGH, LOW):
             self.input_scale[level] = th.cat([1.0 / observation.std, 1.0 / goal.std, target_scale, target_scale])
+
+    def _target_std(self) -> th.Tensor:
+        """
+        :return: standard deviations of goals, infinite for entries that do not count for success, shape (goal_dim,). In these
+            entries landmarks are not apart, and networks do not see a target: in hindsight they have values, such as the
+            velocity of a moving car, that the environment's goals may never have
+        """
+        return self.goal_moments.std.masked_fill(self.goal_weights <= LEAST_WEIGHT, th.inf)
 
     # ------------------------------------------------------------------- acting
 

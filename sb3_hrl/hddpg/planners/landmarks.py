@@ -188,7 +188,7 @@ class LandmarkPlanner:
         :return: number of steps from the border of a landmark's tolerance to the landmark. A value ends at the border, but the
             next edge starts at the landmark. Without these steps, the path with the most landmarks looks like the shortest one
         """
-        ways = np.linalg.norm(reach.goal_weights * (landmarks[:, None] - landmarks), axis=2) - reach.threshold
+        ways = _distances(reach, landmarks[:, None], landmarks) - reach.threshold
         is_long = np.isfinite(steps) & (ways > reach.threshold)
         if not is_long.any():
             return np.float32(0.0)
@@ -200,7 +200,7 @@ class LandmarkPlanner:
         segments = buffer.sample_high(self.config.n_visited, n_sampled_goal=0, max_steps=1)
         tensors = (segments.achieved_goals, segments.subgoals, segments.next_achieved_goals, segments.ends, segments.failed)
         starts, subgoals, last, ends, failed = (tensor.cpu().numpy() for tensor in tensors)
-        left, way = (np.linalg.norm(reach.goal_weights * (subgoals - points), axis=1) for points in (last, starts))
+        left, way = (_distances(reach, points, subgoals) for points in (last, starts))
         missed = is_missed(ends == SegmentEnd.REACHED, left, way)
         # If the episode ended first (at its goal or by a time limit), the outcome is unknown; after a failure it is a miss
         is_known = (ends != SegmentEnd.EPISODE_OVER) | failed
@@ -294,7 +294,7 @@ class LandmarkPlanner:
         :return: environment steps to the subgoals, shape (n,)
         """
         if self.config.distance == "euclidean":
-            return np.asarray(np.linalg.norm(reach.goal_weights * (subgoals - achieved[:, 0]), axis=-1) / reach.pace)
+            return _distances(reach, achieved[:, 0], subgoals) / reach.pace
         return reach.steps(observations, achieved, subgoals)
 
     def _steps_to(
@@ -320,10 +320,14 @@ class LandmarkPlanner:
         return np.where(steps <= reach.longest_edge, steps, np.float32(np.inf))
 
 
+def _distances(reach: Reach, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """:return: weighted distances in which a subgoal is reached, shape (...)"""
+    return np.asarray(np.linalg.norm(reach.goal_weights * (ends - starts), axis=-1))
+
+
 def _may_be_near(reach: Reach, speed: float, achieved_goal: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """:return: whether targets may be within an edge's length at the highest speed; values are only computed for these"""
-    ways = np.linalg.norm(reach.goal_weights * (targets - achieved_goal), axis=-1)
-    return np.asarray(ways <= speed * reach.longest_edge)
+    return np.asarray(_distances(reach, achieved_goal, targets) <= speed * reach.longest_edge)
 
 
 def farthest_points(points: np.ndarray, n: int, spacing: float = 0.0, at_least: int = 2, first: int = 0) -> np.ndarray:
