@@ -1,6 +1,7 @@
 """
 Measures the time of each part of a run per environment step, by environment and network size, and computes the number of
-workers at which the learner becomes the bottleneck. The times are medians, in one process with one thread.
+workers at which the learner becomes the bottleneck. The agent is the default, after as many steps as it needs for its planner
+to have landmarks. The times are medians, in one process with one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py
 """
@@ -24,8 +25,8 @@ from sb3_hrl.parallel.async_rollouts import collect_task
 from sb3_hrl.parallel.worker import Worker
 
 
-def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, float]:
-    """:return: microseconds by part"""
+def measure(env_id: str, net_arch: list[int]) -> tuple[dict[str, float], int]:
+    """:return: microseconds by part, and the number of updates of the low level per update of the high level"""
     env = make_vec_env(make_env(env_id), 1, seed=0, vec_env_cls=SerialCollector)
     model = HierarchicalDDPG(
         "MultiInputPolicy",
@@ -33,12 +34,11 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
         async_collection=True,
         learning_starts=300,
         train_freq=4,
-        subgoal_steps=subgoal_steps,
         buffer_size=100_000,
         policy_kwargs=dict(net_arch=net_arch),
         seed=0,
     )
-    model.learn(1_500, log_interval=None)
+    model.learn(2_500, log_interval=None)
     # A worker, as in its own process
     policy, buffer, acting = model.policy, model.replay_buffer, model._acting()
     n_weights, write_weights = acting.agent.n_weights, acting.write_weights
@@ -94,7 +94,7 @@ def measure(env_id: str, net_arch: list[int], subgoal_steps: int) -> dict[str, f
         "fetch": median_us(lambda: subscriber.fetch(vector), 100),
     }
     env.close()
-    return result
+    return result, model.high_update_interval
 
 
 def main() -> None:
@@ -105,13 +105,12 @@ def main() -> None:
     args = parser.parse_args()
     th.set_num_threads(1)
     for env_id in args.env:
-        subgoal_steps = 10 if env_id.startswith("Fetch") else 20
         for net_arch in [[int(units) for units in layers.split(",")] for layers in args.net_arch]:
-            cost = measure(env_id, net_arch, subgoal_steps)
+            cost, interval = measure(env_id, net_arch)
             print(f"{env_id} {net_arch}: " + ", ".join(f"{name} {value:.1f}" for name, value in cost.items()))
             worker = cost["environment"] + cost["policy and rest"] + cost["write"]
-            # A separate process prepares the low level's batches. The high level is updated once per segment length
-            learner = cost["low update"] + (cost["high batch"] + cost["high update"]) / subgoal_steps
+            # A separate process prepares the low level's batches
+            learner = cost["low update"] + (cost["high batch"] + cost["high update"]) / interval
             for ratio in args.ratio:
                 rate = 1e6 / (ratio * learner)
                 print(

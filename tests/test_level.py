@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sb3_hrl import HierarchicalDDPG, ParallelCollector, SerialCollector
 from sb3_hrl.common.type_aliases import TDBatch, Transitions
 from sb3_hrl.hddpg.config import LevelConfig
-from sb3_hrl.hddpg.level import DDPGLevel, UpdateInfo
+from sb3_hrl.hddpg.level import MAX_PREACTIVATION, DDPGLevel, UpdateInfo
 
 INPUT_DIM = 6
 
@@ -86,6 +86,38 @@ def test_update_equals_sb3s(activation_fn, n_critics, max_grad_value, action_l2)
         sb3s_update(oracle, batch, level.config)
     for parameter, expected in zip(level.parameters(), oracle.parameters(), strict=True):
         assert th.allclose(parameter, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bound", [-1.0, 1.0])
+def test_a_saturated_actor_recovers(bound):
+    """In all states its actions are at a bound, where tanh has no gradient in float32."""
+    level = make_level(nn.ReLU)
+    with th.no_grad():
+        level.actor.mu[-2].bias.fill_(20.0 * bound)
+    inputs = make_batch().inputs
+    assert (level.actor(inputs) == bound).all()
+    for _ in range(500):
+        step(level, make_batch())
+    preactivations = level.actor.mu[:-1](inputs)
+    assert preactivations.abs().mean() < MAX_PREACTIVATION
+
+
+def test_an_actor_needs_no_tanh():
+    class Clipped(nn.Module):
+        def __init__(self, n_inputs: int, n_actions: int):
+            super().__init__()
+            self.layer = nn.Linear(n_inputs, n_actions)
+
+        def forward(self, inputs: th.Tensor) -> th.Tensor:
+            return self.layer(inputs).clamp(-1.0, 1.0)
+
+    level, batch = make_level(nn.ReLU), make_batch()
+    level.actor.mu = Clipped(batch.inputs.shape[1], batch.actions.shape[1])
+    level.actor_target.mu = copy.deepcopy(level.actor.mu)
+    level.actor.optimizer = th.optim.Adam(level.actor.parameters(), lr=1e-2)
+    before = weights(level.actor.mu)
+    step(level, batch)
+    assert not th.equal(weights(level.actor.mu), before)
 
 
 class TwoInputs(IdentityEnvBox):

@@ -192,7 +192,7 @@ class LevelConfig:
     learning_rate: float | str | Schedule = 1e-3
     batch_size: int = 256
     tau: float = 0.02
-    gamma: float = 0.99
+    gamma: float = 0.98
     n_sampled_goal: int = 4
     max_grad_value: float | None = 1.0
     noise_std: float = 0.1

@@ -99,7 +99,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
         learning_starts: int = 100,
         batch_size: int = 256,
         tau: float = 0.02,
-        gamma: float = 0.99,
+        gamma: float = 0.98,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = 1,
         action_noise: ActionNoise | None = None,

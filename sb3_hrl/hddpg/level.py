@@ -19,6 +19,8 @@ from sb3_hrl.hddpg.config import LevelConfig
 
 # An entry of an action counts as at its bound (-1 or 1) from this absolute value on
 AT_BOUND = 0.98
+# Limit of the pre-activations of an actor's actions: tanh(5) is 0.9999, and its gradient there is 2e-4
+MAX_PREACTIVATION = 5.0
 
 
 class UpdateInfo(NamedTuple):
@@ -190,9 +192,11 @@ class DDPGLevel(TD3Policy):
         batch, config, actor = TDBatch(*tensors), self.config, self.actor.mu
         info = self._critic_update(*batch)
 
-        # Compute actor loss: L_pi = -mean Q_1(s, pi(s)) + action_l2 mean pi(s)^2
-        actions = actor(batch.inputs)
+        # Compute actor loss: L_pi = -mean Q_1(s, pi(s)) + mean e(s)^2 + action_l2 mean pi(s)^2, with the excess e of
+        # pre-activations over their limit
+        actions, excess = _act(actor, batch.inputs)
         q_loss = actor_loss = -self.critic.q_networks[0](th.cat([batch.inputs, actions], dim=1)).mean()
+        actor_loss = actor_loss + excess.square().mean()
         if config.action_l2 > 0.0:
             actor_loss = actor_loss + config.action_l2 * actions.square().mean()
 
@@ -241,6 +245,21 @@ def log_updates(logger: Logger, name: str, infos: Sequence[UpdateInfo]) -> None:
         # SB3's names, for the level that acts in the environment
         logger.record("train/actor_loss", means["actor_loss"])
         logger.record("train/critic_loss", means["critic_loss"])
+
+
+def _act(actor: nn.Module, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    The actor's loss limits pre-activations (HER has a penalty on all of them, appendix A). Otherwise tanh may saturate in all
+    states after a few updates, and an actor without a gradient stays so.
+
+    :param actor: an actor's network
+    :param inputs: its inputs
+    :return: actions, and by how much their pre-activations exceed the limit: 0 for a network that does not end with tanh
+    """
+    if not isinstance(actor, nn.Sequential) or not isinstance(actor[-1], nn.Tanh):
+        return actor(inputs), th.zeros_like(inputs)
+    preactivations = actor[:-1](inputs)
+    return actor[-1](preactivations), (preactivations.abs() - MAX_PREACTIVATION).clamp(min=0.0)
 
 
 @th.no_grad()

@@ -19,7 +19,7 @@ def sample_hddpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
     """
     # The default of the class is in the middle of each range
     params: dict[str, Any] = {
-        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.002, 0.05, log=True),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.005, 0.08, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
         "batch_size_pow": trial.suggest_int("batch_size_pow", 7, 9),
         "tau": trial.suggest_float("tau", 0.005, 0.08, log=True),
