@@ -114,9 +114,10 @@ def test_workers_do_what_their_serial_twins_do(make_model, algorithm):
     envs = [collector(cls=cls, **options) for cls in (SerialCollector, ParallelCollector)]
     models = [make_model(algorithm, env, gradient_steps=0, action_noise=noise).learn(200) for env in envs]
     first, second = (model.replay_buffer.shards for model in models)
-    for shard in range(2):
-        n = min(first.head[shard], second.head[shard])
-        assert n > 50
+    # On a loaded machine one of the workers may collect most of the steps
+    counts = np.minimum(first.head, second.head)
+    assert counts.sum() > 50 and counts.min() > 0
+    for shard, n in enumerate(counts):
         fields = slice(0, models[0].replay_buffer.columns["terminated"].stop)
         np.testing.assert_array_equal(first.rows[shard, :n, fields], second.rows[shard, :n, fields])
 

@@ -101,7 +101,7 @@ def test_dense_rewards_are_distances(small, task):
     left = (batch.next_inputs[:, -2:]).norm(dim=1)
     expected = th.where(left <= 0.15 + 1e-6, 0.0, -(left / math.sqrt(2.0)).clamp(max=1.0))
     assert th.allclose(batch.rewards[:, 0], expected, atol=1e-5)
-    assert th.allclose(batch.discounts[:, 0], th.where(left <= 0.15 + 1e-6, 0.0, 0.99))
+    assert th.allclose(batch.discounts[:, 0], th.where(left <= 0.15 + 1e-6, 0.0, model.gamma))
     # In units of the bounds, from -9 to 9: the goal is (5, 5), segments end at 0.4, 0.8 and 1.2
     expected = sorted(-math.dist((x, 0.0), (5.0, 5.0)) / math.dist((0.0, 0.0), (18.0, 18.0)) for x in (0.4, 0.8, 1.2))
     assert high(model, task).rewards.unique().tolist() == pytest.approx(expected)

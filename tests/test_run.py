@@ -266,7 +266,7 @@ def test_evaluation_logs_what_becomes_of_subgoals(small):
         return (subgoal - achieved_goal) / 0.1
 
     env = Monitor(PointEnv(max_steps=6))
-    options = small | dict(low_kwargs=dict(oracle=oracle), subgoal_kwargs=dict(source=[9.0, 9.0]))
+    options = small | dict(low_kwargs=dict(oracle=oracle), subgoal_kwargs=dict(source=[9.0, 9.0], radius=1.0))
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **options)
     logged = {}
 
@@ -286,7 +286,7 @@ def test_evaluation_logs_what_becomes_of_subgoals(small):
             self.model.policy.goal_weights.copy_(th.tensor([1.0, 0.0]))
             return True
 
-    model.subgoal_kwargs = dict(source=[0.0, 9.0])
+    model.subgoal_kwargs = dict(source=[0.0, 9.0], radius=1.0)
     model.learn(40, callback=[OnlyTheFirstEntryCounts(), Spy(env, eval_freq=40, n_eval_episodes=3, verbose=0, warn=False)])
     assert logged["eval/subgoal_distance"] < 2.0
     model.subgoal_kwargs = dict(source=[0.0, 0.0])
