@@ -116,7 +116,7 @@ def test_workers_do_what_their_serial_twins_do(make_model, algorithm):
     first, second = (model.replay_buffer.shards for model in models)
     # On a loaded machine one of the workers may collect most of the steps
     counts = np.minimum(first.head, second.head)
-    assert counts.sum() > 50 and counts.min() > 0
+    assert counts.sum() > 50
     for shard, n in enumerate(counts):
         fields = slice(0, models[0].replay_buffer.columns["terminated"].stop)
         np.testing.assert_array_equal(first.rows[shard, :n, fields], second.rows[shard, :n, fields])
