@@ -1,5 +1,5 @@
 """
-Environments for `strangers.py`, on which this package is not tuned. Three of them are defined here in NumPy and registered
+Environments for `strangers.py`, on which this package is not tuned. Four of them are defined here in NumPy and registered
 when this module is imported. The others come from their packages. `make` creates all of them.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_hrl.common.wrappers import add_success_info
+from sb3_hrl.common.wrappers import GoalFromObservationWrapper, add_success_info
 
 Observation = dict[str, np.ndarray]
 
@@ -142,9 +142,57 @@ class Point3DEnv(SparseGoalEnv):
         return np.concatenate([self.position, self.velocity]), self.position
 
 
+class RoomsEnv(SparseGoalEnv):
+    """
+    A point in four rooms of a square with sides of 10. Doors of width 1.2 connect them. An action moves the point by at most
+    0.4 in each direction. It does not slide along walls: a part of a step that would end in a wall is left out.
+    """
+
+    SIDE, CENTRE, N_PARTS = 10.0, 5.0, 4
+    DOORS, HALF_DOOR, HALF_WALL = (2.5, 7.5), 0.6, 0.3
+
+    def __init__(self) -> None:
+        super().__init__(observation_dim=2, goal_dim=2, action_dim=2, tolerance=0.5)
+        self.position = np.zeros(2)
+
+    def _is_wall(self, position: np.ndarray) -> bool:
+        """:return: whether a position is in one of the two walls that cross at the centre, and not in a door"""
+        in_door = np.abs(position[:, None] - self.DOORS).min(axis=1) < self.HALF_DOOR
+        return bool(((np.abs(position - self.CENTRE) < self.HALF_WALL) & ~in_door[::-1]).any())
+
+    def _draw(self) -> np.ndarray:
+        while True:
+            position = self.np_random.uniform(0.0, self.SIDE, 2)
+            if not self._is_wall(position):
+                return position
+
+    def _start(self) -> None:
+        self.position, self.goal = self._draw(), self._draw().astype(np.float32)
+
+    def _move(self, action: np.ndarray) -> None:
+        for _ in range(self.N_PARTS):
+            moved = np.clip(self.position + 0.1 * action, 0.0, self.SIDE)
+            if not self._is_wall(moved):
+                self.position = moved
+
+    def _state(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.position, self.position
+
+
 gym.register("StrangerArmTip-v0", entry_point=ArmEnv, kwargs={"whole": False}, max_episode_steps=50)
 gym.register("StrangerArm-v0", entry_point=ArmEnv, kwargs={"whole": True}, max_episode_steps=50)
 gym.register("StrangerPoint3D-v0", entry_point=Point3DEnv, max_episode_steps=60)
+gym.register("StrangerRooms-v0", entry_point=RoomsEnv, max_episode_steps=100)
+
+
+def _car(env_id: str) -> gym.Env:
+    # The goal is a position, up to the flag, where episodes end
+    return GoalFromObservationWrapper(gym.make(env_id), goal_indices=[0], threshold=0.05, high=0.45)
+
+
+def _pendulum(env_id: str) -> gym.Env:
+    # The goal is to be upright: cosine 1 and sine 0 of the angle
+    return GoalFromObservationWrapper(gym.make(env_id), goal_indices=[0, 1], threshold=0.2, goals=[[1.0, 0.0]])
 
 
 def _robotics(env_id: str) -> gym.Env:
@@ -196,6 +244,9 @@ MAKERS: dict[str, Callable[[str], gym.Env]] = {
     "StrangerArmTip-v0": gym.make,
     "StrangerArm-v0": gym.make,
     "StrangerPoint3D-v0": gym.make,
+    "StrangerRooms-v0": gym.make,
+    "MountainCarContinuous-v0": _car,
+    "Pendulum-v1": _pendulum,
     "FetchReach-v4": _robotics,
     "PandaReach-v3": _panda,
     "PointMaze_Open-v3": _maze,
@@ -211,7 +262,7 @@ MAKERS: dict[str, Callable[[str], gym.Env]] = {
 def make(env_id: str) -> Monitor:
     """
     :param env_id: one of `MAKERS`
-    :return: the unchanged environment in a `Monitor`, with ``is_success`` in its info
+    :return: the environment in a `Monitor`, with ``is_success`` in its info
     """
     if env_id not in MAKERS:
         raise ValueError(

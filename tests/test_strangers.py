@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_hrl.doctor import diagnose_env
 
 ROOT = Path(__file__).parents[1]
-OWN = ["StrangerArmTip-v0", "StrangerArm-v0", "StrangerPoint3D-v0"]
+OWN = {"StrangerArmTip-v0": 50, "StrangerArm-v0": 50, "StrangerPoint3D-v0": 60, "StrangerRooms-v0": 100}
 
 
 @pytest.fixture
@@ -28,7 +28,31 @@ def test_own_environments_are_sound(env_id, envs):
     env = envs.make(env_id)
     check_env(env.unwrapped)
     assert diagnose_env(env, n_episodes=3) == []
-    assert envs.episode_steps(env) == (60 if env_id == "StrangerPoint3D-v0" else 50)
+    assert envs.episode_steps(env) == OWN[env_id]
+
+
+@pytest.mark.parametrize(("env_id", "warnings"), [("MountainCarContinuous-v0", []), ("Pendulum-v1", ["same_goal"])])
+def test_environments_with_goals_from_their_observations_are_sound(env_id, warnings, envs):
+    assert [finding.check for finding in diagnose_env(envs.make(env_id), n_episodes=1)] == warnings
+
+
+def test_rooms_are_connected_by_their_doors_alone(envs):
+    env = envs.make("StrangerRooms-v0").unwrapped
+
+    def moves(start, action) -> np.ndarray:
+        env.reset(seed=0)
+        env.position = np.array(start)
+        for _ in range(5):
+            env.step(np.array(action, np.float32))
+        return env.position
+
+    for door in (2.5, 7.5):
+        np.testing.assert_allclose(moves([4.0, door], [1.0, 0.0]), [6.0, door])
+        np.testing.assert_allclose(moves([door, 6.0], [0.0, -1.0]), [door, 4.0])
+        assert moves([4.0, door + 0.7], [1.0, 0.0])[0] < 4.71, "beside the door"
+        assert moves([door - 0.7, 6.0], [0.0, -1.0])[1] > 5.29
+    assert moves([4.0, 4.0], [1.0, 1.0]).max() < 4.71, "the corner of a room"
+    assert moves([0.1, 0.1], [-1.0, -1.0]).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("env_id", OWN)
