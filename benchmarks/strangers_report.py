@@ -70,7 +70,9 @@ def success_table(results: Results) -> str:
         cells = [env_id, f"{task.timesteps:,}"]
         for algo in ALGOS:
             curves = results.get((algo, env_id))
-            cells.append(f"{curves.rates[:, -1].mean():.2f} ({curves.rates[:, -1].min():.2f})" if curves else "")
+            rates = curves.rates[:, -1] if curves else np.zeros(0)
+            worst = "one seed" if len(rates) == 1 else f"{rates.min(initial=1.0):.2f}"
+            cells.append(f"{rates.mean():.2f} ({worst})" if curves else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -144,6 +144,7 @@ def test_the_report_compares_with_flat(tmp_path):
     for algo, rates in (("hddpg", (0.0, 0.5, 0.9)), ("flat", (1.0, 0.58, 0.9)), ("sac", (0.0, 0.0, 1.0))):
         lines = [f"{seed},{1_000 * (n + 1) ** 2},{rate},5.0" for seed in (0, 1) for n, rate in enumerate(rates)]
         (results / f"{algo}-FetchReach-v4.csv").write_text("\n".join(["seed,timesteps,success_rate,seconds", *lines]))
+    (results / "hddpg-Pendulum-v1.csv").write_text("seed,timesteps,success_rate,seconds\n0,6000,0.7,5.0\n")
     page.write_text("Above\n<!-- results: written by benchmarks/strangers_report.py --><!-- end of results -->\nBelow\n")
     command = ["python", "-W", "ignore", str(ROOT / "benchmarks/strangers_report.py")]
     command += ["--results", str(results), "--page", str(page)]
@@ -152,6 +153,7 @@ def test_the_report_compares_with_flat(tmp_path):
     run([*command, "--check"], tmp_path)
     text = page.read_text()
     assert "| FetchReach-v4 | 2,000 | 0.90 (0.90) | 0.90 (0.90) |  | 1.00 (1.00) |  |" in text
+    assert "| Pendulum-v1 | 6,000 | 0.70 (one seed) |  |  |  |  |" in text
     # The first evaluation is in the first fifth of the run
     assert "| FetchReach-v4 | -4.0 | -8.0 | **no** | -10.0 |" in text
     assert "| parking-v0 |  |  |  |  |" in text
