@@ -119,18 +119,18 @@ def test_statistics_are_means_over_segments():
     statistics.log(logger)
     assert logger.name_to_value == {}, "there is nothing yet"
     flags = np.eye(4, dtype=bool)
-    is_at_goal = np.array([False] * 4 + [True])  # the agent stays at the goal: only the end of the segment is counted
+    is_at_goal = np.array([False] * 4 + [True])  # the agent stays at the goal: the segment is not counted
 
     def kinds(**numbers: int) -> dict[str, np.ndarray]:
         return {name: np.append(flags[:n].any(axis=0), True) for name, n in numbers.items()}
 
     statistics.count_started(is_at_goal, **kinds(reached_at_issue=1, replaced=2, waypoints=3, goals=4))
-    unknown = np.full(2, np.nan)
-    statistics.count_ended(np.array([GOES_ON, REACHED]), [3, 2], np.array([9.0, 4.0]))
+    away, unknown = np.zeros(2, dtype=bool), np.full(2, np.nan)
+    statistics.count_ended(away, np.array([GOES_ON, REACHED]), [3, 2], np.array([9.0, 4.0]))
     learner = SegmentStatistics()
-    learner.count_ended(np.array([OUT_OF_STEPS, EPISODE_OVER]), [5, 3], np.array([4.0, np.inf]))
-    learner.count_ended(np.array([REACHED, REACHED]), [6, 4], unknown)
-    learner.count_ended(np.array([REACHED]), [10], np.array([2.0]))
+    learner.count_ended(away, np.array([OUT_OF_STEPS, EPISODE_OVER]), [5, 3], np.array([4.0, np.inf]))
+    learner.count_ended(away, np.array([REACHED, REACHED]), [6, 4], unknown)
+    learner.count_ended(np.array([False, True]), np.array([REACHED, REACHED]), [10, 1], np.array([2.0, 1.0]))
     learner.add(statistics.take())
     assert not any(statistics.take())
     learner.log(logger)
@@ -145,3 +145,19 @@ def test_statistics_are_means_over_segments():
         "rollout/subgoal_predicted_steps": 3.0,
         "rollout/subgoal_needed_steps": 6.0,
     }
+
+
+def test_staying_at_the_goal_does_not_count_as_success_of_the_low_level(small):
+    """An agent that never moves: in the first environment it is at its goal, in the second one it misses its subgoal."""
+    still = dict(oracle=lambda observation, achieved_goal, subgoal: np.zeros((len(observation), 2)))
+    quiet, flat = dict(random_action_prob=0.0, noise_std=0.0), dict(source="goal", threshold=0.1)
+    model = make_model(small, subgoal_kwargs=flat, exploration_kwargs=quiet, low_kwargs=still, subgoal_steps=2).learn(60)
+    policy, logger = model.policy.numpy_policy(), Logger(folder=None, output_formats=[])
+    explorer = Explorer(2, goal_dim=2, action_dim=2, rng=np.random.default_rng(0))
+    position, goal = float32([0.0, 0.0], [0.0, 0.0]), float32([0.0, 0.0], [1.0, 1.0])
+    for _ in range(4):
+        explorer.act(policy, position, position, goal, is_warm_up=False)
+        explorer.step(policy, position, [False, False])
+    explorer.statistics.log(logger)
+    assert logger.name_to_value["rollout/subgoal_success_rate"] == 0.0
+    assert logger.name_to_value["rollout/segment_length"] == 2.0

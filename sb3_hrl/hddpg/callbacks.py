@@ -17,8 +17,8 @@ class HierarchicalEvalCallback(EvalCallback):
     """
     SB3's ``EvalCallback``, which also logs what happens to the subgoals: ``eval/subgoal_success_rate``,
     ``eval/subgoal_reached_at_issue``, ``eval/subgoal_at_bounds``, ``eval/subgoal_distance`` (mean weighted distance when
-    issued, relative to the length of the radius) and ``eval/segment_length``. For agents without subgoals it is a plain
-    ``EvalCallback``.
+    issued, relative to the length of the radius) and ``eval/segment_length``. Segments that start at the goal are not counted.
+    For agents without subgoals it is a plain ``EvalCallback``.
     """
 
     def _on_step(self) -> bool:
@@ -41,8 +41,10 @@ class HierarchicalEvalCallback(EvalCallback):
             after, goal = (locals_["info"]["terminal_observation"][key] for key in ("achieved_goal", "desired_goal"))
         else:
             after, goal = (locals_["new_observations"][key][i] for key in ("achieved_goal", "desired_goal"))
-        # A segment that starts at the goal tells nothing about subgoals, because the agent stays there
-        if state.steps[0] == 0 and not acting.is_reached(state.starts, flatten(goal, 1))[0]:
+        if acting.is_reached(state.starts, flatten(goal, 1))[0]:
+            # A segment that starts at the goal tells nothing about subgoals, because the agent stays there
+            return
+        if state.steps[0] == 0:
             offset, radius = (acting.goal_weights * part for part in (state.subgoals - state.starts, acting.bounds.radius))
             sums["issued"] += 1
             sums["at_hand"] += bool(acting.is_reached(state.starts, state.subgoals)[0])
@@ -57,10 +59,15 @@ class HierarchicalEvalCallback(EvalCallback):
             sums["steps"] += segments.steps[0]
 
     def _record(self) -> None:
-        sums = self._sums
-        issued, ended = max(sums["issued"], 1), max(sums["ended"], 1)
-        self.logger.record("eval/subgoal_success_rate", sums["reached"] / ended)
-        self.logger.record("eval/subgoal_reached_at_issue", sums["at_hand"] / issued)
-        self.logger.record("eval/subgoal_at_bounds", sums["at_bounds"] / issued)
-        self.logger.record("eval/subgoal_distance", sums["distance"] / issued)
-        self.logger.record("eval/segment_length", sums["steps"] / ended)
+        means = {
+            "issued": {
+                "eval/subgoal_reached_at_issue": "at_hand",
+                "eval/subgoal_at_bounds": "at_bounds",
+                "eval/subgoal_distance": "distance",
+            },
+            "ended": {"eval/subgoal_success_rate": "reached", "eval/segment_length": "steps"},
+        }
+        for count, names in means.items():
+            for key, name in names.items():
+                if self._sums[count] > 0:
+                    self.logger.record(key, self._sums[name] / self._sums[count])

@@ -121,12 +121,14 @@ def _distance(start: Sequence[float], end: Sequence[float], weights: Sequence[fl
 
 
 class SegmentStatistics:
-    """Statistics of the segments since the last log, as sums."""
+    """
+    Statistics of the segments since the last log, as sums. Segments that start at the goal are not counted: the agent stays
+    there, so they tell nothing about subgoals.
+    """
 
     def __init__(self) -> None:
         self._sums = np.zeros(len(self._NAMES), dtype=np.float64)
 
-    # Segments that start at the goal are not counted: the agent stays there, so they tell nothing about subgoals
     _NAMES = (
         *("issued", "reached_at_issue", "goals", "waypoints", "replaced"),
         *("ended", "reached", "steps", "predicted", "predicted_steps", "needed_steps"),
@@ -143,14 +145,17 @@ class SegmentStatistics:
         for name, is_kind in kinds.items():
             self._add(name, (is_kind & ~is_at_goal).sum())
 
-    def count_ended(self, ends: np.ndarray, steps: Sequence[int], predicted_steps: np.ndarray) -> None:
+    def count_ended(self, is_at_goal: np.ndarray, ends: np.ndarray, steps: Sequence[int], predicted_steps: np.ndarray) -> None:
         """
+        :param is_at_goal: whether segments started at the goal, booleans of shape (n_envs,)
         :param ends: how segments ended, see :meth:`Segments.advance`, shape (n_envs,)
         :param steps: environment steps of each segment so far, shape (n_envs,)
         :param predicted_steps: predicted environment steps to its subgoal, infinite or NaN without a prediction, shape
             (n_envs,)
         """
         for env in np.flatnonzero(ends):
+            if is_at_goal[env]:
+                continue
             is_reached, n_steps = ends[env] == _REACHED, steps[int(env)]
             for name, value in (("ended", 1), ("reached", is_reached), ("steps", n_steps)):
                 self._add(name, value)
