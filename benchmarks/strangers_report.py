@@ -60,6 +60,14 @@ def find(folder: Path) -> Results:
     return {key: read(path) for key, path in paths.items() if path.exists()}
 
 
+def success_at_end(curves: Curves | None) -> str:
+    """:return: success rate at the end: mean over the seeds and worst seed; empty without curves"""
+    if curves is None:
+        return ""
+    rates = curves.rates[:, -1]
+    return f"{rates[0]:.2f} (one seed)" if len(rates) == 1 else f"{rates.mean():.2f} ({rates.min():.2f})"
+
+
 def success_table(results: Results) -> str:
     """:return: table of the success rate at the end: mean over the seeds, and worst seed"""
     lines = [
@@ -69,10 +77,7 @@ def success_table(results: Results) -> str:
     for env_id, task in TASKS.items():
         cells = [env_id, f"{task.timesteps:,}"]
         for algo in ALGOS:
-            curves = results.get((algo, env_id))
-            rates = curves.rates[:, -1] if curves else np.zeros(0)
-            worst = "one seed" if len(rates) == 1 else f"{rates.min(initial=1.0):.2f}"
-            cells.append(f"{rates.mean():.2f} ({worst})" if curves else "")
+            cells.append(success_at_end(results.get((algo, env_id))))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -49,7 +49,7 @@ class Explorer:
         # Predicted number of environment steps to their subgoals
         self.predicted_steps = np.full(n_envs, np.nan, dtype=np.float32)
         # Whether their segments started at the goal
-        self._stays = np.zeros(n_envs, dtype=bool)
+        self._started_at_goal = np.zeros(n_envs, dtype=bool)
         scale = np.ones(n_envs) if noise_scale is None else noise_scale
         self._noise_scale = np.reshape(scale, (n_envs, 1)).astype(np.float32)
         self._noise_block: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -122,9 +122,9 @@ class Explorer:
         is_reached = policy.is_reached(achieved, decision.subgoals)
         # A subgoal that is already reached tells nothing about predictions
         self.predicted_steps[envs] = np.where(is_reached, np.float32(np.nan), decision.predicted_steps)
-        self._stays[envs] = policy.is_reached(achieved, goal[envs])
+        self._started_at_goal[envs] = policy.is_reached(achieved, goal[envs])
         self.statistics.count_started(
-            self._stays[envs],
+            self._started_at_goal[envs],
             reached_at_issue=is_reached,
             goals=(decision.subgoals == goal[envs]).all(axis=1),
             waypoints=self.planned[envs],
@@ -142,7 +142,7 @@ class Explorer:
         :return: how the segments ended, each a :class:`~sb3_hrl.common.subgoals.SegmentEnd`, shape (n_envs,)
         """
         ends = policy.advance(self.segments, next_achieved_goal, dones)
-        self.statistics.count_ended(self._stays, ends, self.segments.steps, self.predicted_steps)
+        self.statistics.count_ended(self._started_at_goal, ends, self.segments.steps, self.predicted_steps)
         return ends
 
 
