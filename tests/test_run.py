@@ -265,7 +265,15 @@ def test_evaluation_logs_what_becomes_of_subgoals(small):
     def oracle(observation, achieved_goal, subgoal):
         return (subgoal - achieved_goal) / 0.1
 
-    env = Monitor(PointEnv(max_steps=6))
+    class FarGoalEnv(PointEnv):
+        """No segment starts at the goal: such a segment does not count."""
+
+        def reset(self, **kwargs):
+            super().reset(**kwargs)
+            self.goal = np.array([-1.4, -1.4])
+            return self._obs(), {}
+
+    env = Monitor(FarGoalEnv(max_steps=6))
     options = small | dict(low_kwargs=dict(oracle=oracle), subgoal_kwargs=dict(source=[9.0, 9.0], radius=1.0))
     model = HierarchicalDDPG("MultiInputPolicy", PointEnv(), **options)
     logged = {}
