@@ -10,7 +10,7 @@ from sb3_hrl.common.subgoals import SegmentEnd
 from sb3_hrl.common.type_aliases import SubgoalState
 from sb3_hrl.hddpg.level import AT_BOUND
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
-from sb3_hrl.hddpg.segments import Segments
+from sb3_hrl.hddpg.segments import Segments, record_means
 
 
 class HierarchicalEvalCallback(EvalCallback):
@@ -67,7 +67,4 @@ class HierarchicalEvalCallback(EvalCallback):
             },
             "ended": {"eval/subgoal_success_rate": "reached", "eval/segment_length": "steps"},
         }
-        for count, names in means.items():
-            for key, name in names.items():
-                if self._sums[count] > 0:
-                    self.logger.record(key, self._sums[name] / self._sums[count])
+        record_means(self.logger, self._sums, means)

@@ -4,7 +4,7 @@ Segments, the steps of the high level: their state in each environment, when the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from stable_baselines3.common.logger import Logger
@@ -187,16 +187,30 @@ class SegmentStatistics:
         """
         sums = dict(zip(self._NAMES, self.take(), strict=True))
         means = {
-            "ended": {"subgoal_success_rate": "reached", "segment_length": "steps"},
+            "ended": {"rollout/subgoal_success_rate": "reached", "rollout/segment_length": "steps"},
             "issued": {
-                "subgoal_reached_at_issue": "reached_at_issue",
-                "subgoal_is_goal": "goals",
-                "subgoal_planned": "waypoints",
-                "subgoal_replaced": "replaced",
+                "rollout/subgoal_reached_at_issue": "reached_at_issue",
+                "rollout/subgoal_is_goal": "goals",
+                "rollout/subgoal_planned": "waypoints",
+                "rollout/subgoal_replaced": "replaced",
             },
-            "predicted": {"subgoal_predicted_steps": "predicted_steps", "subgoal_needed_steps": "needed_steps"},
+            "predicted": {
+                "rollout/subgoal_predicted_steps": "predicted_steps",
+                "rollout/subgoal_needed_steps": "needed_steps",
+            },
         }
-        for count, names in means.items():
-            for key, name in names.items():
-                if sums[count] > 0:
-                    logger.record(f"rollout/{key}", sums[name] / sums[count])
+        record_means(logger, sums, means)
+
+
+def record_means(logger: Logger, sums: Mapping[str, float], means: Mapping[str, Mapping[str, str]]) -> None:
+    """
+    Record means, except those over nothing.
+
+    :param logger: the logger
+    :param sums: sums and numbers of summands by name
+    :param means: by the name of a number of summands: keys of the log, and the names of their sums
+    """
+    for count, names in means.items():
+        for key, name in names.items():
+            if sums[count] > 0:
+                logger.record(key, sums[name] / sums[count])
