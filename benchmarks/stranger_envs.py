@@ -1,5 +1,5 @@
 """
-Environments for `strangers.py`, on which this package is not tuned. Four of them are defined here in NumPy and registered
+Environments for `strangers.py`, on which this package is not tuned. Five of them are defined here in NumPy and registered
 when this module is imported. The others come from their packages. `make` creates all of them.
 """
 
@@ -19,7 +19,7 @@ Observation = dict[str, np.ndarray]
 
 class SparseGoalEnv(gym.Env):
     """
-    The reward is 0 within a tolerance of the goal, else -1. Episodes only end at their time limit.
+    The reward is 0 within a tolerance of the goal, else -1. Episodes end at their time limit, or with a failure.
 
     :param observation_dim: dimensions of the observation
     :param goal_dim: dimensions of the goal
@@ -49,6 +49,10 @@ class SparseGoalEnv(gym.Env):
         """:return: observation and achieved goal"""
         raise NotImplementedError
 
+    def _has_failed(self) -> bool:
+        """:return: whether the episode ends without success"""
+        return False
+
     def _observe(self) -> Observation:
         observation, achieved = (np.asarray(part, np.float32) for part in self._state())
         return {"observation": observation, "achieved_goal": achieved, "desired_goal": self.goal.copy()}
@@ -76,12 +80,12 @@ class SparseGoalEnv(gym.Env):
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """
         :param action: in [-1, 1]
-        :return: observation, reward, terminated and truncated (always False), and the info with ``is_success``
+        :return: observation, reward, terminated, truncated (always False), and the info with ``is_success``
         """
         self._move(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
-        observation = self._observe()
+        observation, failed = self._observe(), self._has_failed()
         reward = float(self.compute_reward(observation["achieved_goal"], self.goal, {}))
-        return observation, reward, False, False, {"is_success": reward == 0.0}
+        return observation, reward, failed, False, {"is_success": reward == 0.0 and not failed}
 
 
 class ArmEnv(SparseGoalEnv):
@@ -142,6 +146,41 @@ class Point3DEnv(SparseGoalEnv):
         return np.concatenate([self.position, self.velocity]), self.position
 
 
+class QuadrotorEnv(SparseGoalEnv):
+    """
+    A quadrotor in a vertical plane. An action sets the thrust of its two propellers; without an action, it hovers. It fails if
+    it leaves the square [-2, 2]^2 or tilts by more than 1.2 rad. The goal is a position within [-1.5, 1.5]^2.
+    """
+
+    GRAVITY, TORQUE, TIME_STEP, N_PARTS = 9.81, 12.0, 0.04, 2
+    START, SIDE, TILT_LIMIT = 1.5, 2.0, 1.2
+
+    def __init__(self) -> None:
+        super().__init__(observation_dim=7, goal_dim=2, action_dim=2, tolerance=0.25)
+        self.position, self.velocity, self.tilt, self.spin = np.zeros(2), np.zeros(2), 0.0, 0.0
+
+    def _start(self) -> None:
+        self.position, self.goal = self.np_random.uniform(-self.START, self.START, (2, 2))
+        self.goal = self.goal.astype(np.float32)
+        self.velocity, self.tilt, self.spin = np.zeros(2), 0.0, 0.0
+
+    def _move(self, action: np.ndarray) -> None:
+        thrust, torque = self.GRAVITY * (1.0 + 0.5 * action.sum()), self.TORQUE * (action[0] - action[1])
+        for _ in range(self.N_PARTS):
+            up = np.array([-np.sin(self.tilt), np.cos(self.tilt)])
+            self.velocity = self.velocity + self.TIME_STEP * (thrust * up - [0.0, self.GRAVITY])
+            self.spin = 0.95 * (self.spin + self.TIME_STEP * torque)
+            self.position = self.position + self.TIME_STEP * self.velocity
+            self.tilt += self.TIME_STEP * self.spin
+
+    def _has_failed(self) -> bool:
+        return bool((np.abs(self.position) > self.SIDE).any() or abs(self.tilt) > self.TILT_LIMIT)
+
+    def _state(self) -> tuple[np.ndarray, np.ndarray]:
+        observation = [*self.position, np.cos(self.tilt), np.sin(self.tilt), *self.velocity, self.spin]
+        return np.array(observation), self.position
+
+
 class RoomsEnv(SparseGoalEnv):
     """
     A point in four rooms of a square with sides of 10. Doors of width 1.2 connect them. An action moves the point by at most
@@ -182,12 +221,19 @@ class RoomsEnv(SparseGoalEnv):
 gym.register("StrangerArmTip-v0", entry_point=ArmEnv, kwargs={"whole": False}, max_episode_steps=50)
 gym.register("StrangerArm-v0", entry_point=ArmEnv, kwargs={"whole": True}, max_episode_steps=50)
 gym.register("StrangerPoint3D-v0", entry_point=Point3DEnv, max_episode_steps=60)
+gym.register("StrangerQuadrotor-v0", entry_point=QuadrotorEnv, max_episode_steps=100)
 gym.register("StrangerRooms-v0", entry_point=RoomsEnv, max_episode_steps=100)
 
 
 def _car(env_id: str) -> gym.Env:
     # The goal is a position, up to the flag, where episodes end
     return GoalFromObservationWrapper(gym.make(env_id), goal_indices=[0], threshold=0.05, high=0.45)
+
+
+def _inverted_pendulum(env_id: str) -> gym.Env:
+    # The goal is a position of the cart. The pole falls if the cart does not balance it all the time
+    env = gym.make(env_id, max_episode_steps=200)
+    return GoalFromObservationWrapper(env, goal_indices=[0], threshold=0.1, low=-0.7, high=0.7, ends_at_success=False)
 
 
 def _pendulum(env_id: str) -> gym.Env:
@@ -244,7 +290,9 @@ MAKERS: dict[str, Callable[[str], gym.Env]] = {
     "StrangerArmTip-v0": gym.make,
     "StrangerArm-v0": gym.make,
     "StrangerPoint3D-v0": gym.make,
+    "StrangerQuadrotor-v0": gym.make,
     "StrangerRooms-v0": gym.make,
+    "InvertedPendulum-v5": _inverted_pendulum,
     "MountainCarContinuous-v0": _car,
     "Pendulum-v1": _pendulum,
     "FetchReach-v4": _robotics,

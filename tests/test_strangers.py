@@ -14,7 +14,15 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_hrl.doctor import diagnose_env
 
 ROOT = Path(__file__).parents[1]
-OWN = {"StrangerArmTip-v0": 50, "StrangerArm-v0": 50, "StrangerPoint3D-v0": 60, "StrangerRooms-v0": 100}
+OWN = {
+    "StrangerArmTip-v0": 50,
+    "StrangerArm-v0": 50,
+    "StrangerPoint3D-v0": 60,
+    "StrangerQuadrotor-v0": 100,
+    "StrangerRooms-v0": 100,
+}
+# Random actions make it fall
+FALLING = {"StrangerQuadrotor-v0", "InvertedPendulum-v5"}
 
 
 @pytest.fixture
@@ -27,13 +35,43 @@ def envs(monkeypatch):
 def test_own_environments_are_sound(env_id, envs):
     env = envs.make(env_id)
     check_env(env.unwrapped)
-    assert diagnose_env(env, n_episodes=3) == []
+    assert [finding.check for finding in diagnose_env(env, n_episodes=3)] == ["ends_without_success"] * (env_id in FALLING)
     assert envs.episode_steps(env) == OWN[env_id]
 
 
-@pytest.mark.parametrize(("env_id", "warnings"), [("MountainCarContinuous-v0", []), ("Pendulum-v1", ["same_goal"])])
+@pytest.mark.parametrize(
+    ("env_id", "warnings"),
+    [("MountainCarContinuous-v0", []), ("Pendulum-v1", ["same_goal"]), ("InvertedPendulum-v5", ["ends_without_success"])],
+)
 def test_environments_with_goals_from_their_observations_are_sound(env_id, warnings, envs):
     assert [finding.check for finding in diagnose_env(envs.make(env_id), n_episodes=1)] == warnings
+
+
+def test_the_quadrotor_can_fly_to_every_goal_and_hover_there(envs):
+    env = envs.make("StrangerQuadrotor-v0")
+    for seed in range(30):
+        obs, _ = env.reset(seed=seed)
+        truncated = False
+        while not truncated:
+            x, z, cos, sin, vx, vz, spin = obs["observation"]
+            right, up = 1.5 * (obs["desired_goal"] - [x, z]) - 2.0 * np.array([vx, vz])
+            tilt = np.clip(-right / 9.81, -0.4, 0.4)
+            torque = (30.0 * (tilt - np.arctan2(sin, cos)) - 8.0 * spin) / 12.0
+            action = up / 9.81 + np.array([torque, -torque]) / 2.0
+            obs, _, terminated, truncated, info = env.step(action.astype(np.float32))
+            assert not terminated
+        assert info["is_success"]
+
+
+def test_the_quadrotor_fails_outside_its_square(envs):
+    env = envs.make("StrangerQuadrotor-v0")
+    env.reset(seed=0)
+    *_, terminated, _, info = env.step(np.zeros(2, np.float32))
+    assert not terminated, "it hovers"
+    env.unwrapped.position = env.unwrapped.goal = np.array([2.1, 0.0])
+    *_, terminated, _, info = env.step(np.zeros(2, np.float32))
+    assert terminated
+    assert not info["is_success"]
 
 
 def test_rooms_are_connected_by_their_doors_alone(envs):

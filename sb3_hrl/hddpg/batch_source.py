@@ -164,8 +164,8 @@ def batch_tensors(policy: HierarchicalPolicy, has_targets: bool = True) -> list[
     :return: the tensors that the low level's batches depend on, and that change
     """
     targets = policy.low.target_tensors if has_targets else []
-    tolerance = [policy.subgoal_threshold, policy.goal_weights]
-    return [*targets, policy.input_shift, policy.input_scale, *tolerance, *policy.bounds]
+    subgoals = [policy.subgoal_threshold, policy.goal_weights, policy.stays, *policy.bounds]
+    return [*targets, policy.input_shift, policy.input_scale, *subgoals]
 
 
 def write_tensors(tensors: list[th.Tensor], vector: np.ndarray) -> None:

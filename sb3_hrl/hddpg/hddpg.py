@@ -368,6 +368,7 @@ class HierarchicalDDPG(AsyncOffPolicyAlgorithm):
                 high_infos.append(policy.high.update(self._batches.high(), n_high))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/low_stays", policy.stays.item())
         log_updates(self.logger, "low", low_infos)
         log_updates(self.logger, "high", high_infos)
 

@@ -120,6 +120,7 @@ class HierarchicalPolicy(BasePolicy):
         self.subgoal_radius: th.Tensor
         self.subgoal_threshold: th.Tensor
         self.goal_weights: th.Tensor
+        self.stays: th.Tensor  # 1 if the low level learns to stay at its subgoals, else 0; only needed for training
         self.horizon: th.Tensor
         self.input_shift: th.Tensor
         self.input_scale: th.Tensor
@@ -128,6 +129,7 @@ class HierarchicalPolicy(BasePolicy):
         self.register_buffer("subgoal_radius", th.ones(self.goal_dim))
         self.register_buffer("subgoal_threshold", th.zeros(()))
         self.register_buffer("goal_weights", th.ones(self.goal_dim))
+        self.register_buffer("stays", th.zeros(()))
         self.register_buffer("horizon", th.tensor(float(self.config.subgoals.steps or LEAST_HORIZON)))
         # Normalisation of the inputs of the two levels, computed from the moments and the radius
         input_dim = self.observation_dim + 3 * self.goal_dim
@@ -143,8 +145,9 @@ class HierarchicalPolicy(BasePolicy):
         self.low = self._make_level(input_space, self.action_space, self.config.low)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Agents that were saved before entries of the goal had weights
+        # Agents that were saved before these buffers existed
         state_dict.setdefault(f"{prefix}goal_weights", th.ones_like(self.goal_weights))
+        state_dict.setdefault(f"{prefix}stays", th.zeros_like(self.stays))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _make_level(self, input_space: spaces.Box, action_space: spaces.Box, config: LevelConfig) -> DDPGLevel:

@@ -22,8 +22,9 @@ _N_VISITED = 16
 
 def low_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> Transitions:
     """
-    Low level: reach the subgoal. The reward is -1 per environment step until the subgoal is reached; that transition is
-    terminal. An episode that terminates without success gets the value of never reaching the subgoal.
+    Low level: reach the subgoal. The reward is -1 per environment step until the subgoal is reached. That transition is
+    terminal, unless the low level has to learn to stay there, see :mod:`sb3_hrl.hddpg.staying`. An episode that terminates
+    without success gets the value of never reaching the subgoal.
 
     :param policy: policy that computes the inputs, and decides what is reached
     :param buffer: replay buffer to sample from
@@ -41,7 +42,7 @@ def low_batch(policy: HierarchicalPolicy, buffer: SharedMemoryReplayBuffer) -> T
     rewards = reached - 1.0
     if config.reward == "dense":
         rewards *= relative_distance(steps.next_achieved_goals, steps.subgoals, policy.bounds.radius, policy.goal_weights)
-    discounts = config.gamma * (1.0 - reached)
+    discounts = config.gamma * (1.0 - (1.0 - policy.stays) * reached)
     rewards, discounts = terminate_with_penalty(rewards, discounts, steps.failed[:, None], config.min_value)
     return Transitions(
         inputs=policy.low_inputs(steps.observations, steps.achieved_goals, steps.subgoals),

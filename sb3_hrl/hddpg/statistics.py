@@ -9,10 +9,11 @@ from sb3_hrl.common.subgoals import SubgoalBounds
 from sb3_hrl.common.twin import Attributes
 from sb3_hrl.hddpg.horizon import N_RECENT, calibrated_horizon
 from sb3_hrl.hddpg.policies import HierarchicalPolicy
+from sb3_hrl.hddpg.staying import N_STEPS, leaves_its_goals
 from sb3_hrl.hddpg.subgoal_bounds import fit_bounds, initial_bounds
 
 # Number of new steps after which the statistics of inputs are updated; after which the definition of success is checked again
-# and the bounds of subgoals are fitted; and after which the horizon is calibrated
+# and the bounds of subgoals are fitted, and whether agents stay at their goals; and after which the horizon is calibrated
 NORMALIZER_INTERVAL = 100
 BOUNDS_INTERVAL = 1_000
 HORIZON_INTERVAL = 500
@@ -68,6 +69,8 @@ class Statistics:
             bounds = SubgoalBounds(*(bound.cpu().numpy() for bound in policy.bounds))
             n_steps = round(policy.numpy_policy().horizon)
             policy.set_bounds(fit_bounds(policy.config.subgoals, bounds, buffer, task.threshold, n_steps))
+            if not policy.stays:
+                policy.stays.fill_(_leaves_its_goals(buffer, task))
             self._n_bounds = n_added
         is_calibrated = policy.config.subgoals.steps is None and policy.config.asks_values
         if is_calibrated and n_added - self._n_calibrated >= HORIZON_INTERVAL:
@@ -91,3 +94,13 @@ class Statistics:
             goals = np.concatenate([steps["next_achieved_goal"], steps["desired_goal"]])
             policy.update_moments(steps["observation"], goals)
         self._normalized = heads
+
+
+def _leaves_its_goals(buffer: SharedMemoryReplayBuffer, task: GoalTask) -> bool:
+    """See :func:`~sb3_hrl.hddpg.staying.leaves_its_goals`."""
+    fields = ("next_achieved_goal", "desired_goal", "failed")
+    shards = buffer.recent(N_STEPS, fields)
+    achieved, desired, failed = (np.concatenate([steps[field] for steps in shards]) for field in fields)
+    # Shards count their episodes separately
+    episodes = np.concatenate([steps["episode"] * len(shards) + i for i, steps in enumerate(shards)])
+    return leaves_its_goals(task.success(achieved, desired), failed.ravel() > 0, episodes)

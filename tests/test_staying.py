@@ -1,0 +1,108 @@
+"""Agents stay at their goals where they would fly past them or fall, and learn as fast as before where they do not."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from agents import fill, make_model, with_bounds
+from conftest import PointEnv, point_vec_env
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_hrl import HierarchicalDDPG, SerialCollector
+from sb3_hrl.hddpg.relabeling import low_batch
+from sb3_hrl.hddpg.staying import LEAST_REACHED, leaves_its_goals
+
+
+def episode(reached: range | tuple[()] = (), n: int = 20, failed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """:return: success and failure after each of the n steps of an episode"""
+    success, failures = np.zeros(n, bool), np.zeros(n, bool)
+    success[list(reached)] = True
+    failures[-1] = failed
+    return success, failures
+
+
+def judge(*episodes: tuple[np.ndarray, np.ndarray]) -> bool:
+    success, failed = map(np.concatenate, zip(*episodes, strict=True))
+    return leaves_its_goals(success, failed, np.repeat(np.arange(len(episodes)), [len(part) for part, _ in episodes]))
+
+
+STAYS, PASSES, AWAY = episode(range(5, 20)), episode(range(5, 7)), episode()
+FALLS_AT_GOAL, FALLS = episode(range(5, 20), failed=True), episode(failed=True)
+ENDS_AT_GOAL = episode(range(5, 6), n=6)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "leaves"),
+    [
+        ([STAYS] * 10, False),
+        ([PASSES] * 10, True),
+        # By chance, as in random play
+        ([PASSES] * 5 + [AWAY] * 6, False),
+        ([PASSES] * 5 + [AWAY] * 5, True),
+        ([PASSES] * 7 + [STAYS] * 3, False),
+        ([PASSES] * (LEAST_REACHED - 1), False),
+        # At the goal until it falls: falls by chance, or of an agent that hardly reaches anything, are also a reason to stay
+        ([FALLS_AT_GOAL] * 10, True),
+        ([FALLS_AT_GOAL] * 5 + [FALLS] * 50, True),
+        ([FALLS_AT_GOAL] * 4 + [STAYS] * 6, False),
+        ([FALLS] * 50, False),
+        ([ENDS_AT_GOAL] * 50 + [FALLS] * 50, False),
+    ],
+)
+def test_who_leaves_its_goals(episodes, leaves):
+    assert judge(*episodes) == leaves
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_the_subgoal_is_the_end_unless_the_low_level_learns_to_stay(small, stays):
+    """The subgoal is at 0.5, and is reached at 0.4, 0.5 and 0.6."""
+    model = with_bounds(make_model(small, low_kwargs=dict(n_sampled_goal=0, gamma=0.9, batch_size=64)))
+    model.policy.stays.fill_(stays)
+    fill(model, subgoal=(0.5, 0.0))
+    batch = low_batch(model.policy, model.replay_buffer)
+    is_reached = batch.rewards == 0.0
+    assert 0 < is_reached.sum() < 64
+    assert th.allclose(batch.discounts, th.tensor(0.9) if stays else 0.9 * (~is_reached))
+
+
+class SlidingEnv(PointEnv):
+    """Every episode slides over its goal after five steps, whatever the agent does."""
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        obs, _, terminated, truncated, info = super().step(action)
+        self.position = self.goal + 0.3 * (self.steps - 5)
+        obs = self._obs()
+        reward = float(self.compute_reward(self.position, self.goal, {}))
+        return obs, reward, terminated, truncated, info | {"is_success": reward == 0.0}
+
+
+def test_an_agent_that_slides_past_its_goals_learns_to_stay(small, tmp_path):
+    model = HierarchicalDDPG("MultiInputPolicy", Monitor(SlidingEnv()), **(small | dict(buffer_size=3000, train_freq=50)))
+    model.learn(900)
+    assert not model.policy.stays
+    model.learn(600, reset_num_timesteps=False, log_interval=1)
+    assert model.policy.stays
+    assert model.logger.name_to_value.get("train/low_stays", 1.0) == 1.0
+    model.save(tmp_path / "agent")
+    assert HierarchicalDDPG.load(tmp_path / "agent").policy.stays
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("env_class", [PointEnv, SlidingEnv])
+def test_workers_and_several_environments_are_judged_alike(small, env_class, n_envs):
+    kwargs = small | dict(buffer_size=6000, train_freq=50)
+    env = SerialCollector([lambda: Monitor(env_class(ends_at_success=env_class is PointEnv))] * n_envs)
+    model = HierarchicalDDPG("MultiInputPolicy", env, async_collection=True, **kwargs)
+    model.learn(2500)
+    env.close()
+    assert bool(model.policy.stays) == (env_class is SlidingEnv)
+
+
+def test_agents_that_were_saved_before_do_not_stay(small):
+    model = HierarchicalDDPG("MultiInputPolicy", point_vec_env(), **small)
+    parameters = model.get_parameters()
+    del parameters["policy"]["stays"]
+    model.policy.stays.fill_(1.0)
+    model.set_parameters(parameters)
+    assert not model.policy.stays
