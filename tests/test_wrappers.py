@@ -102,6 +102,19 @@ def test_the_box_is_that_of_the_observation_if_not_given():
     assert goals.max() == pytest.approx(0.6, abs=0.05)
 
 
+@pytest.mark.parametrize(("ends_at_success", "is_success"), [(True, True), (False, False)])
+def test_a_fall_at_the_goal_is_no_success_if_the_agent_has_to_stay_there(ends_at_success, is_success):
+    """The environment terminates after five steps, where the goal is."""
+    env = GoalFromObservationWrapper(LineEnv(), [2], threshold=5.0, goals=[[50.0]], ends_at_success=ends_at_success)
+    env.reset(seed=0)
+    for _ in range(4):
+        *_, terminated, _, info = env.step(env.action_space.sample())
+        assert not terminated
+    *_, terminated, _, info = env.step(env.action_space.sample())
+    assert terminated
+    assert info["is_success"] == is_success
+
+
 def test_whole_numbers_are_goals_too():
     env = GoalFromObservationWrapper(LineEnv(signed=False), [0], threshold=1.0, goals=[[2.0]], ends_at_success=False)
     env.reset(seed=0)

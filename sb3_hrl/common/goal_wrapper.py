@@ -35,7 +35,8 @@ class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
         ``None``: the bounds of the observation space
     :param high: upper bounds of that box
     :param goals: points to sample goals from instead, shape (n_goals, goal_dim); with a single point the goal is fixed
-    :param ends_at_success: whether an episode ends when its goal is reached
+    :param ends_at_success: whether an episode ends when its goal is reached. If not, the agent has to stay there, and an episode
+        that the environment terminates (a fall, a crash) is no success, even at the goal
     :raises ValueError: if an argument does not fit the environment, or a goal could never be reached
     """
 
@@ -99,7 +100,7 @@ class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
         obs, reward, terminated, truncated, info = self.env.step(action)
         goal_obs = self._with_goals(obs)
         achieved, desired = goal_obs["achieved_goal"], goal_obs["desired_goal"]
-        success = bool(is_reached(achieved, desired, self._threshold))
+        success = bool(is_reached(achieved, desired, self._threshold)) and (self._ends_at_success or not terminated)
         info = info | {"is_success": success, "original_reward": float(reward)}
         terminated = terminated or self.compute_terminated(achieved, desired, info)
         return goal_obs, float(self.compute_reward(achieved, desired, info)), terminated, truncated, info
