@@ -35,8 +35,8 @@ class GoalFromObservationWrapper(gym.Wrapper, RecordConstructorArgs):
         ``None``: the bounds of the observation space
     :param high: upper bounds of that box
     :param goals: points to sample goals from instead, shape (n_goals, goal_dim); with a single point the goal is fixed
-    :param ends_at_success: whether an episode ends when its goal is reached. If not, the agent has to stay there, and an episode
-        that the environment terminates (a fall, a crash) is no success, even at the goal
+    :param ends_at_success: whether an episode ends when its goal is reached. If not, the agent has to stay there, and an
+        episode that the environment terminates (a fall, a crash) is no success, even at the goal
     :raises ValueError: if an argument does not fit the environment, or a goal could never be reached
     """
 

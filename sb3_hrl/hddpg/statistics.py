@@ -101,6 +101,12 @@ def _leaves_its_goals(buffer: SharedMemoryReplayBuffer, task: GoalTask) -> bool:
     fields = ("next_achieved_goal", "desired_goal", "failed")
     shards = buffer.recent(N_STEPS, fields)
     achieved, desired, failed = (np.concatenate([steps[field] for steps in shards]) for field in fields)
-    # Shards count their episodes separately
-    episodes = np.concatenate([steps["episode"] * len(shards) + i for i, steps in enumerate(shards)])
-    return leaves_its_goals(task.success(achieved, desired), failed.ravel() > 0, episodes)
+    is_new = np.concatenate([_starts(steps["episode"], steps["desired_goal"]) for steps in shards])
+    return leaves_its_goals(task.success(achieved, desired), failed.ravel() > 0, is_new)
+
+
+def _starts(episodes: np.ndarray, goals: np.ndarray) -> np.ndarray:
+    """:return: whether an episode, or a new goal in it, begins with a step, shape (n,)"""
+    is_new = np.ones(len(episodes), dtype=bool)
+    is_new[1:] = (np.diff(episodes) != 0) | (goals[1:] != goals[:-1]).any(axis=1)
+    return is_new

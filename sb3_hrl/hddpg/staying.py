@@ -22,17 +22,17 @@ STAYING_SHARE = 0.25
 FAILING_SHARE = 0.5
 
 
-def leaves_its_goals(success: np.ndarray, failed: np.ndarray, episodes: np.ndarray) -> bool:
+def leaves_its_goals(success: np.ndarray, failed: np.ndarray, is_new: np.ndarray) -> bool:
     """
     :param success: whether the goal is reached after a step, shape (n,), in chronological order within an episode
     :param failed: whether the episode terminates without success with a step, shape (n,)
-    :param episodes: number of the episode of a step, shape (n,)
+    :param is_new: whether an episode, or a new goal in it, begins with a step, shape (n,)
     :return: whether the agent reaches its goals and does not stay there, or does not survive there; ``False`` if episodes end
         at their goals
     """
-    starts = np.flatnonzero(np.diff(episodes, prepend=episodes[0] - 1))
+    starts = np.flatnonzero(is_new)
     n_reached, survived, stayed = 0, [], []
-    for start, end in zip(starts, [*starts[1:], len(episodes)], strict=True):
+    for start, end in zip(starts, [*starts[1:], len(success)], strict=True):
         arrivals = np.flatnonzero(success[start:end])
         if len(arrivals) == 0:
             continue
