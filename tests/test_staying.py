@@ -11,7 +11,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hrl import HierarchicalDDPG, SerialCollector
 from sb3_hrl.hddpg.relabeling import low_batch
-from sb3_hrl.hddpg.staying import LEAST_REACHED, leaves_its_goals
+from sb3_hrl.hddpg.staying import LEAST_FAILED, LEAST_REACHED, leaves_its_goals
 
 
 def episode(reached: range | tuple[()] = (), n: int = 20, failed: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -42,10 +42,13 @@ ENDS_AT_GOAL = episode(range(5, 6), n=6)
         ([PASSES] * 5 + [AWAY] * 5, True),
         ([PASSES] * 7 + [STAYS] * 3, False),
         ([PASSES] * (LEAST_REACHED - 1), False),
-        # At the goal until it falls: falls by chance, or of an agent that hardly reaches anything, are also a reason to stay
+        # At the goal until it falls: a reason to stay, also for an agent that hardly reaches anything, but not if it is rare
         ([FALLS_AT_GOAL] * 10, True),
-        ([FALLS_AT_GOAL] * 5 + [FALLS] * 50, True),
-        ([FALLS_AT_GOAL] * 4 + [STAYS] * 6, False),
+        ([FALLS_AT_GOAL] * LEAST_FAILED + [FALLS] * 50, True),
+        ([FALLS_AT_GOAL] * (LEAST_FAILED - 1) + [FALLS] * 50, False),
+        ([FALLS_AT_GOAL] * 18 + [PASSES] * 2 + [FALLS] * 50, True),
+        ([FALLS_AT_GOAL] * 17 + [PASSES] * 3 + [FALLS] * 50, False),
+        ([FALLS_AT_GOAL] * 6 + [STAYS] * 4, False),
         ([FALLS] * 50, False),
         ([ENDS_AT_GOAL] * 50 + [FALLS] * 50, False),
     ],

@@ -18,8 +18,9 @@ LEAST_REACHED = 5
 SKILLED_SHARE = 0.5
 # An agent that stays is at its goal in at least this share of the steps after its arrival, in spite of exploration noise
 STAYING_SHARE = 0.25
-# An agent that survives at its goals fails in less than this share of the episodes that reached them
-FAILING_SHARE = 0.5
+# An agent that cannot survive at its goals fails in at least this share of the episodes that reached them, and this often
+FAILING_SHARE = 0.9
+LEAST_FAILED = 10
 
 
 def leaves_its_goals(success: np.ndarray, failed: np.ndarray, is_new: np.ndarray) -> bool:
@@ -31,7 +32,7 @@ def leaves_its_goals(success: np.ndarray, failed: np.ndarray, is_new: np.ndarray
         at their goals
     """
     starts = np.flatnonzero(is_new)
-    n_reached, survived, stayed = 0, [], []
+    n_reached, n_failed, stayed = 0, 0, []
     for start, end in zip(starts, [*starts[1:], len(success)], strict=True):
         arrivals = np.flatnonzero(success[start:end])
         if len(arrivals) == 0:
@@ -39,8 +40,9 @@ def leaves_its_goals(success: np.ndarray, failed: np.ndarray, is_new: np.ndarray
         n_reached += 1
         after_arrival = success[start + arrivals[0] + 1 : end]
         if len(after_arrival) > 0:
-            survived.append(not failed[end - 1])
-            stayed.append(after_arrival.mean() if survived[-1] else 0.0)
+            n_failed += failed[end - 1]
+            stayed.append(0.0 if failed[end - 1] else after_arrival.mean())
     if len(stayed) < LEAST_REACHED or np.mean(stayed) >= STAYING_SHARE:
         return False
-    return bool(n_reached >= SKILLED_SHARE * len(starts) or 1.0 - np.mean(survived) >= FAILING_SHARE)
+    is_skilled = n_reached >= SKILLED_SHARE * len(starts)
+    return bool(is_skilled or n_failed >= max(LEAST_FAILED, FAILING_SHARE * len(stayed)))
