@@ -47,20 +47,27 @@ def test_environments_with_goals_from_their_observations_are_sound(env_id, warni
     assert [finding.check for finding in diagnose_env(envs.make(env_id), n_episodes=1)] == warnings
 
 
-def test_the_quadrotor_can_fly_to_every_goal_and_hover_there(envs):
-    env = envs.make("StrangerQuadrotor-v0")
-    for seed in range(30):
+def check_that_it_solves(env, act, n_episodes: int) -> None:
+    """Play episodes with a hand-written controller, a function of the observation and the goal."""
+    for seed in range(n_episodes):
         obs, _ = env.reset(seed=seed)
         truncated = False
         while not truncated:
-            x, z, cos, sin, vx, vz, spin = obs["observation"]
-            right, up = 1.5 * (obs["desired_goal"] - [x, z]) - 2.0 * np.array([vx, vz])
-            tilt = np.clip(-right / 9.81, -0.4, 0.4)
-            torque = (30.0 * (tilt - np.arctan2(sin, cos)) - 8.0 * spin) / 12.0
-            action = up / 9.81 + np.array([torque, -torque]) / 2.0
+            action = act(obs["observation"], obs["desired_goal"])
             obs, _, terminated, truncated, info = env.step(action.astype(np.float32))
             assert not terminated
         assert info["is_success"]
+
+
+def test_the_quadrotor_can_fly_to_every_goal_and_hover_there(envs):
+    def fly(observation, goal):
+        x, z, cos, sin, vx, vz, spin = observation
+        right, up = 1.5 * (goal - [x, z]) - 2.0 * np.array([vx, vz])
+        tilt = np.clip(-right / 9.81, -0.4, 0.4)
+        torque = (30.0 * (tilt - np.arctan2(sin, cos)) - 8.0 * spin) / 12.0
+        return up / 9.81 + np.array([torque, -torque]) / 2.0
+
+    check_that_it_solves(envs.make("StrangerQuadrotor-v0"), fly, n_episodes=30)
 
 
 def test_the_quadrotor_fails_outside_its_square(envs):
@@ -103,15 +110,12 @@ def test_rewards_are_those_of_many_goals_at_once(env_id, envs):
 
 
 def test_the_point_reaches_and_holds_every_goal(envs):
-    env = envs.make("StrangerPoint3D-v0")
-    for seed in range(100):
-        obs, _ = env.reset(seed=seed)
-        truncated = False
-        while not truncated:
-            position, velocity = np.split(obs["observation"], 2)
-            wanted = 0.12 * (obs["desired_goal"] - position)
-            obs, _, _, truncated, info = env.step(np.clip(50.0 * (wanted - 0.9 * velocity), -1.0, 1.0).astype(np.float32))
-        assert info["is_success"]
+    def move(observation, goal):
+        position, velocity = np.split(observation, 2)
+        wanted = 0.12 * (goal - position)
+        return np.clip(50.0 * (wanted - 0.9 * velocity), -1.0, 1.0)
+
+    check_that_it_solves(envs.make("StrangerPoint3D-v0"), move, n_episodes=100)
 
 
 def test_parking_is_observed_as_highway_env_does(envs):
